@@ -1,0 +1,25 @@
+"""Message Batches for any model: a server, the pipeline that people run on it, an emulator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchyard.client.documents import files
+    from batchyard.client.run import Run
+
+__all__ = ["Run", "files"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import the library on first use: the command line starts without it."""
+    if name == "Run":
+        from batchyard.client.run import Run  # noqa: PLC0415
+
+        return Run
+    if name == "files":
+        from batchyard.client.documents import files  # noqa: PLC0415
+
+        return files
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

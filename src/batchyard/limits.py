@@ -1,0 +1,72 @@
+"""Every bound of the system, with its unit and its source.
+
+Knows numbers only. A bound that a user can meet is named in the error that reports it.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+SECOND_US = 1_000_000
+HOUR_US = 3_600 * SECOND_US
+DAY_US = 24 * HOUR_US
+
+# The wire. Source: api-reference of the Message Batches API, create and list.
+BATCH_REQUESTS_MAX = 100_000
+BATCH_BODY_BYTES_MAX = 256 * MIB  # the documents say "256 MB"; the larger reading refuses less
+MESSAGE_BODY_BYTES_MAX = 32 * MIB
+CUSTOM_ID_CHARS_MAX = 64
+LIST_LIMIT_DEFAULT = 20
+LIST_LIMIT_MAX = 1_000
+MODEL_CHARS_MAX = 256
+MESSAGES_MAX = 100_000
+
+# Lifetimes, counted from the creation of the batch. Source: the batch processing guide.
+PROCESSING_WINDOW_US = 24 * HOUR_US
+RETENTION_US = 29 * DAY_US
+
+# Polling. Source: observed on the hosted API, on an unfinished retrieve.
+RETRIEVE_RETRY_AFTER_S = 10
+
+# Requests to the yard.
+JSON_DEPTH_MAX = 100
+BETA_VALUES_MAX = 32
+BETA_VALUE_CHARS_MAX = 128
+CREDENTIAL_CHARS_MAX = 512
+IDEMPOTENCY_KEY_CHARS_MAX = 256
+IDEMPOTENCY_WINDOW_US = 24 * HOUR_US
+SDK_RETRY_WINDOW_US = HOUR_US
+
+# Shards: the unit of claiming and committing. Source: measurements in ARCHITECTURE.md.
+SHARD_REQUESTS = 500
+SHARD_BYTES_MAX = 4 * MIB
+BATCH_SHARDS_MAX = 1_000
+BATCH_POOLS_MAX = 32  # models beyond these share one pool of their upstream
+
+# The worker.
+POOL_SLOTS_DEFAULT = 64
+LEASE_US = 30 * SECOND_US
+RENEW_INTERVAL_S = 1.0
+FLUSH_INTERVAL_S = 0.02  # a result line is written this long after its answer, at most
+SYNC_INTERVAL_S = 1.0  # and survives a power cut this long after
+IDLE_POLL_S = 1.0
+KEEPER_INTERVAL_S = 60.0
+UNWRITTEN_BYTES_MAX = 64 * MIB  # the pools pause above this much that the disk has not taken
+DRAIN_GRACE_S = 60.0  # calls in flight at cancel, expiry and shutdown get this long
+ATTEMPTS_MAX = 8
+BACKOFF_BASE_S = 0.5
+BACKOFF_CAP_S = 60.0
+RETRY_AFTER_CAP_S = 900.0
+UPSTREAM_PAUSE_S = 30.0  # after 401, 402 or 403
+UPSTREAM_REPLY_BYTES_MAX = 64 * MIB
+UPSTREAM_CONNECT_TIMEOUT_S = 10.0
+UPSTREAM_TIMEOUT_S = 3_600.0
+
+# The store.
+DISK_CHUNK_BYTES = 256 * KIB
+
+assert BATCH_REQUESTS_MAX <= SHARD_REQUESTS * BATCH_SHARDS_MAX
+assert PROCESSING_WINDOW_US < RETENTION_US
+assert RENEW_INTERVAL_S * SECOND_US * 5 <= LEASE_US
+assert LIST_LIMIT_DEFAULT <= LIST_LIMIT_MAX
