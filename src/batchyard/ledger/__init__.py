@@ -1,0 +1,206 @@
+"""The ledger: batches, shards, leases, and which bytes are the result.
+
+Everything that must be exclusive or atomic happens here, in one transaction each. A method that has
+returned is durable. Workers are fenced: `renew`, `adopt` and `commit` name owner and attempt, and
+change nothing for whoever has lost the shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateKey:
+    """By what a repeated create call is recognised."""
+
+    key: str
+    digest: bytes
+    until_us: int
+    replaces: bool
+    """Whether a newer call under the same key takes its place: SDK retries name no key, so two
+    equal batches on purpose share one, and a retry repeats the newer of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """An earlier create call under the same key."""
+
+    batch: Batch
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Batches newest first, and whether there are more in the direction that was asked for."""
+
+    batches: Sequence[Batch]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What is known of a batch that has not ended."""
+
+    shards: int
+    shards_done: int
+    inflight: int
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One attempt at one shard, ours until the lease ends."""
+
+    batch: str
+    index: int
+    attempt: int
+    workspace: str
+    pool: str
+    offset: int
+    length: int
+    requests: int
+    version: str
+    betas: tuple[str, ...]
+    expires_us: int
+    canceled: bool
+    frozen: tuple[Extent, ...]
+    """What earlier attempts have adopted: part of the result, not to be sent again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How far the attempt at one shard is, for its renewal."""
+
+    batch: str
+    index: int
+    attempt: int
+    inflight: int
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed:
+    """A shard that is still ours."""
+
+    batch: str
+    index: int
+    canceled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The result of one shard: exact byte lengths that are on stable storage."""
+
+    batch: str
+    index: int
+    attempt: int
+    extents: tuple[Extent, ...]
+    counts: Counts
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """Which commits hold, and which batches have no open shard left."""
+
+    accepted: frozenset[tuple[str, int]]
+    finished: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    """The result of one shard, for the manifest of its batch."""
+
+    index: int
+    extents: tuple[Extent, ...]
+    tokens: Tokens
+
+
+class Ledger(Protocol):
+    """The interface of a ledger. Every method may raise StoreError."""
+
+    async def create(
+        self, batch: Batch, shards: Sequence[ShardPlan], key: CreateKey
+    ) -> Known | None:
+        """Add a batch with its shards and remember the call, in one transaction.
+
+        Returns:
+            None when it was added; else the earlier call under the same key, and nothing is added.
+        """
+
+    async def known(self, workspace: str, key: str, now_us: int) -> Known | None:
+        """Return the live create call under `key`."""
+
+    async def get(self, workspace: str, batch_id: str) -> Batch | None:
+        """Return a batch of this workspace."""
+
+    async def page(
+        self, workspace: str, *, limit: int, after: str | None, before: str | None
+    ) -> Page | None:
+        """Return one page of the list; None when the cursor names no batch of the workspace."""
+
+    async def cancel(self, workspace: str, batch_id: str, now_us: int) -> Batch | None:
+        """Mark an open batch as canceled, once; return it as it is then."""
+
+    async def delete(self, workspace: str, batch_id: str) -> bool:
+        """Forget an ended batch; False when there is none. Its segments are the caller's."""
+
+    async def progress(self, batch_id: str) -> Progress:
+        """Return how far the shards of an open batch are."""
+
+    async def pools_ready(self) -> Sequence[str]:
+        """Return the pools that have a shard to claim."""
+
+    async def claim(self, owner: str, pool: str, lease_us: int, limit: int) -> Sequence[Claim]:
+        """Take shards of one workspace from a pool: the one with the fewest requests in flight."""
+
+    async def claim_void(
+        self, owner: str, now_us: int, lease_us: int, limit: int
+    ) -> Sequence[Claim]:
+        """Take ready shards of canceled and expired batches, whatever their pool."""
+
+    async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
+        """Extend the leases; shards that are missing in the answer are lost."""
+
+    async def adopt(self, owner: str, claim: Claim, extents: Sequence[Extent]) -> bool:
+        """Freeze what this attempt takes over; False when the shard is lost."""
+
+    async def commit(self, owner: str, commits: Sequence[Commit]) -> Committed:
+        """Finish shards. Repeating a commit that has happened is accepted."""
+
+    async def release(self, owner: str) -> None:
+        """Give back everything that this owner holds."""
+
+    async def take_back(self, now_us: int) -> int:
+        """Free the shards whose lease has ended; return how many."""
+
+    async def finished(self) -> Sequence[str]:
+        """Return the batches with all shards done that have not ended."""
+
+    async def results(self, batch_id: str) -> Sequence[ShardResult]:
+        """Return the results of all shards of an open batch, by index."""
+
+    async def end(self, batch_id: str, now_us: int, tokens: Tokens) -> bool:
+        """End a batch all of whose shards are done; False when it has ended before."""
+
+    async def outdated(self, created_before_us: int, limit: int) -> Sequence[str]:
+        """Return ended batches that are old enough to be archived."""
+
+    async def archive(self, batch_id: str, now_us: int) -> None:
+        """Mark the results of an ended batch as gone."""
+
+    async def forget_creates(self, now_us: int) -> None:
+        """Drop the create calls that no repeat may refer to any more."""
+
+    async def live(self) -> dict[str, bool]:
+        """Return every batch id, with whether its segments are still needed."""
+
+    async def close(self) -> None:
+        """Let go of the database."""

@@ -1,0 +1,563 @@
+"""The ledger on SQLite: one file, one connection that writes, one that reads.
+
+Durability is `synchronous=FULL` in WAL mode: a transaction that has returned survives a power cut.
+The writer is the only connection that ever checkpoints, which also keeps clear of the WAL-reset bug
+of SQLite before 3.51.3. Each connection lives in a thread of its own.
+
+Invariant: an error of the store is never retried. It surfaces as StoreError, the process ends, and
+the next start recovers from what is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from importlib import resources
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from batchyard import wire
+from batchyard.errors import ConfigError, StoreError
+from batchyard.ledger import (
+    Claim,
+    Commit,
+    Committed,
+    CreateKey,
+    Held,
+    Known,
+    Page,
+    Progress,
+    Renewed,
+    ShardResult,
+)
+from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+T = TypeVar("T")
+Row = sqlite3.Row
+Query = Callable[[sqlite3.Connection], T]
+
+APPLICATION_ID = 0x62796172  # "byar"
+SCHEMA_VERSION = 1
+
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA journal_size_limit = 16777216",
+    "PRAGMA busy_timeout = 5000",
+)
+
+
+def _statements() -> dict[str, str]:
+    text = resources.files("batchyard.ledger").joinpath("statements.sql").read_text("utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+_SQL = _statements()
+
+
+def _one_thread() -> Executor:
+    return ThreadPoolExecutor(1, thread_name_prefix="ledger")
+
+
+class SqliteLedger:
+    """The ledger of one machine. The caller holds the lock on its directory."""
+
+    def __init__(self, path: Path, threads: Callable[[], Executor] = _one_thread) -> None:
+        """Open or create the file and take back all work: no other process can hold any.
+
+        Args:
+            path: of the file.
+            threads: makes what each of the two connections runs in, for a simulation that must not
+                depend on how threads are scheduled.
+
+        Raises:
+            ConfigError: the file is not a ledger, or of a version that this program does not know.
+            StoreError: it cannot be read or written.
+        """
+        self._writer = _Connection(threads())
+        self._reader = _Connection(threads())
+        try:
+            self._writer.open(path, read_only=False)
+            self._reader.open(path, read_only=True)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"cannot open the ledger {path}: {error}") from error
+
+    async def create(
+        self, batch: Batch, shards: Sequence[ShardPlan], key: CreateKey
+    ) -> Known | None:
+        """Add a batch with its shards; see the protocol."""
+
+        def run(db: sqlite3.Connection) -> Known | None:
+            known = None if key.replaces else _known(db, batch.workspace, key.key, batch.created_us)
+            if known is not None:
+                return known
+            (seq,) = db.execute(
+                _SQL["batch_insert"],
+                {
+                    "id": batch.id,
+                    "workspace": batch.workspace,
+                    "requests": batch.requests,
+                    "version": batch.version,
+                    "betas": ",".join(batch.betas),
+                    "billing": batch.billing,
+                    "created_us": batch.created_us,
+                    "expires_us": batch.expires_us,
+                },
+            ).fetchone()
+            db.executemany(
+                _SQL["shard_insert"],
+                (
+                    {
+                        "batch": batch.id,
+                        "idx": shard.index,
+                        "seq": seq,
+                        "workspace": batch.workspace,
+                        "pool": shard.pool,
+                        "off": shard.offset,
+                        "len": shard.length,
+                        "n": shard.requests,
+                    }
+                    for shard in shards
+                ),
+            )
+            db.execute(
+                _SQL["create_put"],
+                {
+                    "workspace": batch.workspace,
+                    "key": key.key,
+                    "digest": key.digest,
+                    "batch": batch.id,
+                    "until_us": key.until_us,
+                },
+            )
+            return None
+
+        return await self._writer.run(run)
+
+    async def known(self, workspace: str, key: str, now_us: int) -> Known | None:
+        """Return the live create call under `key`."""
+        return await self._reader.run(lambda db: _known(db, workspace, key, now_us))
+
+    async def get(self, workspace: str, batch_id: str) -> Batch | None:
+        """Return a batch of this workspace."""
+        return await self._reader.run(lambda db: _get(db, workspace, batch_id))
+
+    async def page(
+        self, workspace: str, *, limit: int, after: str | None, before: str | None
+    ) -> Page | None:
+        """Return one page of the list; None when the cursor names no batch of the workspace."""
+
+        def run(db: sqlite3.Connection) -> Page | None:
+            cursor = after or before
+            bound: dict[str, Any] = {"workspace": workspace, "limit": limit + 1}
+            statement = "batches_newest"
+            if cursor is not None:
+                row = db.execute(_SQL["batch_seq"], bound | {"id": cursor}).fetchone()
+                if row is None:
+                    return None
+                bound["seq"] = row["seq"]
+                statement = "batches_after" if after else "batches_before"
+            found = [_batch(row) for row in db.execute(_SQL[statement], bound)]
+            page = found[:limit]
+            if statement == "batches_before":
+                page.reverse()
+            return Page(batches=page, has_more=len(found) > limit)
+
+        return await self._reader.run(run)
+
+    async def cancel(self, workspace: str, batch_id: str, now_us: int) -> Batch | None:
+        """Mark an open batch as canceled, once; return it as it is then."""
+
+        def run(db: sqlite3.Connection) -> Batch | None:
+            bound = {"id": batch_id, "workspace": workspace, "now": now_us}
+            db.execute(_SQL["batch_cancel"], bound)
+            return _get(db, workspace, batch_id)
+
+        return await self._writer.run(run)
+
+    async def delete(self, workspace: str, batch_id: str) -> bool:
+        """Forget an ended batch; False when there is none."""
+
+        def run(db: sqlite3.Connection) -> bool:
+            gone = db.execute(_SQL["batch_delete"], {"id": batch_id, "workspace": workspace})
+            if gone.rowcount == 1:
+                db.execute(_SQL["creates_of_batch_delete"], {"batch": batch_id})
+            return gone.rowcount == 1
+
+        return await self._writer.run(run)
+
+    async def progress(self, batch_id: str) -> Progress:
+        """Return how far the shards of an open batch are."""
+
+        def run(db: sqlite3.Connection) -> Progress:
+            row = db.execute(_SQL["progress"], {"batch": batch_id}).fetchone()
+            return Progress(
+                shards=row["shards"],
+                shards_done=row["shards_done"],
+                inflight=row["inflight"],
+                counts=_counts(row),
+            )
+
+        return await self._reader.run(run)
+
+    async def pools_ready(self) -> Sequence[str]:
+        """Return the pools that have a shard to claim."""
+        return await self._reader.run(
+            lambda db: [pool for (pool,) in db.execute(_SQL["pools_ready"])]
+        )
+
+    async def claim(self, owner: str, pool: str, lease_us: int, limit: int) -> Sequence[Claim]:
+        """Take shards of one workspace from a pool: the one with the fewest requests in flight."""
+
+        def run(db: sqlite3.Connection) -> list[Claim]:
+            lane = db.execute(_SQL["lane"], {"pool": pool}).fetchone()
+            if lane is None:
+                return []
+            bound = {
+                "owner": owner,
+                "pool": pool,
+                "workspace": lane["workspace"],
+                "lease_us": lease_us,
+                "limit": limit,
+            }
+            return _claims(db, db.execute(_SQL["claim"], bound).fetchall())
+
+        return await self._writer.run(run)
+
+    async def claim_void(
+        self, owner: str, now_us: int, lease_us: int, limit: int
+    ) -> Sequence[Claim]:
+        """Take ready shards of canceled and expired batches, whatever their pool."""
+        bound = {"owner": owner, "now": now_us, "lease_us": lease_us, "limit": limit}
+        return await self._writer.run(
+            lambda db: _claims(db, db.execute(_SQL["claim_void"], bound).fetchall())
+        )
+
+    async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
+        """Extend the leases; shards that are missing in the answer are lost."""
+
+        def run(db: sqlite3.Connection) -> list[Renewed]:
+            answer = []
+            for shard in held:
+                bound = {
+                    "owner": owner,
+                    "batch": shard.batch,
+                    "idx": shard.index,
+                    "attempt": shard.attempt,
+                    "lease_us": lease_us,
+                    "inflight": shard.inflight,
+                    **_bound_counts(shard.counts),
+                }
+                db.execute(_SQL["renew"], bound)
+                row = db.execute(_SQL["held"], bound).fetchone()
+                if row is not None:
+                    canceled = row["cancel_us"] is not None
+                    answer.append(Renewed(batch=shard.batch, index=shard.index, canceled=canceled))
+            return answer
+
+        return await self._writer.run(run)
+
+    async def adopt(self, owner: str, claim: Claim, extents: Sequence[Extent]) -> bool:
+        """Freeze what this attempt takes over; False when the shard is lost."""
+        bound = {
+            "owner": owner,
+            "batch": claim.batch,
+            "idx": claim.index,
+            "attempt": claim.attempt,
+            "manifest": _dump_extents(extents),
+        }
+        return await self._writer.run(lambda db: db.execute(_SQL["adopt"], bound).rowcount == 1)
+
+    async def commit(self, owner: str, commits: Sequence[Commit]) -> Committed:
+        """Finish shards. Repeating a commit that has happened is accepted."""
+
+        def run(db: sqlite3.Connection) -> Committed:
+            accepted = set()
+            for commit in commits:
+                bound = {
+                    "owner": owner,
+                    "batch": commit.batch,
+                    "idx": commit.index,
+                    "attempt": commit.attempt,
+                    "manifest": _dump_extents(commit.extents),
+                    "tokens": _dump_tokens(commit.tokens),
+                    **_bound_counts(commit.counts),
+                }
+                changed = db.execute(_SQL["commit"], bound).rowcount
+                if changed or db.execute(_SQL["committed"], bound).fetchone():
+                    accepted.add((commit.batch, commit.index))
+            return Committed(accepted=frozenset(accepted), finished=tuple(_finished(db)))
+
+        return await self._writer.run(run)
+
+    async def release(self, owner: str) -> None:
+        """Give back everything that this owner holds."""
+        await self._writer.run(lambda db: db.execute(_SQL["release"], {"owner": owner}))
+
+    async def take_back(self, now_us: int) -> int:
+        """Free the shards whose lease has ended; return how many."""
+        return await self._writer.run(
+            lambda db: db.execute(_SQL["take_back"], {"now": now_us}).rowcount
+        )
+
+    async def finished(self) -> Sequence[str]:
+        """Return the batches with all shards done that have not ended."""
+        return await self._reader.run(_finished)
+
+    async def results(self, batch_id: str) -> Sequence[ShardResult]:
+        """Return the results of all shards of an open batch, by index."""
+
+        def run(db: sqlite3.Connection) -> list[ShardResult]:
+            rows = db.execute(_SQL["manifest"], {"batch": batch_id})
+            return [
+                ShardResult(
+                    index=row["idx"],
+                    extents=_load_extents(row["manifest"]),
+                    tokens=_load_tokens(row["tokens"]),
+                )
+                for row in rows
+            ]
+
+        return await self._reader.run(run)
+
+    async def end(self, batch_id: str, now_us: int, tokens: Tokens) -> bool:
+        """End a batch all of whose shards are done; False when it has ended before.
+
+        Raises:
+            StoreError: the results do not add up to the requests, which would be a bug: the batch
+                stays open for inspection.
+        """
+
+        def run(db: sqlite3.Connection) -> bool:
+            bound = {"batch": batch_id, "now": now_us, "tokens": _dump_tokens(tokens)}
+            row = db.execute(_SQL["end"], bound).fetchone()
+            if row is None:
+                return False
+            if row["requests"] != row["results"]:
+                raise StoreError(
+                    f"batch {batch_id} has {row['requests']} requests and {row['results']} results"
+                )
+            db.execute(_SQL["shards_delete"], bound)
+            return True
+
+        return await self._writer.run(run)
+
+    async def outdated(self, created_before_us: int, limit: int) -> Sequence[str]:
+        """Return ended batches that are old enough to be archived."""
+        bound = {"before": created_before_us, "limit": limit}
+        return await self._reader.run(
+            lambda db: [batch for (batch,) in db.execute(_SQL["outdated"], bound)]
+        )
+
+    async def archive(self, batch_id: str, now_us: int) -> None:
+        """Mark the results of an ended batch as gone."""
+        await self._writer.run(
+            lambda db: db.execute(_SQL["archive"], {"id": batch_id, "now": now_us})
+        )
+
+    async def forget_creates(self, now_us: int) -> None:
+        """Drop the create calls that no repeat may refer to any more."""
+        await self._writer.run(lambda db: db.execute(_SQL["creates_purge"], {"now": now_us}))
+
+    async def live(self) -> dict[str, bool]:
+        """Return every batch id, with whether its segments are still needed."""
+        return await self._reader.run(
+            lambda db: {row["id"]: row["archived_us"] is None for row in db.execute(_SQL["ids"])}
+        )
+
+    async def close(self) -> None:
+        """Close both connections, the writer last: it checkpoints."""
+        await self._reader.close()
+        await self._writer.close()
+
+
+class _Connection:
+    """One connection in one thread; each call is one transaction."""
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._db: sqlite3.Connection | None = None
+
+    def open(self, path: Path, *, read_only: bool) -> None:
+        """Connect, blocking; a writer creates the file and takes back all work."""
+        self._db = self._threads.submit(_connect, path, read_only=read_only).result()
+
+    async def run(self, query: Query[T]) -> T:
+        """Run `query` in a transaction of its own and return when it is durable."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, query)
+
+    def _run(self, query: Query[T]) -> T:
+        assert self._db is not None
+        try:
+            with self._db:  # commits, or rolls back on any exception
+                self._db.execute("BEGIN")
+                return query(self._db)
+        except sqlite3.Error as error:
+            raise StoreError(f"the ledger failed: {error}") from error
+
+    async def close(self) -> None:
+        """Close the connection and end the thread."""
+        db, self._db = self._db, None
+        if db is not None:
+            await asyncio.get_running_loop().run_in_executor(self._threads, db.close)
+        self._threads.shutdown(wait=False)
+
+
+def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    if read_only:
+        db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, isolation_level=None)
+        db.execute("PRAGMA query_only = ON")
+        db.execute("PRAGMA busy_timeout = 5000")
+    else:
+        db = sqlite3.connect(path, isolation_level=None)
+        _check_identity(db, path)
+        for pragma in _PRAGMAS:
+            db.execute(pragma)
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                _create_schema(db)
+            db.execute(_SQL["take_back_all"])
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _create_schema(db: sqlite3.Connection) -> None:
+    # executescript would commit the open transaction; sqlite3 runs single statements only.
+    schema = resources.files("batchyard.ledger").joinpath("schema.sql").read_text("utf-8")
+    for statement in re.sub(r"--[^\n]*", "", schema).split(";"):
+        if statement.strip():
+            db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _check_identity(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is not ours before anything is written to it.
+
+    Raises:
+        ConfigError: not a ledger, or of another version.
+    """
+    try:
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{path} is not a ledger: {error}") from None
+    if application == APPLICATION_ID and version == SCHEMA_VERSION:
+        return
+    if application == APPLICATION_ID:
+        raise ConfigError(
+            f"{path} has schema version {version}; this program knows version {SCHEMA_VERSION}"
+        )
+    if not pages and path.stat().st_size:
+        # SQLite takes any file shorter than a page for an empty database.
+        raise ConfigError(f"{path} is not a ledger: file is not a database")
+    if application or version or tables:
+        raise ConfigError(f"{path} is a database of another program, not a ledger")
+
+
+def _known(db: sqlite3.Connection, workspace: str, key: str, now_us: int) -> Known | None:
+    bound = {"workspace": workspace, "key": key, "now": now_us}
+    row = db.execute(_SQL["create_find"], bound).fetchone()
+    if row is None:
+        return None
+    batch = _get(db, workspace, row["batch"])
+    return None if batch is None else Known(batch=batch, digest=row["digest"])
+
+
+def _get(db: sqlite3.Connection, workspace: str, batch_id: str) -> Batch | None:
+    row = db.execute(_SQL["batch_get"], {"id": batch_id, "workspace": workspace}).fetchone()
+    return None if row is None else _batch(row)
+
+
+def _finished(db: sqlite3.Connection) -> list[str]:
+    return [batch for (batch,) in db.execute(_SQL["finished"])]
+
+
+def _claims(db: sqlite3.Connection, rows: Sequence[Row]) -> list[Claim]:
+    claims = []
+    for row in rows:
+        batch = db.execute(_SQL["batch_of_shard"], {"batch": row["batch"]}).fetchone()
+        claims.append(
+            Claim(
+                batch=row["batch"],
+                index=row["idx"],
+                attempt=row["attempt"],
+                workspace=row["workspace"],
+                pool=row["pool"],
+                offset=row["off"],
+                length=row["len"],
+                requests=row["n"],
+                version=batch["version"],
+                betas=_betas(batch["betas"]),
+                expires_us=batch["expires_us"],
+                canceled=batch["cancel_us"] is not None,
+                frozen=_load_extents(row["manifest"]),
+            )
+        )
+    return sorted(claims, key=lambda claim: (claim.batch, claim.index))
+
+
+def _batch(row: Row) -> Batch:
+    return Batch(
+        id=row["id"],
+        workspace=row["workspace"],
+        requests=row["requests"],
+        version=row["version"],
+        betas=_betas(row["betas"]),
+        billing=row["billing"],
+        created_us=row["created_us"],
+        expires_us=row["expires_us"],
+        cancel_us=row["cancel_us"],
+        ended_us=row["ended_us"],
+        archived_us=row["archived_us"],
+        counts=_counts(row),
+    )
+
+
+def _betas(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
+def _counts(row: Row) -> Counts:
+    return Counts(row["succeeded"], row["errored"], row["canceled"], row["expired"])
+
+
+def _bound_counts(counts: Counts) -> dict[str, int]:
+    return {
+        "succeeded": counts.succeeded,
+        "errored": counts.errored,
+        "canceled": counts.canceled,
+        "expired": counts.expired,
+    }
+
+
+def _dump_extents(extents: Sequence[Extent]) -> str:
+    return wire.encode([[extent.segment, extent.length] for extent in extents]).decode()
+
+
+def _load_extents(text: str) -> tuple[Extent, ...]:
+    return tuple(Extent(segment, length) for segment, length in wire.decode(text))
+
+
+def _dump_tokens(tokens: Tokens) -> str:
+    return wire.encode(
+        [tokens.input, tokens.output, tokens.cache_write, tokens.cache_read]
+    ).decode()
+
+
+def _load_tokens(text: str) -> Tokens:
+    return Tokens(*wire.decode(text))

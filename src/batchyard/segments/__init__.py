@@ -1,0 +1,86 @@
+"""Segments: named, immutable or append-only runs of bytes.
+
+Layout of a batch, where `<h2>` are two digits of a hash that spread the names:
+
+    <h2>/<batch>/requests        written once: the requests in dispatch order (see `requests.py`)
+    <h2>/<batch>/r/<shard>.<attempt>.<nonce>   appended to by one attempt of one worker only
+    <h2>/<batch>/manifest.json   written once, at the end
+
+Nothing is ever rewritten or truncated. Names are made here from ids that we minted; no text of a
+user is part of a name. All methods block: callers use a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def batch_prefix(batch_id: str) -> str:
+    """Return the name under which all segments of a batch live."""
+    return f"{hashlib.sha256(batch_id.encode()).hexdigest()[:2]}/{batch_id}"
+
+
+def requests_name(batch_id: str) -> str:
+    """Return the name of the requests segment."""
+    return f"{batch_prefix(batch_id)}/requests"
+
+
+def manifest_name(batch_id: str) -> str:
+    """Return the name of the manifest."""
+    return f"{batch_prefix(batch_id)}/manifest.json"
+
+
+def results_prefix(batch_id: str, shard: int) -> str:
+    """Return what the names of all result segments of a shard begin with."""
+    return f"{batch_prefix(batch_id)}/r/{shard}."
+
+
+class Appender(Protocol):
+    """The one writer of one result segment."""
+
+    name: str
+
+    def append(self, chunks: Sequence[bytes]) -> int:
+        """Write `chunks` at the end; return the length of the segment then. Not yet durable."""
+
+    def sync(self) -> None:
+        """Make everything that was appended durable, the segment's name included."""
+
+    def close(self) -> None:
+        """Let go of it. Does not sync."""
+
+
+class Segments(Protocol):
+    """The interface of a segment store. Every method may raise StoreError."""
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Write a whole segment under a new name; it appears at once and durable, or not at all."""
+
+    def appender(self, name: str) -> Appender:
+        """Begin a segment to append to, under a name that was never used."""
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes.
+
+        Raises:
+            StoreError: there are fewer.
+        """
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a segment."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with `prefix`, which ends in a `.` or `/`, sorted."""
+
+    def sync(self, name: str) -> None:
+        """Make a segment durable that another process wrote and left."""
+
+    def delete_batch(self, batch_id: str) -> None:
+        """Remove all segments of a batch; readers that are at it keep their bytes."""
+
+    def batches(self) -> list[str]:
+        """Return the ids of all batches that have segments."""

@@ -1,0 +1,201 @@
+"""Segments as files in one directory tree of one machine.
+
+Durable means: `fdatasync` of the file returned, and `fsync` of the directory that names it. A sync
+that failed is never repeated: the kernel may have dropped the pages, so a second one would lie.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from batchyard import ids, segments
+from batchyard.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+_MODE_DIRECTORY = 0o700
+_MODE_FILE = 0o600
+
+
+class DirectorySegments:
+    """A segment store below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        _make_directories(root)
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Write a whole segment; see the protocol."""
+        path = self._root / name
+        temporary = path.with_name(f".{path.name}.{ids.nonce()}")
+        try:
+            self._make_batch(path.parent)
+            descriptor = _create(temporary)
+            try:
+                for chunk in chunks:
+                    _write_all(descriptor, chunk)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.replace(path)
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise StoreError(f"cannot write segment {name}: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)  # it is there only when something went wrong
+
+    def appender(self, name: str) -> FileAppender:
+        """Begin a segment to append to."""
+        try:
+            return FileAppender(self._root, name)
+        except OSError as error:
+            raise StoreError(f"cannot begin segment {name}: {error}") from error
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes."""
+        try:
+            descriptor = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"cannot open segment {name}: {error}") from error
+        try:
+            return _read_exactly(descriptor, offset, length)
+        except (OSError, EOFError) as error:
+            raise StoreError(f"cannot read segment {name} at {offset}: {error}") from error
+        finally:
+            os.close(descriptor)
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a segment."""
+        try:
+            return (self._root / name).stat().st_size
+        except OSError as error:
+            raise StoreError(f"cannot find segment {name}: {error}") from error
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with `prefix`, sorted."""
+        parent, _, start = prefix.rpartition("/")
+        try:
+            with os.scandir(self._root / parent) as entries:
+                found = [e.name for e in entries if e.name.startswith(start) and e.is_file()]
+        except FileNotFoundError:
+            return []
+        return sorted(f"{parent}/{name}" for name in found)
+
+    def sync(self, name: str) -> None:
+        """Make a segment durable that another process wrote and left."""
+        path = self._root / name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise StoreError(f"cannot sync segment {name}: {error}") from error
+
+    def delete_batch(self, batch_id: str) -> None:
+        """Remove all segments of a batch."""
+        try:
+            shutil.rmtree(self._root / segments.batch_prefix(batch_id))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"cannot delete the segments of {batch_id}: {error}") from error
+
+    def batches(self) -> list[str]:
+        """Return the ids of all batches that have segments."""
+        return sorted(path.name for path in self._root.glob("??/*") if path.is_dir())
+
+    def _make_batch(self, directory: Path) -> None:
+        """Make the directories of a batch, each durable in its parent."""
+        if directory.exists():
+            return
+        spread = directory.parent
+        if not spread.exists():
+            _make_directories(spread)
+            _sync_directory(self._root)
+        _make_directories(directory / "r")
+        _sync_directory(directory)
+        _sync_directory(spread)
+
+
+class FileAppender:
+    """One file that grows. Its own process is the only one that ever writes to it."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.name = name
+        self._path = root / name
+        self._descriptor = _create(self._path)
+        self._length = 0
+        self._named = False
+
+    def append(self, chunks: Sequence[bytes]) -> int:
+        """Write `chunks` at the end; return the length then."""
+        data = b"".join(chunks)
+        try:
+            _write_all(self._descriptor, data)
+            self._length += len(data)
+        except OSError as error:
+            raise StoreError(f"cannot append to segment {self.name}: {error}") from error
+        return self._length
+
+    def sync(self) -> None:
+        """Make everything that was appended durable."""
+        try:
+            os.fdatasync(self._descriptor)
+            if not self._named:
+                _sync_directory(self._path.parent)
+                self._named = True
+        except OSError as error:
+            raise StoreError(f"cannot sync segment {self.name}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, _MODE_FILE)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _make_directories(path: Path) -> None:
+    for missing in reversed(list(_missing(path))):
+        missing.mkdir(_MODE_DIRECTORY, exist_ok=True)
+
+
+def _missing(path: Path) -> Iterator[Path]:
+    while not path.exists():
+        yield path
+        path = path.parent
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_exactly(descriptor: int, offset: int, length: int) -> bytes:
+    parts = []
+    while length:
+        part = os.pread(descriptor, length, offset)
+        if not part:
+            raise EOFError("it ends before")
+        parts.append(part)
+        offset += len(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
