@@ -1,0 +1,102 @@
+"""Where answers come from: the interface of a model endpoint, and what one call can bring back.
+
+An upstream makes one call and reports what happened; it never retries, and it never judges. What an
+outcome means is decided by `dispatch/retry.py`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from batchyard.model import Billing
+
+
+class Call(msgspec.Struct, frozen=True, gc=False):
+    """One request on its way to a model."""
+
+    params: bytes
+    version: str
+    betas: tuple[str, ...]
+    workspace: str
+
+
+class FailureKind(enum.StrEnum):
+    """Why there was no whole reply."""
+
+    CONNECT = "connect"  # no connection: the request was not sent
+    TIMEOUT = "timeout"  # sent, and no whole reply in time
+    BROKEN = "broken"  # the connection broke, or what came was not HTTP
+    TOO_LARGE = "too_large"  # the reply was larger than we read
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """A whole reply of the upstream, whatever its status."""
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+    request_id: str | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False):
+    """No whole reply."""
+
+    kind: FailureKind
+    text: str
+
+
+Outcome = Reply | Failure
+
+
+class Forward(msgspec.Struct, frozen=True):
+    """A request that a client of the yard makes to the upstream itself."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    """Path and query below the base URL, such as `/v1/models?limit=5`."""
+    version: str
+    betas: tuple[str, ...]
+    workspace: str
+    body: bytes = b""
+
+
+class Forwarded(Protocol):
+    """The reply to a forwarded request, its body still to come."""
+
+    status: int
+    headers: Mapping[str, str]
+    """`content-type` and the few headers that clients act on; never `content-length`."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives.
+
+        Raises:
+            BadGateway: the upstream broke off.
+        """
+
+
+class Upstream(Protocol):
+    """A model endpoint that speaks the Messages dialect, or behaves as if."""
+
+    name: str
+    billing: Billing
+
+    def send(self, call: Call) -> Coroutine[None, None, Outcome]:
+        """Make one call of `POST /v1/messages` and return what came back. Raises nothing."""
+
+    def forward(self, request: Forward) -> AbstractAsyncContextManager[Forwarded]:
+        """Pass one request through.
+
+        Raises:
+            BadGateway: the upstream could not be reached.
+        """
+
+    async def close(self) -> None:
+        """Let go of all connections."""

@@ -1,0 +1,238 @@
+"""The simulated model: an upstream that calls nothing, for demos, tests and the emulator.
+
+Answers as the Messages API would in form, and says in every text that it is simulated. This file is
+the shell around `simulated_answer`: routes, time and the envelope of errors. It does not simulate
+thinking, server tools, citations, refusals, rate limits, or which models refuse which parameters.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
+
+from batchyard import ids, wire
+from batchyard.errors import (
+    BatchyardError,
+    ConfigError,
+    MethodNotAllowed,
+    NotFound,
+    shown,
+)
+from batchyard.upstream import Call, Forward, Outcome, Reply
+from batchyard.upstream.simulated import listing
+from batchyard.upstream.simulated.answer import Answer, answer, count
+from batchyard.upstream.simulated.cache import PromptCache
+from batchyard.upstream.simulated.request import read
+from batchyard.upstream.simulated.stream import events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+
+    from batchyard.clock import Clock
+    from batchyard.model import Billing
+    from batchyard.upstream.simulated.request import Request
+
+_LATENCY_MAX_S = 86_400
+_WORDS_MAX = 100_000
+_JSON = "application/json"
+_ROUTES = {
+    "/v1/messages": "POST",
+    "/v1/messages/count_tokens": "POST",
+    "/v1/models": "GET",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the simulated model behaves."""
+
+    latency: float = 0.0
+    """Seconds from the request to the first byte of the answer, with which all of it comes."""
+    jitter: float = 0.0
+    """Share, 0 to 1, by which the latency of one answer may lie above or below that."""
+    words: int = 180
+    """Typical length of an answer in words."""
+    seed: int = 0
+    """Another seed gives other answers."""
+
+    @classmethod
+    def parse(cls, url: str) -> Settings:
+        """Read settings from a URL such as `simulated:?latency=0.2&seed=7`.
+
+        Raises:
+            ConfigError: not such a URL, an unknown setting or a value out of range.
+        """
+        scheme, _, rest = url.partition(":")
+        query = rest.removeprefix("?")
+        if scheme != "simulated" or (rest and rest == query):
+            raise ConfigError(
+                f"{shown(url)} is not `simulated:` with settings, as in `simulated:?latency=0.2`"
+            )
+        names = [field.name for field in fields(cls)]
+        found: dict[str, str] = {}
+        for name, text in parse_qsl(query, keep_blank_values=True):
+            if name not in names:
+                raise ConfigError(
+                    f"{shown(name)} is not a setting of the simulated model; there are "
+                    f"{', '.join(names)}"
+                )
+            if name in found:
+                raise ConfigError(f"{name} of the simulated model is given twice")
+            found[name] = text
+        usual = cls()
+        return cls(
+            latency=_number(found, "latency", usual.latency, _LATENCY_MAX_S),
+            jitter=_number(found, "jitter", usual.jitter, 1),
+            words=_integer(found, "words", usual.words, 1, _WORDS_MAX),
+            seed=_integer(found, "seed", usual.seed, 0, 2**63 - 1),
+        )
+
+
+def _number(found: dict[str, str], name: str, default: float, most: float) -> float:
+    text = found.get(name)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= most:  # refuses NaN too
+        raise ConfigError(
+            f"{name} of the simulated model is {shown(text)}; it must be a number from 0 to {most}"
+        )
+    return number
+
+
+def _integer(found: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = found.get(name)
+    if text is None:
+        return default
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    if not least <= number <= most:
+        raise ConfigError(
+            f"{name} of the simulated model is {shown(text)}; it must be a whole number from "
+            f"{least} to {most}"
+        )
+    return number
+
+
+class Simulated:
+    """An `Upstream` without a model behind it."""
+
+    billing: Billing = "simulated"
+
+    def __init__(self, name: str, settings: Settings, clock: Clock) -> None:
+        self.name = name
+        self._settings = settings
+        self._clock = clock
+        self._cache = PromptCache()
+        self._requests = itertools.count(1)
+        self._request_prefix = ids.from_number("req", settings.seed << 64)[:-10]
+
+    async def send(self, call: Call) -> Outcome:
+        """Answer one call of `POST /v1/messages`. Raises nothing; always lets others run."""
+        request_id = self._request_id()
+        try:
+            found = self._answer(read(call.params, version=call.version, betas=call.betas), call)
+        except BatchyardError as error:
+            await self._clock.sleep(0)
+            return Reply(error.status, _error_body(error, request_id), request_id=request_id)
+        await self._wait(found)
+        return Reply(200, wire.encode(found.message), request_id=request_id)
+
+    @asynccontextmanager
+    async def forward(self, request: Forward) -> AsyncIterator[_Simulated]:
+        """Answer one request of a client. Never fails to be reached."""
+        request_id = self._request_id()
+        try:
+            kind, body = await self._route(request)
+            status, headers = 200, {"content-type": kind, "request-id": request_id}
+        except BatchyardError as error:
+            status, body = error.status, [_error_body(error, request_id)]
+            headers = {"content-type": _JSON, "request-id": request_id}
+            if error.allow is not None:
+                headers["allow"] = error.allow
+        yield _Simulated(status, headers, body)
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+    def _request_id(self) -> str:
+        # Minting a whole id for each would cost as much as reading the request.
+        return f"{self._request_prefix}{next(self._requests):010d}"
+
+    def _answer(self, request: Request, call: Call | Forward) -> Answer:
+        return answer(
+            request,
+            seed=self._settings.seed,
+            words=self._settings.words,
+            workspace=call.workspace,
+            cache=self._cache,
+            now_s=self._clock.monotonic_s(),
+        )
+
+    async def _wait(self, found: Answer) -> None:
+        """Let the latency pass; then the answer begins and its cache entries can be read."""
+        spread = self._settings.jitter * (2 * found.luck - 1)
+        await self._clock.sleep(self._settings.latency * (1 + spread))
+        self._cache.begin(found.use)
+
+    async def _route(self, request: Forward) -> tuple[str, Iterable[bytes]]:
+        url = urlsplit(request.path)
+        one_model = (
+            url.path.removeprefix("/v1/models/") if url.path.startswith("/v1/models/") else ""
+        )
+        allowed = "GET" if one_model else _ROUTES.get(url.path)
+        if allowed is None:
+            raise NotFound
+        if request.method != allowed:
+            raise MethodNotAllowed(allow=allowed)
+        if one_model:
+            return _JSON, [wire.encode(listing.info(one_model))]
+        match url.path:
+            case "/v1/models":
+                return _JSON, [wire.encode(listing.page(dict(parse_qsl(url.query))))]
+            case "/v1/messages/count_tokens":
+                return _JSON, [wire.encode({"input_tokens": count(_read(request, counting=True))})]
+            case _:
+                return await self._messages(request)
+
+    async def _messages(self, request: Forward) -> tuple[str, Iterable[bytes]]:
+        asked = _read(request)
+        found = self._answer(asked, request)
+        await self._wait(found)
+        if asked.stream:
+            return "text/event-stream; charset=utf-8", events(found.message)
+        return _JSON, [wire.encode(found.message)]
+
+
+@dataclass(slots=True)
+class _Simulated:
+    """The reply to a forwarded request."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Iterable[bytes]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body: all at once, or event by event."""
+        for chunk in self.body:
+            yield chunk
+
+
+def _read(request: Forward, *, counting: bool = False) -> Request:
+    # The beta for extended output holds in batches only, so no beta lifts the cap here.
+    return read(request.body, version=request.version, betas=(), counting=counting)
+
+
+def _error_body(error: BatchyardError, request_id: str) -> bytes:
+    return wire.encode(
+        {
+            "type": "error",
+            "error": {"type": error.type, "message": error.message},
+            "request_id": request_id,
+        }
+    )
