@@ -1,0 +1,67 @@
+"""The periodic duties: take back leases, end batches, archive, forget, clear away leftovers.
+
+Every duty is idempotent and may be cut short anywhere; the next sweep goes on. Rows go before
+bytes, so a row never points to nothing, and bytes without a row are leftovers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from batchyard import limits
+from batchyard.dispatch.ending import end_batch
+
+if TYPE_CHECKING:
+    from batchyard.clock import Clock
+    from batchyard.ledger import Ledger
+    from batchyard.segments import Segments
+
+log = logging.getLogger(__name__)
+
+_ARCHIVE_PER_SWEEP = 100
+
+
+class Keeper:
+    """Keeps house for one ledger and its segments."""
+
+    def __init__(self, ledger: Ledger, store: Segments, clock: Clock) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            await self.sweep()
+            await self._clock.sleep(limits.KEEPER_INTERVAL_S)
+
+    async def sweep(self) -> None:
+        """Do every duty once."""
+        now = self._clock.now_us()
+        freed = await self._ledger.take_back(now)
+        if freed:
+            log.warning("took back %d shards whose lease had ended", freed)
+        for batch_id in await self._ledger.finished():
+            await end_batch(self._ledger, self._store, self._clock, batch_id)
+        await self._archive(now)
+        await self._ledger.forget_creates(now)
+
+    async def _archive(self, now_us: int) -> None:
+        before = now_us - limits.RETENTION_US
+        for batch_id in await self._ledger.outdated(before, _ARCHIVE_PER_SWEEP):
+            await self._ledger.archive(batch_id, now_us)
+            await asyncio.to_thread(self._store.delete_batch, batch_id)
+            log.info("archived batch=%s", batch_id)
+
+    async def clear_leftovers(self) -> None:
+        """Remove segments that no batch owns: what a crash left of creates and deletes.
+
+        Only for a process that holds the data directory alone, before it accepts requests.
+        """
+        live = await self._ledger.live()
+        for batch_id in await asyncio.to_thread(self._store.batches):
+            if not live.get(batch_id, False):
+                await asyncio.to_thread(self._store.delete_batch, batch_id)
+                log.info("removed leftover segments batch=%s", batch_id)

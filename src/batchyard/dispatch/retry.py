@@ -1,0 +1,179 @@
+"""What an outcome means: a table from outcomes to actions, without I/O and without a clock.
+
+Source of the classes: the API's errors page and the recommended mapping of upstream outcomes; the
+faults are those of a loopback server that answers wrongly in every way (tests/server).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batchyard import limits, result
+from batchyard.upstream import Failure, FailureKind, Outcome, Reply
+
+if TYPE_CHECKING:
+    import random
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished message."""
+
+    message: result.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """An error that would come again: the request is `errored`."""
+
+    type: str
+    message: str
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try later. If time runs out first, the request is `errored` with `type`."""
+
+    type: str
+    message: str
+    retry_after_s: float | None
+    counted: bool
+    """Whether the try counts against `ATTEMPTS_MAX`: being told to wait does not."""
+    reached: bool = True
+    """Whether the upstream may have seen the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The upstream refuses us, not the request: stop calling it and tell the operator."""
+
+    type: str
+    message: str
+
+
+Action = Done | Fail | Again | Pause
+
+_TYPE_OF_STATUS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "api_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_PAUSE = frozenset({401, 402, 403})
+_WAIT = frozenset({429, 529})
+_AGAIN = frozenset({408, 409})
+_SHOWN_CHARS = 1_000
+
+
+class _Error(msgspec.Struct):
+    message: str
+    type: str = ""
+
+
+class _Envelope(msgspec.Struct):
+    error: _Error
+
+
+def decide(outcome: Outcome, now_us: int) -> Action:
+    """Return what to do about an outcome.
+
+    Args:
+        outcome: of one call.
+        now_us: the wall time, for a `retry-after` that is a date.
+    """
+    if isinstance(outcome, Failure):
+        return _failure(outcome)
+    if outcome.status == 200:
+        try:
+            return Done(result.read_message(outcome.body))
+        except ValueError as error:
+            text = f"The upstream's reply is not a message: {error}"
+            return Again("api_error", text, None, counted=True)
+    return _refusal(outcome, now_us)
+
+
+def _refusal(reply: Reply, now_us: int) -> Action:
+    status = reply.status
+    error_type, message = _read_error(reply)
+    if status in _PAUSE:
+        return Pause(error_type, message)
+    # Success that is not 200 brings no message: like a reply that is none, it may do better later.
+    if status in _WAIT or status in _AGAIN or status >= 500 or status < 300:
+        after = parse_retry_after(reply.retry_after, now_us)
+        return Again(error_type, message, after, counted=status not in _WAIT)
+    return Fail(error_type, message, reply.request_id)
+
+
+def _failure(failure: Failure) -> Action:
+    match failure.kind:
+        case FailureKind.CONNECT:
+            text = f"The upstream cannot be reached: {failure.text}"
+            return Again("api_error", text, None, counted=False, reached=False)
+        case FailureKind.TIMEOUT:
+            text = f"The upstream did not answer in time: {failure.text}"
+            return Again("timeout_error", text, None, counted=True)
+        case FailureKind.BROKEN:
+            text = f"The connection to the upstream broke: {failure.text}"
+            return Again("api_error", text, None, counted=True)
+        case FailureKind.TOO_LARGE:
+            return Fail("api_error", f"The upstream's reply is too large: {failure.text}", None)
+
+
+def _read_error(reply: Reply) -> tuple[str, str]:
+    """Return type and message of an error reply, whatever its body is."""
+    known = _TYPE_OF_STATUS.get(reply.status, "api_error")
+    try:
+        error = msgspec.json.decode(reply.body, type=_Envelope).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return known, f"The upstream answered with HTTP status {reply.status}."
+    named = error.type if error.type in result.ERROR_TYPES else known
+    return named, error.message[:_SHOWN_CHARS]
+
+
+def parse_retry_after(value: str | None, now_us: int) -> float | None:
+    """Return the seconds of a `retry-after`, capped; None when it says nothing usable.
+
+    Accepts ASCII digits with an optional fraction, or an HTTP date. `float()` would also take
+    `nan`, `inf`, `1_0` and the digits of other scripts.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    seconds: float
+    if text.isascii() and text.replace(".", "", 1).isdigit():
+        seconds = float(text) if len(text) <= 20 else limits.RETRY_AFTER_CAP_S
+    elif text.endswith("GMT") and len(text) <= 40:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now_us / 1_000_000
+        except (ValueError, TypeError, OverflowError):
+            return None
+    else:
+        return None
+    return min(max(seconds, 0.0), limits.RETRY_AFTER_CAP_S)
+
+
+def backoff_s(tries: int, retry_after_s: float | None, rng: random.Random) -> float:
+    """Return how long to wait before the next try: full jitter, never before `retry-after`.
+
+    Args:
+        tries: calls made so far, at least 1.
+        retry_after_s: what the upstream asked for.
+        rng: the source of the jitter.
+    """
+    ceiling = min(limits.BACKOFF_CAP_S, limits.BACKOFF_BASE_S * 2.0 ** min(tries - 1, 20))
+    jitter = rng.random() * ceiling
+    # On top of retry-after, or all who were told the same time would come back at once.
+    return jitter if retry_after_s is None else retry_after_s + min(jitter, 1.0)

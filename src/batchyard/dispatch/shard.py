@@ -1,0 +1,170 @@
+"""One attempt at one shard, in memory: what is unsent, what is in flight, what is to be recorded.
+
+The first result of a request wins: a late answer to a request that was canceled, expired or given
+up meanwhile changes nothing. Does no I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from batchyard import ids, result, segments
+from batchyard.ledger import Claim, Held
+from batchyard.model import Counts, Extent, Tokens
+
+if TYPE_CHECKING:
+    from batchyard.dispatch.adopt import Adopted
+    from batchyard.price import Usage
+    from batchyard.segments import Appender
+
+StopReason = Literal["canceled", "expired"]
+
+
+class Request(NamedTuple):
+    """One request of a shard."""
+
+    custom_id: str
+    params: bytes
+
+
+class Tried(NamedTuple):
+    """How the last try of a request in flight failed, for when its time runs out."""
+
+    type: str
+    message: str
+
+
+class ShardRun:
+    """One attempt at one shard."""
+
+    def __init__(self, claim: Claim, requests: list[Request], adopted: Adopted) -> None:
+        self.claim = claim
+        self.unsent = deque(r for r in requests if r.custom_id not in adopted.covered)
+        self.inflight: dict[str, Tried | None] = {}
+        self.lines: list[bytes] = []
+        self.lines_bytes = 0
+        self.appender: Appender | None = None
+        self.length = 0
+        self.stop_reason: StopReason | None = None
+        self.stopped = asyncio.Event()
+        self.deadline_s = float("inf")
+        self.lost = False
+        self.closed = False
+        """Whether its segment was let go: it is committed or lost, and nothing more is written."""
+        self.late = 0
+        self._adopted = adopted
+        self._tally = adopted.tally
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Return the batch and the index."""
+        return self.claim.batch, self.claim.index
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every request has a result."""
+        return not self.lost and self.counts.total == self.claim.requests
+
+    def segment_name(self) -> str:
+        """Return a new name for the segment of this attempt."""
+        prefix = segments.results_prefix(self.claim.batch, self.claim.index)
+        return f"{prefix}{self.claim.attempt}.{ids.nonce()}"
+
+    def take(self) -> Request | None:
+        """Move the next request into flight."""
+        if not self.unsent:
+            return None
+        request = self.unsent.popleft()
+        self.inflight[request.custom_id] = None
+        return request
+
+    def settle(
+        self, custom_id: str, kind: result.ResultType, line: bytes, usage: Usage | None = None
+    ) -> None:
+        """Record the result of a request in flight, unless it has one."""
+        if self.lost or self.inflight.pop(custom_id, self) is self:
+            self.late += 1
+            return
+        self._add(kind, line, usage)
+
+    def fail(self, custom_id: str, error_type: str, message: str, request_id: str | None) -> None:
+        """Record an `errored` result of a request in flight."""
+        line = result.errored(custom_id, error_type, message, request_id=request_id)
+        self.settle(custom_id, "errored", line)
+
+    def stop(self, reason: StopReason, deadline_s: float) -> None:
+        """End all that is unsent with `reason`; what is in flight has until `deadline_s`."""
+        if self.stop_reason is not None:
+            return
+        self.stop_reason = reason
+        self.deadline_s = deadline_s
+        while self.unsent:
+            custom_id = self.unsent.popleft().custom_id
+            self._add(reason, result.unsent(custom_id, reason), None)
+        self.stopped.set()
+
+    def give_up(self, custom_id: str) -> None:
+        """End a request in flight whose time has run out: with what its last try met, if any.
+
+        Does nothing for a shard that was lost or halted: the next attempt sends the request.
+        """
+        reason = self.stop_reason
+        if reason is None:
+            return
+        tried = self.inflight.get(custom_id)
+        if tried is not None and reason == "expired":
+            self.fail(custom_id, tried.type, tried.message, None)
+        else:
+            self.settle(custom_id, reason, result.unsent(custom_id, reason))
+
+    def halt(self) -> None:
+        """Send nothing more: the worker leaves, and the rest is for the next attempt."""
+        self.unsent.clear()
+        self.stopped.set()
+
+    def lose(self) -> None:
+        """Drop everything: another worker has the shard."""
+        self.lost = True
+        self.unsent.clear()
+        self.inflight.clear()
+        self.stopped.set()
+
+    def take_lines(self) -> list[bytes]:
+        """Return the lines that have not been written yet, once."""
+        lines, self.lines, self.lines_bytes = self.lines, [], 0
+        return lines
+
+    def held(self) -> Held:
+        """Return how far the attempt is."""
+        return Held(
+            batch=self.claim.batch,
+            index=self.claim.index,
+            attempt=self.claim.attempt,
+            inflight=len(self.inflight),
+            counts=self.counts,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """Return the results so far."""
+        t = self._tally
+        return Counts(t.succeeded, t.errored, t.canceled, t.expired)
+
+    @property
+    def tokens(self) -> Tokens:
+        """Return the tokens so far."""
+        t = self._tally
+        return Tokens(t.input, t.output, t.cache_write, t.cache_read)
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Return the bytes that are the result of the shard, when all is written."""
+        own = () if self.appender is None else (Extent(self.appender.name, self.length),)
+        return (*self._adopted.extents, *own)
+
+    def _add(self, kind: result.ResultType, line: bytes, usage: Usage | None) -> None:
+        self._tally.add(kind, usage)
+        self.lines.append(line)
+        self.lines_bytes += len(line)
