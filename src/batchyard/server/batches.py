@@ -1,0 +1,256 @@
+"""The six endpoints of the Message Batches API, results apart (see `results.py`).
+
+Source of shapes and texts: the API reference and recordings of the hosted service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from starlette.responses import Response
+
+from batchyard import ids, limits, wire
+from batchyard.errors import InvalidRequest, NotFound, shown
+from batchyard.ledger import CreateKey
+from batchyard.model import Batch
+from batchyard.server import uploads
+from batchyard.server.auth import Caller, identify
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from batchyard.ledger import Known
+    from batchyard.server.uploads import Upload
+    from batchyard.server.yard import Yard
+
+
+class Batches:
+    """The handlers."""
+
+    def __init__(self, yard: Yard) -> None:
+        self._yard = yard
+        self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def create(self, request: Request) -> Response:
+        """Accept a batch; 200 means that it is on stable storage."""
+        caller = identify(request, self._yard.keys)
+        named = request.headers.get("idempotency-key")
+        if named is not None and not 0 < len(named) <= limits.IDEMPOTENCY_KEY_CHARS_MAX:
+            raise InvalidRequest(
+                f"idempotency-key: 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} characters are allowed",
+                should_retry=False,
+            )
+        async with uploads.spooled(request, self._yard.spool) as upload:
+            key = self._create_key(caller, upload, named)
+            # A repeat that arrives while the first call is being written waits for its batch.
+            # Equal calls that are no repeats of each other become batches of their own.
+            lock = self._creating.setdefault((caller.workspace, key.key), asyncio.Lock())
+            async with lock:
+                batch = await self._repeated(request, caller, key)
+                if batch is None:
+                    batch = await self._create(caller, upload, key)
+        return _json(self._object(request, batch))
+
+    def _create_key(self, caller: Caller, upload: Upload, named: str | None) -> CreateKey:
+        """Return by what a repeat of this call will be recognised."""
+        asked = hashlib.sha256(upload.digest)
+        asked.update(f"{caller.version}\n{','.join(caller.betas)}".encode())
+        now = self._yard.clock.now_us()
+        if named is not None:
+            return CreateKey(
+                key=f"named:{named}",
+                digest=asked.digest(),
+                until_us=now + limits.IDEMPOTENCY_WINDOW_US,
+                replaces=False,
+            )
+        # The official clients repeat a create by themselves and name no key: the same credential
+        # and the same content within the hour, with a retry count, is a repeat.
+        return CreateKey(
+            key=f"sdk:{caller.credential}:{asked.hexdigest()}",
+            digest=asked.digest(),
+            until_us=now + limits.SDK_RETRY_WINDOW_US,
+            replaces=True,
+        )
+
+    async def _repeated(self, request: Request, caller: Caller, key: CreateKey) -> Batch | None:
+        """Return the batch of the first call when this one repeats it."""
+        if key.replaces and not _is_retry(request):
+            return None
+        now = self._yard.clock.now_us()
+        known = await self._yard.ledger.known(caller.workspace, key.key, now)
+        return None if known is None else _same(known, key)
+
+    async def _create(self, caller: Caller, upload: Upload, key: CreateKey) -> Batch:
+        yard = self._yard
+        batch_id = ids.mint("msgbatch")
+        accepted = await asyncio.to_thread(
+            uploads.accept, upload, batch_id, yard.routes, yard.store
+        )
+        now = yard.clock.now_us()
+        batch = Batch(
+            id=batch_id,
+            workspace=caller.workspace,
+            requests=accepted.requests,
+            created_us=now,
+            expires_us=now + limits.PROCESSING_WINDOW_US,
+            version=caller.version,
+            betas=caller.betas,
+            billing=yard.billing_of({shard.pool for shard in accepted.shards}),
+        )
+        known = await yard.ledger.create(batch, accepted.shards, key)
+        if known is not None:
+            await asyncio.to_thread(yard.store.delete_batch, batch_id)
+            return _same(known, key)
+        yard.worker.wake()
+        return batch
+
+    async def retrieve(self, request: Request) -> Response:
+        """Return one batch."""
+        batch = await self._find(request)
+        headers = {}
+        if batch.status != "ended":
+            headers["retry-after"] = str(limits.RETRIEVE_RETRY_AFTER_S)
+        return _json(self._object(request, batch), headers)
+
+    async def list(self, request: Request) -> Response:
+        """Return one page of the batches of the workspace, newest first."""
+        caller = identify(request, self._yard.keys)
+        query = request.query_params
+        after, before = query.get("after_id"), query.get("before_id")
+        page = await self._yard.ledger.page(
+            caller.workspace,
+            limit=list_limit(query.get("limit")),
+            after=after,
+            before=None if after else before,
+        )
+        if page is None:
+            raise InvalidRequest(f"{'after_id' if after else 'before_id'}: no such batch")
+        data = [self._object(request, batch) for batch in page.batches]
+        return _json(
+            {
+                "data": data,
+                "has_more": page.has_more,
+                "first_id": data[0]["id"] if data else None,
+                "last_id": data[-1]["id"] if data else None,
+            }
+        )
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a batch; an ended one stays as it is."""
+        caller = identify(request, self._yard.keys)
+        batch_id = request.path_params["batch_id"]
+        now = self._yard.clock.now_us()
+        batch = await self._yard.ledger.cancel(caller.workspace, batch_id, now)
+        if batch is None:
+            raise _not_found(batch_id)
+        if batch.status == "canceling":
+            self._yard.worker.cancel(batch.id)
+        return _json(self._object(request, batch))
+
+    async def delete(self, request: Request) -> Response:
+        """Delete an ended batch with its results."""
+        batch = await self._find(request)
+        if batch.status != "ended":
+            raise InvalidRequest(
+                "In progress batches cannot be deleted. Consider canceling the batch instead."
+            )
+        if not await self._yard.ledger.delete(batch.workspace, batch.id):
+            raise _not_found(batch.id)
+        await asyncio.to_thread(self._yard.store.delete_batch, batch.id)
+        return _json({"id": batch.id, "type": "message_batch_deleted"})
+
+    async def _find(self, request: Request) -> Batch:
+        return await find(self._yard, request)
+
+    def _object(self, request: Request, batch: Batch) -> dict[str, object]:
+        """Return the MessageBatch of the wire. Counts move only when the whole batch has ended."""
+        ended = batch.ended_us is not None
+        counts = batch.counts
+        url = f"{_origin(self._yard, request)}/v1/messages/batches/{batch.id}/results"
+        return {
+            "id": batch.id,
+            "type": "message_batch",
+            "processing_status": batch.status,
+            "request_counts": {
+                "processing": 0 if ended else batch.requests,
+                "succeeded": counts.succeeded,
+                "errored": counts.errored,
+                "canceled": counts.canceled,
+                "expired": counts.expired,
+            },
+            "ended_at": _time(batch.ended_us),
+            "created_at": _time(batch.created_us),
+            "expires_at": _time(batch.expires_us),
+            "archived_at": _time(batch.archived_us),
+            "cancel_initiated_at": _time(batch.cancel_us),
+            "results_url": url if ended and batch.archived_us is None else None,
+        }
+
+
+async def find(yard: Yard, request: Request) -> Batch:
+    """Return the batch that a path names.
+
+    Raises:
+        NotFound: there is none in the caller's workspace.
+    """
+    caller = identify(request, yard.keys)
+    batch_id = request.path_params["batch_id"]
+    batch = await yard.ledger.get(caller.workspace, batch_id)
+    if batch is None:
+        raise _not_found(batch_id)
+    return batch
+
+
+def list_limit(text: str | None) -> int:
+    """Read the `limit` of a list call.
+
+    Raises:
+        InvalidRequest: not a number from 1 to 1000.
+    """
+    if text is None:
+        return limits.LIST_LIMIT_DEFAULT
+    if not (text.isascii() and text.removeprefix("-").isdigit()):
+        raise InvalidRequest(
+            "limit: Input should be a valid integer, unable to parse string as an integer"
+        )
+    limit = int(text[:20])
+    if limit < 1:
+        raise InvalidRequest("limit: Input should be greater than or equal to 1")
+    if limit > limits.LIST_LIMIT_MAX:
+        raise InvalidRequest(
+            f"limit: Input should be less than or equal to {limits.LIST_LIMIT_MAX}"
+        )
+    return limit
+
+
+def _is_retry(request: Request) -> bool:
+    return request.headers.get("x-stainless-retry-count", "0") not in {"", "0"}
+
+
+def _same(known: Known, key: CreateKey) -> Batch:
+    if known.digest != key.digest:
+        raise InvalidRequest(
+            "idempotency-key: this key was used for a batch with other content",
+            should_retry=False,
+        )
+    return known.batch
+
+
+def _not_found(batch_id: str) -> NotFound:
+    return NotFound(f"Message Batch {shown(batch_id)} not found.")
+
+
+def _origin(yard: Yard, request: Request) -> str:
+    # Without public_url, the Host is one that the guard has found on the allow-list.
+    return yard.public_url or f"{request.url.scheme}://{request.headers['host']}"
+
+
+def _time(us: int | None) -> str | None:
+    return None if us is None else wire.rfc3339(us)
+
+
+def _json(body: object, headers: dict[str, str] | None = None) -> Response:
+    return Response(wire.encode(body), headers=headers, media_type="application/json")

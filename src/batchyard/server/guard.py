@@ -1,0 +1,182 @@
+"""The outermost layer: which requests are answered at all, and the frame of every answer.
+
+Gives each request its id, refuses foreign hosts and browsers, bounds bodies in size and time, and
+turns every error into the envelope of the API. Knows no endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+
+from batchyard import __version__, ids, limits, wire
+from batchyard.errors import (
+    BatchyardError,
+    Forbidden,
+    Internal,
+    InvalidRequest,
+    StoreError,
+    TooLarge,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+BODY_IDLE_S = 60.0
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Guard:
+    """ASGI layer around the whole application."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
+        self._app = app
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        request_id = ids.mint("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def framed(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [
+                    *message["headers"],
+                    (b"request-id", request_id.encode()),
+                    (b"batchyard-version", __version__.encode()),
+                ]
+            await send(message)
+
+        try:
+            self._check_origin(scope)
+            await self._app(scope, receive, framed)
+        except BatchyardError as error:
+            if started:
+                raise  # the server aborts the connection: a cut body is noticed
+            if isinstance(error, StoreError):
+                log.error("store request_id=%s: %s", request_id, error)  # noqa: TRY400 - it says all
+                error = Internal()
+            await error_response(error, request_id)(scope, receive, framed)
+        except Exception:
+            log.exception("defect request_id=%s path=%s", request_id, shown(scope["path"]))
+            if started:
+                raise
+            await error_response(Internal(), request_id)(scope, receive, framed)
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Refuse names that are not ours (DNS rebinding) and pages of other sites.
+
+        Raises:
+            InvalidRequest: the `Host` is missing, twice there, or foreign.
+            Forbidden: a browser sends a page's request.
+        """
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or host_name(hosts[0]) not in self._allowed_hosts:
+            shown_hosts = shown(", ".join(hosts))
+            raise InvalidRequest(
+                f"Host {shown_hosts} is not served here; allowed are the loopback names, the host "
+                "of public_url and allowed_hosts"
+            )
+        if scope["method"] not in {"GET", "HEAD"} and any(
+            name == b"origin" for name, _ in scope["headers"]
+        ):
+            raise Forbidden("Requests from web pages are not allowed.")
+
+
+def host_name(host: str) -> str | None:
+    """Return the name in a `Host` value, lower case, without port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def error_response(error: BatchyardError, request_id: str) -> Response:
+    """Return the envelope of an error with its headers."""
+    body = {
+        "type": "error",
+        "error": {"type": error.type, "message": error.message},
+        "request_id": request_id,
+    }
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    if error.allow is not None:
+        headers["allow"] = error.allow
+    if isinstance(error, TooLarge):
+        headers["connection"] = "close"
+    return Response(wire.encode(body), error.status, headers=headers, media_type="application/json")
+
+
+async def body_chunks(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
+    """Yield the body, which the caller knows to be JSON.
+
+    Raises:
+        TooLarge: announced or grown over `bytes_max`.
+        InvalidRequest: coded, of another type, too slow, or cut off.
+    """
+    _check_body_headers(request, bytes_max)
+    length = 0
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(BODY_IDLE_S):
+                message = await request.receive()
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The request body stopped: nothing came for {BODY_IDLE_S:.0f} s"
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("The request body ended early")
+        chunk = message.get("body", b"")
+        length += len(chunk)
+        if length > bytes_max:
+            raise TooLarge(_too_large(bytes_max))
+        if chunk:
+            yield chunk
+        more = message.get("more_body", False)
+
+
+async def read_body(request: Request, bytes_max: int) -> bytes:
+    """Return the whole body; see `body_chunks`."""
+    return b"".join([chunk async for chunk in body_chunks(request, bytes_max)])
+
+
+def _check_body_headers(request: Request, bytes_max: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > bytes_max:
+        raise TooLarge(_too_large(bytes_max))
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise InvalidRequest(
+            f"content-encoding: {shown(coding)} is not supported; send the body as it is"
+        )
+    content_type, _, rest = request.headers.get("content-type", "application/json").partition(";")
+    if content_type.strip().lower() != "application/json":
+        raise InvalidRequest(
+            f"content-type: {shown(content_type)} is not supported; use application/json"
+        )
+    charset = rest.lower().replace(" ", "").replace('"', "")
+    if "charset=" in charset and "charset=utf-8" not in charset:
+        raise InvalidRequest("content-type: the charset must be UTF-8")
+
+
+def _too_large(bytes_max: int) -> str:
+    return f"Request exceeds the maximum size of {bytes_max // limits.MIB} MB"

@@ -1,0 +1,45 @@
+"""What the handlers share: one value, made at start, that holds the parts of a running yard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from batchyard.clock import Clock
+    from batchyard.dispatch.routes import Routes
+    from batchyard.dispatch.worker import Worker
+    from batchyard.ledger import Ledger
+    from batchyard.model import Billing
+    from batchyard.segments import Segments
+    from batchyard.server.auth import KeyRing
+    from batchyard.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yard:
+    """A running yard."""
+
+    ledger: Ledger
+    store: Segments
+    worker: Worker
+    routes: Routes
+    upstreams: Mapping[str, Upstream]
+    clock: Clock
+    keys: KeyRing
+    spool: Path
+    public_url: str | None
+    """Origin and path prefix that clients use; None takes each request's own."""
+    allowed_hosts: frozenset[str]
+    """Values of `Host` that are answered, without port, lower case."""
+
+    def billing_of(self, pools: set[str]) -> Billing:
+        """Return what calls in these pools cost: the dearest of them."""
+        names = {self.routes.upstream_of_pool(pool) for pool in pools}
+        kinds = {self.upstreams[name].billing for name in names if name is not None}
+        if "standard" in kinds:
+            return "standard"
+        return "batch" if "batch" in kinds else "simulated"
