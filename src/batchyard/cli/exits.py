@@ -1,0 +1,76 @@
+"""How a command ends: exit codes, and which failure has which."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from batchyard.cli import render
+from batchyard.errors import BatchyardError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Exit(IntEnum):
+    """The exit codes of the run."""
+
+    ALL_SAVED = 0
+    CRASH = 1
+    USAGE = 2
+    NEEDS_ATTENTION = 3
+    DETACHED = 5
+    INTERRUPTED = 130
+
+
+@contextmanager
+def guarded(log: Path | None = None) -> Iterator[None]:
+    """Turn failures into one line for people and an exit code.
+
+    Args:
+        log: where the trace of a crash goes; without it, or when it cannot be written, nowhere.
+
+    Raises:
+        SystemExit: always, when the body failed.
+    """
+    from batchyard.client import problems  # noqa: PLC0415 - only commands of the run need it
+
+    try:
+        yield
+    except problems.Detached as error:
+        render.aside(error.message)
+        raise SystemExit(Exit.DETACHED) from None
+    except problems.InputError as error:
+        render.complain(error.message)
+        raise SystemExit(Exit.USAGE) from None
+    except BatchyardError as error:
+        render.complain(error.message)
+        raise SystemExit(Exit.NEEDS_ATTENTION) from None
+    except KeyboardInterrupt:
+        raise SystemExit(Exit.INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has left; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(Exit.CRASH) from None
+    except Exception as error:
+        if os.environ.get("BATCHYARD_DEBUG"):
+            raise
+        where = _keep_trace(log)
+        render.complain(f"crash: {type(error).__name__}: {error}; {where}")
+        raise SystemExit(Exit.CRASH) from None
+
+
+def _keep_trace(log: Path | None) -> str:
+    if log is not None and log.parent.is_dir():
+        try:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(traceback.format_exc() + "\n")
+        except OSError:
+            pass
+        else:
+            return f"the trace is in {log}"
+    return "BATCHYARD_DEBUG=1 shows the trace"

@@ -1,0 +1,32 @@
+"""The command line: which commands there are. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import typer
+
+from batchyard.cli import run as run_command
+from batchyard.cli import serve as serve_command
+from batchyard.cli import status as status_command
+
+app = typer.Typer(
+    name="batchyard",
+    help="Message Batches for any model: a report for every document, and the server for it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run_command.run)
+app.command("plan")(run_command.plan)
+app.command("attach")(status_command.attach)
+app.command("status")(status_command.status)
+app.command("ls")(status_command.ls)
+app.command("cancel")(status_command.cancel)
+app.command("report")(status_command.report)
+app.command("serve")(serve_command.serve)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

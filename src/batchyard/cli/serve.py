@@ -1,0 +1,75 @@
+"""`batchyard serve`: run a yard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 8787. 0 picks a free one.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of all state; ./batchyard-data.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file, batchyard.toml.")] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=URL",
+            help="A model endpoint that speaks the Messages dialect, or NAME=simulated:. "
+            "Its key comes from BATCHYARD_UPSTREAM_<NAME>_KEY.",
+        ),
+    ] = None,
+    lifeline: Annotated[
+        bool, typer.Option("--lifeline", help="End when standard input closes.")
+    ] = False,
+) -> None:
+    """Serve the Message Batches API in front of any model."""
+    import uvloop  # noqa: PLC0415 - `--help` starts without the server
+
+    from batchyard.errors import ConfigError, DataDirectoryInUse, StoreError  # noqa: PLC0415
+    from batchyard.server import config as settings  # noqa: PLC0415
+    from batchyard.server import run  # noqa: PLC0415
+
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        loaded = settings.load(
+            file=config,
+            environment=os.environ,
+            host=host,
+            port=port,
+            data=data,
+            upstreams=upstream or (),
+        )
+        run.check(loaded)
+        with run.lock(loaded.data):
+            uvloop.run(run.serve(loaded, lifeline=lifeline))
+    except DataDirectoryInUse as error:
+        _refuse(error.message, 3)
+    except ConfigError as error:
+        _refuse(error.message, 2)
+    except ExceptionGroup as group:
+        failed = group.subgroup(StoreError)
+        if failed is None:
+            raise
+        # Nothing acknowledged is lost: the next start recovers from what is on disk.
+        _refuse(f"stopped, the store failed: {_first(failed)}", 1)
+
+
+def _refuse(message: str, code: int) -> None:
+    sys.stderr.write(f"batchyard: {message}\n")
+    raise typer.Exit(code)
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the innermost first error of a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

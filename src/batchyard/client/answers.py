@@ -1,0 +1,210 @@
+"""What a server answers, as far as we read it, and what its failures mean. No I/O.
+
+Lenient: fields that we do not know are passed over. An answer that is not the API's is an error of
+the server, never a crash of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import msgspec
+
+from batchyard import wire
+from batchyard.errors import BatchyardError, shown
+
+T = TypeVar("T")
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """The five counts of a batch."""
+
+    processing: int = 0
+    succeeded: int = 0
+    errored: int = 0
+    canceled: int = 0
+    expired: int = 0
+
+    @property
+    def total(self) -> int:
+        """Return how many requests the batch has."""
+        return self.processing + self.done
+
+    @property
+    def done(self) -> int:
+        """Return how many requests are decided."""
+        return self.succeeded + self.errored + self.canceled + self.expired
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What we read of a MessageBatch object."""
+
+    id: str
+    processing_status: str
+    request_counts: Counts
+    created_at: str
+    ended_at: str | None = None
+    archived_at: str | None = None
+    results_url: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all results are there."""
+        return self.processing_status == "ended"
+
+    @property
+    def created_us(self) -> int:
+        """Return `created_at` in microseconds since 1970."""
+        return wire.parse_rfc3339(self.created_at)
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page of a list, newest first; every `created_at` can be read."""
+
+    data: list[Batch]
+    has_more: bool = False
+    last_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for batch in self.data:
+            wire.parse_rfc3339(batch.created_at)
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a yard tells of a batch under way.
+
+    `billing` is how its upstream charges, None when it does not say. `paused` are the reasons why
+    it does not call an upstream at the moment.
+    """
+
+    results: int = 0
+    in_flight: int = 0
+    billing: str | None = None
+    paused: dict[str, str] = {}
+
+
+class _ErrorDetail(msgspec.Struct, frozen=True):
+    type: str
+    message: str
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    error: _ErrorDetail
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of the server: status, body, and the headers that we use."""
+
+    status: int
+    body: bytes
+    retry_after_s: float | None
+    may_retry: bool | None
+    request_id: str | None
+
+
+class ApiError(BatchyardError):
+    """The server refused a call."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.http_status = answer.status
+        self.retry_in_s = answer.retry_after_s
+        self.may_retry = answer.may_retry
+        self.kind, text = error_of(answer)
+        by_id = f" (request {shown(answer.request_id)})" if answer.request_id else ""
+        super().__init__(f"{_named(answer.status, self.kind)}: {text}{by_id}")
+
+
+class Unreachable(BatchyardError):
+    """The server did not answer."""
+
+
+class NotCreated(BatchyardError):
+    """No batch was created, for certain.
+
+    `may_retry` tells whether the same bytes can succeed later; `retry_in_s` is the server's wish.
+    """
+
+    def __init__(
+        self, message: str, *, may_retry: bool, retry_in_s: float | None = None, refused: bool
+    ) -> None:
+        self.may_retry = may_retry
+        self.retry_in_s = retry_in_s
+        self.refused = refused
+        super().__init__(message)
+
+
+class CreateUnknown(BatchyardError):
+    """The create call was sent whole and not answered: a batch may or may not exist."""
+
+    def __init__(self, message: str, *, retry_in_s: float | None = None) -> None:
+        self.retry_in_s = retry_in_s
+        super().__init__(message)
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Return the value of a JSON body.
+
+    Raises:
+        Unreachable: it is not what the API answers, so somebody else did.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Unreachable(f"something that is not the API: {shown(body[:200])}") from None
+
+
+def retry_after(milliseconds: str | None, seconds: str | None) -> float | None:
+    """Return the seconds to wait that two headers ask for, None when they do not or absurdly."""
+    for text, scale in ((milliseconds, 1_000.0), (seconds, 1.0)):
+        if text is None:
+            continue
+        try:
+            value = float(text) / scale
+        except ValueError:
+            try:
+                value = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+            except (ValueError, TypeError):
+                continue
+        if 0 < value < 86_400:
+            return value
+    return None
+
+
+def error_of(answer: Answer) -> tuple[str, str]:
+    """Return type and message of an error; the type is empty when the body is not the API's."""
+    try:
+        detail = msgspec.json.decode(answer.body, type=_ErrorBody).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        if 300 <= answer.status < 400:
+            return "", "redirects elsewhere, and the key does not follow: use the final address"
+        return "", shown(answer.body[:200].decode("utf-8", "replace"), 200) or "no text"
+    return detail.type, detail.message[:500]
+
+
+def created(answer: Answer) -> Batch:
+    """Return the batch of a create answer, or raise what its status means."""
+    if answer.status == 200:
+        try:
+            return decode(answer.body, Batch)
+        except Unreachable as error:
+            raise CreateUnknown(f"the create call was answered with {error.message}") from None
+    kind, text = error_of(answer)
+    message = f"{_named(answer.status, kind)}: {text}"
+    # A proxy may time out, or be overloaded, after it has passed the request on.
+    is_certain = 300 <= answer.status < 500 and answer.status != 408
+    if is_certain or (answer.status == 529 and kind):
+        may_retry = answer.may_retry
+        if may_retry is None:
+            may_retry = answer.status in {409, 429, 529}
+        raise NotCreated(
+            message, may_retry=may_retry, retry_in_s=answer.retry_after_s, refused=True
+        )
+    raise CreateUnknown(message, retry_in_s=answer.retry_after_s)
+
+
+def _named(status: int, kind: str) -> str:
+    return f"{status} {kind}".rstrip()

@@ -1,0 +1,210 @@
+"""Sources to documents: text files, folders, globs, and the rows of JSONL and CSV files.
+
+Reads everything into memory in a fixed order, so that the same inputs give the same run. Knows
+nothing of prompts or batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchyard import wire
+from batchyard.client.problems import InputError
+from batchyard.client.rows import read_csv, read_jsonl, read_text
+from batchyard.errors import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+# What a folder contributes; anything else has to be named, or matched by a glob.
+TEXT_SUFFIXES = frozenset(
+    {
+        ".md", ".markdown", ".rst", ".txt", ".text", ".adoc", ".asciidoc", ".org", ".tex",
+    }
+)  # fmt: skip
+ROW_SUFFIXES = frozenset({".jsonl", ".csv"})
+_GLOB = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One thing to write a report about.
+
+    `key` is its path below the common root (with `/`), or the id of its row. `fields` are what a
+    template may use. `sha256` changes when any field does.
+    """
+
+    key: str
+    fields: Mapping[str, Any]
+    sha256: str
+    source: str
+    is_row: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where documents come from; nothing is read before `read`."""
+
+    patterns: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
+    id_field: str | None = None
+
+    def read(self, *, outside: Path | None = None) -> list[Document]:
+        """Return all documents, sorted by key.
+
+        Args:
+            outside: a folder whose files are never inputs: the output folder.
+
+        Raises:
+            InputError: nothing matches, a file cannot be read as UTF-8, a row has no id, or two
+                documents have the same key.
+        """
+        found = [*_from_patterns(self.patterns, self.id_field, outside)]
+        if self.rows:
+            numbered = ((number, dict(row)) for number, row in enumerate(self.rows, 1))
+            found += _from_rows("rows", numbered, self.id_field)
+        if not found:
+            what = ", ".join(shown(pattern) for pattern in self.patterns) or "no source was given"
+            raise InputError(f"there are no documents: {what}")
+        found.sort(key=lambda document: document.key)
+        _refuse_duplicates(found)
+        return found
+
+
+def files(*patterns: str | os.PathLike[str], id: str | None = None) -> Sources:  # noqa: A002
+    """Name the documents of a run.
+
+    Args:
+        patterns: files, folders (their text files, recursively) and globs, `**` included. A
+            `.jsonl` or `.csv` file gives one document for each row.
+        id: the field that names a row; without it `id`, else the row's number.
+    """
+    return Sources(tuple(os.fspath(pattern) for pattern in patterns), (), id)
+
+
+def content_hash(fields: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the fields, whatever their order."""
+    encoded = wire.encode(sorted((str(name), value) for name, value in fields.items()))
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _from_patterns(
+    patterns: Sequence[str], id_field: str | None, outside: Path | None
+) -> Iterator[Document]:
+    paths: dict[Path, None] = {}
+    roots: list[Path] = []
+    for pattern in patterns:
+        root, matches = _expand(pattern)
+        kept = [path for path in matches if not _is_inside(path, outside)]
+        if not kept:
+            where = " outside the output folder" if matches else ""
+            raise InputError(f"{shown(pattern)} matches no document{where}")
+        roots.append(root)
+        paths.update(dict.fromkeys(kept))
+    if not paths:
+        return
+    common = Path(os.path.commonpath([os.path.abspath(root) for root in roots]))  # noqa: PTH100
+    for path in paths:
+        if path.suffix.lower() in ROW_SUFFIXES:
+            yield from _rows_of(path, id_field)
+        else:
+            yield _file(path, common)
+
+
+def _expand(pattern: str) -> tuple[Path, list[Path]]:
+    """Return the folder that the pattern starts from and the files that it matches."""
+    literal = Path(pattern)
+    if literal.is_dir():
+        return literal, sorted(_text_files(literal))
+    if literal.exists():
+        if not literal.is_file():
+            raise InputError(f"{shown(pattern)} is not a regular file")
+        return literal.parent, [literal]
+    if not _GLOB & set(pattern):
+        raise InputError(f"{shown(pattern)} does not exist")
+    parts = literal.parts
+    fixed = next(index for index, part in enumerate(parts) if _GLOB & set(part))
+    root = Path(*parts[:fixed])
+    try:
+        matches = sorted(root.glob(str(Path(*parts[fixed:]))))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{shown(pattern)} is not a usable pattern: {error}") from None
+    wants_hidden = any(part.startswith(".") for part in parts[fixed:])
+    return root, [
+        path
+        for path in matches
+        if path.is_file() and (wants_hidden or not _is_hidden(path.relative_to(root)))
+    ]
+
+
+def _text_files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        is_text = path.suffix.lower() in TEXT_SUFFIXES and path.is_file()
+        if is_text and not _is_hidden(path.relative_to(folder)):
+            yield path
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_inside(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+
+
+def _file(path: Path, root: Path) -> Document:
+    relative = os.path.relpath(os.path.abspath(path), root)  # noqa: PTH100 - links stay links
+    key = os.fsencode(relative).decode("utf-8", "backslashreplace")
+    name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
+    fields = {"text": read_text(path), "path": key, "name": name}
+    return Document(key, fields, content_hash(fields), str(path))
+
+
+def _rows_of(path: Path, id_field: str | None) -> Iterator[Document]:
+    read = read_jsonl if path.suffix.lower() == ".jsonl" else read_csv
+    source = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _from_rows(source, read(path), id_field)
+
+
+def _from_rows(
+    source: str, rows: Iterable[tuple[int, dict[str, Any]]], id_field: str | None
+) -> Iterator[Document]:
+    for number, (line, row) in enumerate(rows, 1):
+        where = f"{source}:{line}"
+        key = _row_id(row, number, id_field, where)
+        fields = {"path": source, "name": key} | row
+        try:
+            digest = content_hash(fields)
+        except (TypeError, ValueError, UnicodeEncodeError) as error:
+            raise InputError(f"{where}: a field cannot be written as JSON: {error}") from None
+        yield Document(key, fields, digest, where, is_row=True)
+
+
+def _row_id(row: Mapping[str, Any], number: int, id_field: str | None, where: str) -> str:
+    field = id_field or "id"
+    if field not in row:
+        if id_field is None:
+            return str(number)
+        raise InputError(
+            f"{where}: the row has no field {shown(field)}; it has "
+            + ", ".join(shown(str(name)) for name in row)
+        )
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise InputError(
+            f"{where}: field {shown(field)} is {shown(value)}; an id is a text or a whole number"
+        )
+    return str(value)
+
+
+def _refuse_duplicates(documents: Sequence[Document]) -> None:
+    for one, other in itertools.pairwise(documents):
+        if one.key == other.key:
+            raise InputError(
+                f"two documents have the key {shown(one.key)}: {one.source} and {other.source}"
+            )

@@ -1,0 +1,188 @@
+"""The embedded yard of `--local`: a server process that lives no longer than this run.
+
+Its standard input is a pipe that we hold: when this process ends, however it ends, the server sees
+the end of the pipe and stops. Its data stays under the output folder, so the next start goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+import msgspec
+
+from batchyard.client.problems import Detached, NeedsAttention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+KEY = "local"  # a yard without keys takes any
+CLAUDE = "claude=https://api.anthropic.com"
+SIMULATED = "sim=simulated:"
+START_TIMEOUT_S = 30.0
+BUSY_TIMEOUT_S = 60.0  # an earlier yard may still finish the calls that it had in flight
+STOP_TIMEOUT_S = 10.0
+_BUSY = 3  # exit code of a server whose data directory is in use
+_TAIL_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a yard listens."""
+
+    url: str
+    pid: int
+
+
+class _Ready(msgspec.Struct):
+    url: str
+    pid: int
+
+
+def default_upstreams() -> tuple[str, ...]:
+    """Return the upstream to use when none was named: with a key the real one, else a simulated."""
+    return (CLAUDE,) if os.environ.get("ANTHROPIC_API_KEY") else (SIMULATED,)
+
+
+def is_simulated(upstreams: Sequence[str]) -> bool:
+    """Whether all upstreams are simulated, so nothing is charged and reports are placeholders."""
+    return bool(upstreams) and all(
+        upstream.partition("=")[2].startswith("simulated:") for upstream in upstreams
+    )
+
+
+def find_running(data: Path) -> Address | None:
+    """Return the address of the yard that works on `data` right now, None when there is none."""
+    try:
+        ready = msgspec.json.decode((data / "server.json").read_bytes(), type=_Ready)
+        os.kill(ready.pid, 0)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return Address(ready.url, ready.pid)
+
+
+class LocalYard:
+    """A server process of our own."""
+
+    def __init__(self, data: Path, log: Path, upstreams: Sequence[str]) -> None:
+        self._data = data
+        self._log = log
+        self._upstreams = tuple(upstreams)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, pause: Callable[[float], bool], say: Callable[[str], None]) -> str:
+        """Start the server and return its address.
+
+        Args:
+            pause: waits for seconds; returns True when the run is to be left.
+            say: gets a sentence when there is something to wait for.
+
+        Raises:
+            NeedsAttention: it did not start; the message ends with the tail of its log.
+            Detached: the run was left while another server held the data.
+        """
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        has_said = False
+        while True:
+            self._data.mkdir(parents=True, exist_ok=True)
+            process = self._spawn()
+            line = _first_line(process, START_TIMEOUT_S)
+            try:
+                ready = msgspec.json.decode(line, type=_Ready)
+            except msgspec.DecodeError:
+                code = self._give_up(process)
+            else:
+                self._process = process
+                return ready.url
+            if code != _BUSY or time.monotonic() > deadline:
+                raise NeedsAttention(self._explain(code))
+            if not has_said:
+                say("an earlier local server finishes its calls in flight; waiting for it")
+                has_said = True
+            if pause(0.5):
+                raise Detached("detached")
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+        """Let the server end; return whether it has. It drains the calls in flight first."""
+        process, self._process = self._process, None
+        if process is None:
+            return True
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            # Popen warns about a child that outlives its object; this one may, and ends by itself.
+            process.returncode = 0
+            return False
+        finally:
+            assert process.stdout is not None
+            if process.poll() is not None:
+                process.stdout.close()
+        return True
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable, "-m", "batchyard", "serve", "--data", str(self._data),
+            "--port", "0", "--lifeline",
+        ]  # fmt: skip
+        for upstream in self._upstreams:
+            command += ["--upstream", upstream]
+        with self._log.open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - our own program
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal is for us alone
+            )
+
+    def _give_up(self, process: subprocess.Popen[bytes]) -> int:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            code = process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        process.stdout.close()
+        return code
+
+    def _explain(self, code: int) -> str:
+        try:
+            text = self._log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            text = ""
+        tail = "\n".join(f"  {line}" for line in text.splitlines()[-_TAIL_LINES:])
+        return (
+            f"the local server did not start (exit code {code}, log {self._log})\n{tail}".rstrip()
+        )
+
+
+def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
+    """Return the first line of the process's output; what follows is read and dropped."""
+    assert process.stdout is not None
+    output = process.stdout
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        line = output.readline() if selector.select(timeout_s) else b""
+    if line:
+        threading.Thread(target=_drop, args=(output,), daemon=True).start()
+    return line
+
+
+def _drop(output: IO[bytes]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while output.read1(65_536):  # type: ignore[attr-defined] # a buffered reader
+            pass

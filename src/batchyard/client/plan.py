@@ -1,0 +1,286 @@
+"""Everything that is decided before anything is sent: prompts, ids, shards, prices.
+
+Pure: documents and templates in, a plan out. What is shown to a person is what is sent, byte for
+byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from batchyard import limits, models, price, validate, wire
+from batchyard.client import estimate
+from batchyard.client.custom_ids import to_custom_id
+from batchyard.client.outputs import output_names
+from batchyard.client.problems import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from batchyard.client.documents import Document
+    from batchyard.client.template import Template
+
+API_VERSION = "2023-06-01"  # understood by the hosted API, by relays and by the yard
+# The documents say "256 MB". A server may read that as 10^6, so the smaller reading is sent.
+SHARD_BYTES_MAX = min(limits.BATCH_BODY_BYTES_MAX, 256_000_000)
+SHARD_REQUESTS_DEFAULT = 10_000  # if a batch expires, no more than this is left over at once
+OUTPUT_TOKENS_GUESS = 2_000
+_OPEN, _CLOSE = b'{"requests":[', b"]}"
+_PROBLEMS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all requests of a run share."""
+
+    model: str
+    max_tokens: int
+    betas: tuple[str, ...] = ()
+    shard_requests: int = SHARD_REQUESTS_DEFAULT
+    suffix: str = ".md"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One document, ready to be sent."""
+
+    custom_id: str
+    key: str
+    sha256: str
+    output: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The requests of one batch; `size` is the bytes of the create body."""
+
+    index: int
+    requests: Sequence[Request]
+    size: int
+
+    def body(self) -> Iterator[bytes]:
+        """Yield the create body in pieces, always the same bytes."""
+        yield _OPEN
+        for number, request in enumerate(self.requests):
+            yield b"," + request.body if number else request.body
+        yield _CLOSE
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the body."""
+        digest = hashlib.sha256()
+        for piece in self.body():
+            digest.update(piece)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Three prices in micro-dollars: a guess, a likelier guess, and a true upper bound."""
+
+    low: int
+    likely: int
+    ceiling: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of a run; the inputs are estimated, the ceiling is a bound."""
+
+    input: int
+    output_low: int
+    output_likely: int
+    output_ceiling: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that could be submitted. `batch` and `synchronous` are None: price unknown."""
+
+    settings: Settings
+    shards: Sequence[Shard]
+    tokens: Tokens
+    batch: Price | None
+    synchronous: Price | None
+    prompt_sha256: str
+    system_sha256: str | None
+    first_prompt: str = field(repr=False, default="")
+
+    @property
+    def documents(self) -> int:
+        """Return how many documents the run has."""
+        return sum(len(shard.requests) for shard in self.shards)
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all create bodies together."""
+        return sum(shard.size for shard in self.shards)
+
+
+def make(
+    documents: Sequence[Document],
+    prompt: Template,
+    system: Template | None,
+    settings: Settings,
+) -> Plan:
+    """Render, validate, name and pack all documents.
+
+    Raises:
+        InputError: an option is out of range, a template fails, or a request would be refused.
+    """
+    _check_settings(settings)
+    names = output_names([(doc.key, doc.is_row) for doc in documents], settings.suffix)
+    requests: list[Request] = []
+    problems: list[str] = []
+    input_tokens, first_prompt = 0, ""
+    owners: dict[str, str] = {}
+    for doc, output in zip(documents, names, strict=True):
+        user = prompt.render(doc)
+        instructions = system.render(doc) if system else None
+        params = _params(user, instructions, settings)
+        problem = _problem(params, user, settings)
+        if problem:
+            problems.append(f"{doc.key}: {problem}")
+            continue
+        custom_id = to_custom_id(doc.key)
+        if custom_id in owners:
+            raise InputError(f"{doc.key} and {owners[custom_id]} have the same id {custom_id}")
+        owners[custom_id] = doc.key
+        body = b'{"custom_id":"%b","params":%b}' % (custom_id.encode(), params)
+        requests.append(Request(custom_id, doc.key, doc.sha256, output, body))
+        input_tokens += estimate.tokens(user + (instructions or ""), settings.model)
+        first_prompt = first_prompt or user
+    if problems:
+        raise InputError(_listed(problems, len(documents)))
+    tokens = _tokens(input_tokens, len(requests), settings)
+    return Plan(
+        settings=settings,
+        shards=pack(requests, settings.shard_requests),
+        tokens=tokens,
+        batch=_price(tokens, len(requests), settings.model, "batch"),
+        synchronous=_price(tokens, len(requests), settings.model, "standard"),
+        prompt_sha256=prompt.sha256,
+        system_sha256=system.sha256 if system else None,
+        first_prompt=first_prompt,
+    )
+
+
+def pack(
+    requests: Sequence[Request], requests_max: int, bytes_max: int = SHARD_BYTES_MAX
+) -> list[Shard]:
+    """Fill shards in order, by count and by exact bytes.
+
+    Raises:
+        InputError: one request alone is larger than `bytes_max`.
+    """
+    shards: list[Shard] = []
+    batch: list[Request] = []
+    size = len(_OPEN) + len(_CLOSE)
+    for request in requests:
+        added = len(request.body) + (1 if batch else 0)
+        if batch and (len(batch) >= requests_max or size + added > bytes_max):
+            shards.append(Shard(len(shards), batch, size))
+            batch, size = [], len(_OPEN) + len(_CLOSE)
+            added = len(request.body)
+        if size + added > bytes_max:
+            raise InputError(f"{request.key}: {len(request.body):,} bytes do not fit in one batch")
+        batch.append(request)
+        size += added
+    if batch:
+        shards.append(Shard(len(shards), batch, size))
+    return shards
+
+
+def _check_settings(settings: Settings) -> None:
+    if not 1 <= settings.shard_requests <= limits.BATCH_REQUESTS_MAX:
+        raise InputError(
+            f"--shard-size is {settings.shard_requests}; 1 to {limits.BATCH_REQUESTS_MAX} requests "
+            "fit in a batch"
+        )
+    if not settings.suffix.startswith(".") or len(settings.suffix) < 2 or "/" in settings.suffix:
+        raise InputError(f"--suffix is {settings.suffix!r}; it looks like .md")
+
+
+def _params(user: str, system: str | None, settings: Settings) -> bytes:
+    params: dict[str, Any] = {"model": settings.model, "max_tokens": settings.max_tokens}
+    if system is not None:
+        params["system"] = system
+    params["messages"] = [{"role": "user", "content": user}]
+    try:
+        return wire.encode(params)
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt holds a character that is not Unicode: {error}") from None
+
+
+def _problem(params: bytes, user: str, settings: Settings) -> str | None:
+    if not user.strip():
+        return "the prompt is empty"
+    if len(params) > limits.MESSAGE_BODY_BYTES_MAX:
+        return (
+            f"the request has {len(params):,} bytes; one request may have "
+            f"{limits.MESSAGE_BODY_BYTES_MAX:,}"
+        )
+    problem = validate.check(params, version=API_VERSION, betas=settings.betas)
+    if problem is None:
+        return None
+    model = models.find(settings.model)
+    if model is not None and model.extended and "max_tokens" in problem.message:
+        return f"{problem.message} (up to 300000 with --beta {models.EXTENDED_OUTPUT_BETA})"
+    return problem.message
+
+
+def _listed(problems: Sequence[str], documents: int) -> str:
+    head = f"{len(problems)} of {documents} requests would be refused; nothing was sent"
+    shown = [f"  {problem}" for problem in problems[:_PROBLEMS_SHOWN]]
+    if len(problems) > _PROBLEMS_SHOWN:
+        shown.append(f"  … and {len(problems) - _PROBLEMS_SHOWN} more")
+    return "\n".join([head, *shown])
+
+
+def _tokens(input_tokens: int, requests: int, settings: Settings) -> Tokens:
+    likely = min(settings.max_tokens, OUTPUT_TOKENS_GUESS)
+    return Tokens(
+        input=input_tokens,
+        output_low=requests * ((likely + 1) // 2),
+        output_likely=requests * likely,
+        output_ceiling=requests * settings.max_tokens,
+    )
+
+
+def _price(tokens: Tokens, requests: int, model_id: str, tier: price.Tier) -> Price | None:
+    """Price an average request and multiply, because prices may depend on the prompt's length."""
+
+    def cost(output: int, input_percent: int) -> int | None:
+        mean = price.Usage(
+            input_tokens=-(-tokens.input * input_percent // (100 * requests)),
+            output_tokens=-(-output // requests),
+        )
+        micros = price.cost_micros(model_id, mean, tier)
+        return None if micros is None else micros * requests
+
+    low = cost(tokens.output_low, 100 - estimate.SPREAD_PERCENT)
+    likely = cost(tokens.output_likely, 100)
+    ceiling = cost(tokens.output_ceiling, 100 + estimate.SPREAD_PERCENT)
+    if low is None or likely is None or ceiling is None:
+        return None
+    return Price(low, likely, ceiling)
+
+
+def describe_changes(
+    before: Mapping[str, str], after: Mapping[str, str], *, limit: int = 3
+) -> list[str]:
+    """Return one line for each kind of difference between two maps of key to content hash."""
+    kinds = {
+        "new": sorted(after.keys() - before.keys()),
+        "gone": sorted(before.keys() - after.keys()),
+        "changed": sorted(k for k in after.keys() & before.keys() if after[k] != before[k]),
+    }
+    lines = []
+    for kind, keys in kinds.items():
+        if keys:
+            some = ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
+            lines.append(f"{len(keys)} {kind} document{'s' if len(keys) > 1 else ''}: {some}")
+    return lines

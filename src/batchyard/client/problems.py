@@ -1,0 +1,32 @@
+"""Why a run cannot go on, by what the person in front of it can do.
+
+The command line turns each into an exit code; the texts say what, where and what is allowed.
+"""
+
+from __future__ import annotations
+
+from batchyard.errors import BatchyardError
+
+
+class InputError(BatchyardError):
+    """The documents, the template or an option are not usable. Nothing was sent."""
+
+
+class InputsChanged(InputError):
+    """The folder holds a run of other inputs. Nothing was sent."""
+
+
+class RunInUse(InputError):
+    """Another process works on this run."""
+
+
+class JournalError(BatchyardError):
+    """The journal of the run cannot be read or written."""
+
+
+class NeedsAttention(BatchyardError):
+    """The run stopped and a person has to decide. All state is on disk."""
+
+
+class Detached(BatchyardError):
+    """The run was left on request. All state is on disk."""

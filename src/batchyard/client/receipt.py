@@ -1,0 +1,214 @@
+"""What a run cost, from the `usage` of its answers and nothing else.
+
+The basis is how the server charges: `batch` at half price, `standard` when a yard calls a
+synchronous API, `simulated` when nothing was charged. An unknown model makes the sum unknown, never
+smaller.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batchyard import models, price, wire
+from batchyard.client import durable
+from batchyard.client.collect import Outcome, read_outcomes
+from batchyard.client.outputs import ERRORS_FILE, RECEIPT_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from batchyard.client.folder import Files
+    from batchyard.client.journal import State
+
+BATCH, STANDARD, SIMULATED = "batch", "standard", "simulated"
+
+
+class ModelSums(msgspec.Struct, kw_only=True):
+    """Usage and money of one model. Money is None when its price is unknown."""
+
+    answers: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    cache_read_tokens: int = 0
+    web_searches: int = 0
+    paid_micros: int | None = 0
+    synchronous_micros: int | None = 0
+
+    def add(self, usage: price.Usage, paid: int | None, synchronous: int | None) -> None:
+        """Add one answer."""
+        self.answers += 1
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
+        self.cache_write_5m_tokens += usage.cache_write_5m_tokens
+        self.cache_write_1h_tokens += usage.cache_write_1h_tokens
+        self.cache_read_tokens += usage.cache_read_tokens
+        self.web_searches += usage.web_searches
+        self.paid_micros = _plus(self.paid_micros, paid)
+        self.synchronous_micros = _plus(self.synchronous_micros, synchronous)
+
+
+class Receipt(msgspec.Struct, kw_only=True, frozen=True):
+    """The content of `receipt.json`. Money is in micro-dollars, None when a price is unknown.
+
+    With basis `simulated` nothing was charged, and `paid_micros` is what a batch would have cost at
+    list prices.
+    """
+
+    run: str
+    basis: str
+    documents: int
+    saved: int
+    classes: dict[str, int]
+    models: dict[str, ModelSums]
+    paid_micros: int | None
+    synchronous_micros: int | None
+    saved_micros: int | None
+    prices_as_of: str
+    batches: list[str]
+    started_at: str
+    finished_at: str
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every document has a whole report."""
+        return self.classes.get("succeeded", 0) == self.documents
+
+
+def cost(outcome: Outcome, model_id: str, tier: price.Tier) -> int | None:
+    """Return the list price of one answer in micro-dollars; 0 when nothing was answered."""
+    if outcome.usage is None:
+        return 0
+    # The answer names the snapshot that ran; an upstream of one's own may name anything.
+    name = outcome.model if outcome.model and models.find(outcome.model) else model_id
+    return price.cost_micros(name, outcome.usage, tier)
+
+
+def paid_tier(billing: str | None) -> price.Tier:
+    """Return the price list that applies; without word from the server the dearer one."""
+    return "batch" if billing in {BATCH, SIMULATED} else "standard"
+
+
+def make(state: State, outcomes: Iterable[tuple[int, Outcome]], finished_us: int) -> Receipt:
+    """Sum up a run.
+
+    Args:
+        state: of the journal.
+        outcomes: of all documents, with the index of their shard.
+        finished_us: microseconds since 1970.
+    """
+    assert state.config is not None
+    requested = state.config.model
+    sums: dict[str, ModelSums] = {}
+    classes: dict[str, int] = {}
+    documents = saved = 0
+    for index, outcome in outcomes:
+        documents += 1
+        saved += outcome.is_saved
+        classes[outcome.class_] = classes.get(outcome.class_, 0) + 1
+        if outcome.usage is not None:
+            tier = paid_tier(state.shards[index].billing)
+            sums.setdefault(outcome.model or requested, ModelSums()).add(
+                outcome.usage,
+                cost(outcome, requested, tier),
+                cost(outcome, requested, "standard"),
+            )
+    paid = synchronous = 0 if sums or documents else None
+    for entry in sums.values():
+        paid = _plus(paid, entry.paid_micros)
+        synchronous = _plus(synchronous, entry.synchronous_micros)
+    bases = {shard.billing or STANDARD for shard in state.shards if shard.batch}
+    return Receipt(
+        run=state.run,
+        basis="+".join(sorted(bases)) or "none",
+        documents=documents,
+        saved=saved,
+        classes=dict(sorted(classes.items())),
+        models=sums,
+        paid_micros=paid,
+        synchronous_micros=synchronous,
+        saved_micros=None if paid is None or synchronous is None else synchronous - paid,
+        prices_as_of=models.table().as_of,
+        batches=[shard.batch for shard in state.shards if shard.batch],
+        started_at=wire.rfc3339(state.started_us),
+        finished_at=wire.rfc3339(finished_us),
+    )
+
+
+def write(files: Files, state: State, finished_us: int) -> Receipt:
+    """Write `errors.jsonl` and `receipt.json` of a run whose shards are all collected."""
+    durable.write(files.out / ERRORS_FILE, _error_lines(files, state))
+    receipt = make(state, all_outcomes(files, state), finished_us)
+    text = msgspec.json.format(wire.encode(receipt), indent=2)
+    durable.write(files.out / RECEIPT_FILE, [text, b"\n"])
+    return receipt
+
+
+def read(files: Files) -> Receipt | None:
+    """Return the receipt of a finished run, None when there is none or it is not ours."""
+    try:
+        return msgspec.json.decode((files.out / RECEIPT_FILE).read_bytes(), type=Receipt)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def all_outcomes(files: Files, state: State) -> Iterator[tuple[int, Outcome]]:
+    """Yield what became of every document, with the index of its shard."""
+    for shard in state.shards:
+        for outcome in read_outcomes(files, shard.index):
+            yield shard.index, outcome
+
+
+def money_line(receipt: Receipt) -> str:
+    """Return the last line of a run."""
+    paid, synchronous, saved = (
+        receipt.paid_micros, receipt.synchronous_micros, receipt.saved_micros,
+    )  # fmt: skip
+    if paid is None or synchronous is None or saved is None:
+        names = ", ".join(n for n, s in receipt.models.items() if s.paid_micros is None)
+        tokens_in = sum(s.input_tokens for s in receipt.models.values())
+        tokens_out = sum(s.output_tokens for s in receipt.models.values())
+        line = (
+            f"price unknown ({names})    input {tokens_in:,} tokens    output {tokens_out:,} tokens"
+        )
+        return f"simulated, nothing was charged; {line}" if SIMULATED in receipt.basis else line
+    percent = (2_000 * saved + synchronous) // (2 * synchronous) if synchronous else 0
+    line = (
+        f"paid {price.dollars(paid)}    synchronous would have been "
+        f"{price.dollars(synchronous)}    saved {price.dollars(saved)} "
+        f"({percent // 10}.{percent % 10} %)"
+    )
+    match receipt.basis:
+        case "simulated":
+            return f"simulated, nothing was charged; at list prices: {line}"
+        case "standard":
+            return f"{line}: the yard called a synchronous API, which has no batch discount"
+        case "none" | "batch":
+            return line
+        case _:
+            return f"{line} ({receipt.basis})"
+
+
+def _error_lines(files: Files, state: State) -> Iterator[bytes]:
+    for _, outcome in all_outcomes(files, state):
+        if outcome.class_ != "succeeded":
+            yield (
+                wire.encode(
+                    {
+                        "key": outcome.key,
+                        "custom_id": outcome.custom_id,
+                        "class": outcome.class_,
+                        "type": outcome.type,
+                        "reason": outcome.reason,
+                        "output": outcome.output,
+                    }
+                )
+                + b"\n"
+            )
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other

@@ -1,0 +1,269 @@
+"""The commands as a person or a script meets them: exit codes, what is printed where."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchyard.client.folder import Files, Lock
+from client.fake_api import FakeApi, errored
+
+
+@pytest.fixture
+def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "docs").mkdir()
+    for name in ("a.md", "b.md"):
+        (tmp_path / "docs" / name).write_text(f"text of {name}")
+    (tmp_path / "p.j2").write_text("About {{ text }}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    return tmp_path
+
+
+def batchyard(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "batchyard", *args],
+        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+OPTIONS = ["docs", "--prompt", "p.j2", "--model", "claude-opus-4-8", "--max-tokens", "50",
+           "--out", "reports"]  # fmt: skip
+
+
+def run(server: FakeApi, *more: str) -> subprocess.CompletedProcess[str]:
+    return batchyard("run", *OPTIONS, "--base-url", server.url, *more)
+
+
+def test_a_piped_run_prints_plain_lines_and_the_money_last(documents: Path, server: FakeApi):
+    done = run(server, "--yes")
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "plan reports    2 documents, 1 shard, 284 bytes"
+    assert "done reports   2 saved" in lines
+    assert lines[-1].startswith("paid $0.0075")
+    assert "\x1b" not in done.stdout
+
+
+def test_without_anybody_to_ask_nothing_is_sent(documents: Path, server: FakeApi):
+    done = run(server)
+
+    assert done.returncode == 2
+    assert "nothing was sent: there is nobody to ask, and --yes is not given" in done.stderr
+    assert server.calls == []
+
+
+def test_events_are_json_lines(documents: Path, server: FakeApi):
+    done = run(server, "--yes", "--json")
+
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert next(e["event"] for e in events) == "plan"
+    assert events[-1]["event"] == "done"
+    assert events[-1]["receipt"]["saved"] == 2
+
+
+def test_documents_that_need_attention_give_exit_code_3(documents: Path, server: FakeApi):
+    server.outcomes = {"a_Dmd": errored("invalid_request_error", "bad \x1b[31m [red]thing\u202e")}
+
+    done = run(server, "--yes")
+
+    assert done.returncode == 3
+    assert "done reports   1 saved · 1 needs fix" in done.stdout
+    assert r"bad \x1b[31m [red]thing\u202e" in done.stdout
+
+
+def test_the_same_command_again_says_that_it_is_done(documents: Path, server: FakeApi):
+    run(server, "--yes")
+    before = len(server.calls)
+
+    again = run(server)
+
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("reports is finished")
+    assert len(server.calls) == before
+
+
+def test_changed_inputs_are_refused_with_what_changed(documents: Path, server: FakeApi):
+    run(server, "--yes")
+    (documents / "docs" / "a.md").write_text("other")
+    (documents / "docs" / "new.md").write_text("new")
+    (documents / "p.j2").write_text("Say {{ text }}")
+
+    again = run(server, "--yes")
+
+    assert again.returncode == 2
+    assert "the prompt p.j2 has another text" in again.stderr
+    assert "1 new document: new.md" in again.stderr
+    assert "1 changed document: a.md" in again.stderr
+    assert "--fresh" in again.stderr
+
+
+def test_fresh_starts_anew_and_keeps_the_old_state(documents: Path, server: FakeApi):
+    run(server, "--yes")
+    (documents / "docs" / "a.md").write_text("other")
+
+    again = run(server, "--yes", "--fresh")
+
+    assert again.returncode == 0, again.stderr
+    assert len(server.batches) == 2
+    assert (documents / "reports" / ".batchyard.1" / "journal.jsonl").exists()
+
+
+def test_a_second_process_on_the_same_run_is_refused(documents: Path, server: FakeApi):
+    run(server, "--yes")
+
+    with Lock(documents / "reports"):
+        second = run(server, "--yes")
+
+    assert second.returncode == 2
+    assert "another process works on reports" in second.stderr
+
+
+def test_a_missing_key_is_said_before_anything_is_sent(
+    documents: Path, server: FakeApi, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+
+    done = run(server, "--yes")
+
+    assert done.returncode == 2
+    assert "there is no API key" in done.stderr
+
+
+def test_a_server_that_refuses_leaves_the_run_to_be_continued(documents: Path, server: FakeApi):
+    server.fail("list", 401)
+
+    refused = run(server, "--yes")
+    again = run(server)
+
+    assert refused.returncode == 3
+    assert "refuses: 401" in refused.stderr
+    assert again.returncode == 0, again.stderr
+
+
+def test_plan_sends_and_writes_nothing(documents: Path, server: FakeApi):
+    done = batchyard("plan", *OPTIONS, "--base-url", server.url)
+
+    assert done.returncode == 0, done.stderr
+    assert "price, batch" in done.stdout
+    assert server.calls == []
+    assert not (documents / "reports").exists()
+
+
+def test_status_ls_and_report_tell_of_a_finished_run(documents: Path, server: FakeApi):
+    done = run(server, "--yes")
+
+    status, ls, report = batchyard("status", "reports"), batchyard("ls"), batchyard(
+        "report", "reports"
+    )  # fmt: skip
+
+    assert "reports: finished, 2 documents, 1 of 1 shards saved" in status.stdout
+    assert f"{documents}/reports  finished" in ls.stdout
+    assert report.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+def test_a_folder_without_a_run_is_said(documents: Path):
+    done = batchyard("status", "docs")
+
+    assert done.returncode == 2
+    assert "docs holds no run" in done.stderr
+
+
+def test_a_signal_leaves_the_run_and_attach_finishes_it(documents: Path, server: FakeApi):
+    server.is_yard, server.billing, server.polls = True, "standard", 1_000_000
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", server.url, "--yes"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "created" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, aside = process.communicate(timeout=30)
+
+    assert process.returncode == 5
+    assert "come back with:  batchyard attach reports/" in aside
+    assert not server.batches["msgbatch_01"].canceled
+    for batch in server.batches.values():
+        batch.polls_left = 0
+    attached = batchyard("attach", "reports")
+    assert attached.returncode == 0, attached.stderr
+    assert len(server.batches) == 1
+    assert "no batch discount" in attached.stdout.splitlines()[-1]
+
+
+def test_cancel_from_another_process_keeps_what_was_answered(documents: Path, server: FakeApi):
+    server.is_yard, server.polls = True, 1_000_000
+    killed = subprocess.run(
+        [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", server.url, "--yes"],
+        env=os.environ | {"BATCHYARD_CRASH_AT": "created_recorded"}, check=False,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+
+    done = batchyard("cancel", "reports")
+
+    assert done.returncode == 3, done.stderr
+    assert "0 saved · 2 canceled" in done.stdout
+    assert Files(documents / "reports").read_state().finished_us is not None
+
+
+def test_on_a_terminal_there_is_a_question_and_a_panel(documents: Path, server: FakeApi):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", server.url],
+        stdin=follower, stdout=follower, stderr=follower,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+    )  # fmt: skip
+    os.close(follower)
+    os.write(leader, b"y\n")
+    shown = b""
+    while True:
+        try:
+            piece = os.read(leader, 65_536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(leader)
+
+    assert process.wait(30) == 0
+    text = shown.decode()
+    assert "proceed? [y/N]" in text
+    assert "Ctrl-C leaves, nothing is lost" in text
+    assert "2 of 2 done, 2 saved" in text
+
+
+def test_a_crash_is_one_line_and_the_trace_is_in_the_log(
+    documents: Path, server: FakeApi, monkeypatch: pytest.MonkeyPatch
+):
+    run(server, "--yes")
+    (documents / "reports" / "receipt.json").unlink()
+    (documents / "reports" / ".batchyard" / "outcomes-000.jsonl").write_text("{torn\n")
+
+    done = batchyard("report", "reports")
+
+    assert done.returncode == 2
+    crashed = batchyard("attach", "reports")
+    assert crashed.returncode == 1
+    assert "Traceback" not in crashed.stderr
+    assert "Traceback" in (documents / "reports" / ".batchyard" / "run.log").read_text()
+
+
+def test_the_command_line_starts_without_the_server_and_the_http_client():
+    code = (
+        "import sys, batchyard.cli.main; "
+        "print(sorted({'rich', 'jinja2', 'pyreqwest', 'starlette', 'sqlite3'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

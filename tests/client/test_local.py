@@ -1,0 +1,155 @@
+"""Runs with a server of their own: the real one, in front of the simulated model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchyard import Run, files
+from batchyard.client.api import Api
+from batchyard.client.folder import Files
+from batchyard.client.local import LocalYard
+from batchyard.client.problems import InputError, InputsChanged
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "docs").mkdir()
+    for number in range(12):
+        (tmp_path / "docs" / f"d{number:02}.md").write_text(f"# Project {number}\n\nIt parses.\n")
+    (tmp_path / "p.j2").write_text("Describe this:\n{{ text }}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+COMMAND = [sys.executable, "-m", "batchyard", "run", "docs", "--prompt", "p.j2", "--model",
+           "claude-opus-4-8", "--max-tokens", "4000", "--out", "reports", "--local", "--yes",
+           "--shard-size", "4"]  # fmt: skip
+
+
+def command(crash_at: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        COMMAND, env=os.environ | {"BATCHYARD_CRASH_AT": crash_at}, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_local_run_needs_no_key_and_says_what_it_is(documents: Path):
+    done = command()
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "no API key: using the simulated model; reports are placeholders" in lines
+    assert "done reports   12 saved" in lines
+    assert lines[-1].startswith("simulated, nothing was charged; at list prices: paid $")
+    assert len(list((documents / "reports").glob("*.md"))) == 12
+
+
+@pytest.mark.parametrize(
+    "point", ["after_intent", "create_answered:2", "created_recorded:3", "report_written:6"]
+)
+def test_a_killed_local_run_goes_on_with_one_batch_per_shard(documents: Path, point: str):
+    killed = command(point)
+    again = command()
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert again.returncode == 0, again.stderr
+    state = Files(documents / "reports").read_state()
+    assert [shard.generation for shard in state.shards] == [0, 0, 0]
+    receipt = json.loads((documents / "reports" / "receipt.json").read_text())
+    assert receipt["classes"] == {"succeeded": 12}
+    assert len(set(receipt["batches"])) == 3
+    assert batches_of_the_yard(documents) == set(receipt["batches"])
+
+
+def batches_of_the_yard(documents: Path) -> set[str]:
+    state = Files(documents / "reports")
+    yard = LocalYard(state.yard, state.yard_log, ["sim=simulated:"])
+    api = Api(yard.start(lambda _: False, lambda _: None), "local")
+    try:
+        return {batch.id for batch in api.list_page().data}
+    finally:
+        api.close()
+        assert yard.stop()
+
+
+def library_run(documents: Path, **options) -> Run:
+    settings = {"model": "claude-opus-4-8", "max_tokens": 4_000, "local": True} | options
+    return Run("reports", docs=files("docs"), prompt="p.j2", **settings)
+
+
+def test_the_library_yields_every_document_when_its_report_is_on_disk(documents: Path):
+    with library_run(documents) as run:
+        run.submit(run.plan())
+        reports = {doc.key: doc for doc in run}
+        receipt = run.report()
+
+    assert len(reports) == 12
+    assert all(doc.status == "succeeded" for doc in reports.values())
+    assert all(doc.text and doc.text == doc.path.read_text() for doc in reports.values())
+    assert sum(doc.cost_micros for doc in reports.values()) == receipt.paid_micros
+
+
+def test_iteration_that_was_broken_off_is_taken_up_by_another_run(documents: Path):
+    with library_run(documents, shard_size=4) as run:
+        run.submit(run.plan())
+        first = next(iter(run)).key
+
+    with library_run(documents, shard_size=4) as again:
+        again.submit(again.plan())
+        keys = [doc.key for doc in again]
+
+    assert len(keys) == len(set(keys)) == 12
+    assert first in keys
+
+
+def test_another_prompt_in_the_same_folder_is_refused(documents: Path):
+    with library_run(documents) as run:
+        run.submit(run.plan())
+    (documents / "p.j2").write_text("Other: {{ text }}")
+
+    with library_run(documents) as other, pytest.raises(InputsChanged, match="another text"):
+        other.submit(other.plan())
+
+
+def test_rows_are_documents_too(documents: Path):
+    rows = [{"id": "contract_17", "text": "one"}, {"id": "a/b", "text": "two"}]
+    with Run(
+        "reports", rows=rows, prompt="p.j2", model="claude-opus-4-8", max_tokens=50, local=True
+    ) as run:
+        run.submit(run.plan())
+        paths = {doc.key: str(doc.path) for doc in run}
+
+    assert paths == {"contract_17": "reports/contract_17.md", "a/b": "reports/a/b.md"}
+
+
+def test_a_run_needs_documents_of_one_kind():
+    with pytest.raises(InputError, match="one of the two"):
+        Run("reports", prompt="p.j2", model="m", max_tokens=1)
+
+
+def test_a_server_that_does_not_start_is_explained_with_its_log(documents: Path):
+    done = subprocess.run(
+        [*COMMAND, "--upstream", "x=nonsense:"], capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+
+    assert done.returncode == 3
+    assert "the local server did not start" in done.stderr
+    assert "nonsense" in done.stderr
+
+
+def test_the_example_of_the_library_runs(documents: Path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "reports.py"), "docs", "reports"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "12 saved, simulated" in done.stdout

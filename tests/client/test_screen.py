@@ -1,0 +1,66 @@
+"""What a terminal is given: bounded, escaped, and one line when something changed."""
+
+import pytest
+from rich.console import Console
+
+from batchyard.cli import render
+from batchyard.cli.panel import Panel
+from batchyard.client.journal import Phase, Shard
+from batchyard.client.updates import Update
+
+
+def shards(count: int, **fields: object) -> list[Shard]:
+    return [Shard(index=i, requests=10, bytes=1, sha256="", **fields) for i in range(count)]
+
+
+def drawn(panel: Panel, width: int = 80, height: int = 14) -> list[str]:
+    panel._console = Console(width=width, height=height, force_terminal=True, color_system=None)
+    with panel._console.capture() as capture:
+        panel._console.print(panel._draw())
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_panel_fits_the_screen_however_many_shards_there_are(width: int):
+    lines = drawn(Panel("reports", shards(400)), width)
+
+    assert len(lines) <= 12
+    assert all(len(line) <= width for line in lines)
+
+
+def test_shards_under_way_are_shown_before_the_others():
+    panel = Panel("reports", shards(400))
+    panel.update(Update(kind="progress", shard=333, done=5, total=10))
+
+    lines = drawn(panel)
+
+    assert any(line.startswith("shard 333  at the server") for line in lines)
+    assert lines[-1] == "… 391 more shards, 0 of them saved"
+
+
+def test_a_shard_that_was_saved_before_is_shown_as_saved():
+    lines = drawn(Panel("reports", shards(1, phase=Phase.COLLECTED)))
+
+    assert lines[0].startswith("reports   10 of 10 done, 10 saved")
+    assert "10/10" in lines[1]
+
+
+def test_text_of_others_cannot_act_on_the_terminal():
+    assert render.safe("a\x1b[31mb\u202ec\r\x07") == r"a\x1b[31mb\u202ec\r\x07"
+    panel = Panel("x\x1b]0;title\x07", shards(1))
+    panel.update(Update(kind="waiting", shard=0, text="[red]bad\x1b[2J[/red]"))
+
+    text = "\n".join(drawn(panel, 120))
+
+    assert "\x1b]0" not in text
+    assert "\x1b[2J" not in text
+    assert r"[red]bad\x1b[2J[/red]" in text
+
+
+def test_plain_lines_say_a_thing_once(capsys: pytest.CaptureFixture[str]):
+    lines = render.Lines()
+    for _ in range(3):
+        lines.update(Update(kind="waiting", shard=0, text="503 overloaded"))
+    lines.update(Update(kind="saving", shard=0, done=1, total=2))
+
+    assert capsys.readouterr().out == "shard 0: 503 overloaded\n"

@@ -1,0 +1,136 @@
+"""Sources to documents."""
+
+from pathlib import Path
+
+import pytest
+
+from batchyard.client.documents import Sources, files
+from batchyard.client.problems import InputError
+
+
+def write(root: Path, **contents: str | bytes) -> None:
+    for name, content in contents.items():
+        path = root / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def keys(sources: Sources, **options) -> list[str]:
+    return [document.key for document in sources.read(**options)]
+
+
+def test_a_folder_gives_its_text_files_in_a_fixed_order(tmp_path: Path):
+    write(tmp_path, b_md="b", a_txt="a", sub__c_rst="c", x_bin="x", _hidden_md="h")
+
+    assert keys(files(tmp_path)) == ["a.txt", "b.md", "sub/c.rst"]
+
+
+def test_a_glob_reaches_into_subfolders(tmp_path: Path):
+    write(tmp_path, a_md="a", sub__deep__b_md="b", sub__c_txt="c")
+
+    assert keys(files(f"{tmp_path}/**/*.md")) == ["a.md", "sub/deep/b.md"]
+
+
+def test_keys_are_relative_to_the_common_root_of_all_sources(tmp_path: Path):
+    write(tmp_path, one__README_md="1", two__README_md="2")
+
+    found = files(tmp_path / "one" / "README.md", tmp_path / "two")
+
+    assert keys(found) == ["one/README.md", "two/README.md"]
+
+
+def test_a_file_named_twice_is_one_document(tmp_path: Path):
+    write(tmp_path, a_md="a")
+
+    assert keys(files(tmp_path, tmp_path / "a.md")) == ["a.md"]
+
+
+def test_the_fields_of_a_file_are_text_path_and_name(tmp_path: Path):
+    write(tmp_path, sub__a_md=b"\xef\xbb\xbfgr\xc3\xbc\xc3\x9fe\r\n")
+
+    document = files(tmp_path).read()[0]
+
+    assert document.fields == {"text": "grüße\r\n", "path": "sub/a.md", "name": "a"}
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path: Path):
+    write(tmp_path, a_md=b"\xef\xbb\xbfab\xffc")
+
+    with pytest.raises(InputError, match=r"a\.md is not UTF-8: byte 5 is 0xff"):
+        files(tmp_path).read()
+
+
+def test_the_output_folder_is_no_input(tmp_path: Path):
+    write(tmp_path, a_md="a", reports__a_md="r")
+
+    assert keys(files(tmp_path), outside=tmp_path / "reports") == ["a.md"]
+
+
+@pytest.mark.parametrize("pattern", ["nothing.md", "*.nothing", "empty"])
+def test_a_source_that_gives_nothing_is_an_error(tmp_path: Path, pattern: str):
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(InputError, match=pattern.replace("*", r"\*").replace(".", r"\.")):
+        files(tmp_path / pattern).read()
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_is(tmp_path: Path):
+    (tmp_path / "a[1].md").write_text("x")
+
+    assert keys(files(tmp_path / "a[1].md")) == ["a[1].md"]
+
+
+def test_rows_of_jsonl_are_documents_with_their_fields(tmp_path: Path):
+    write(tmp_path, rows_jsonl='{"id":"x","text":"t","n":1}\n\n{"id":7,"text":"u"}\n')
+
+    seven, x = files(tmp_path / "rows.jsonl").read()
+
+    assert (seven.key, x.key) == ("7", "x")
+    assert x.fields["text"] == "t"
+    assert x.fields["n"] == 1
+    assert x.is_row
+
+
+def test_rows_of_csv_are_documents_under_the_names_of_the_header(tmp_path: Path):
+    write(tmp_path, rows_csv='name,body\na,"one\ntwo"\nb,three\n')
+
+    a, b = files(tmp_path / "rows.csv", id="name").read()
+
+    assert (a.key, a.fields["body"]) == ("a", "one\ntwo")
+    assert (b.key, b.fields["body"]) == ("b", "three")
+
+
+def test_rows_without_an_id_are_numbered(tmp_path: Path):
+    write(tmp_path, rows_csv="body\nx\ny\n")
+
+    assert keys(files(tmp_path / "rows.csv")) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.jsonl", '{"key":"a"}\n{oops\n', r"r\.jsonl:2: not JSON"),
+        ("r.jsonl", "[1]\n", r"r\.jsonl:1: a row is a JSON object"),
+        ("r.csv", "a,b\n1\n", r"r\.csv:2: 1 fields, but the header names 2 columns"),
+        ("r.csv", "a,a\n1,2\n", r"r\.csv:1: a column name stands twice"),
+        ("r.csv", "", r"r\.csv:1: the first line has to name the columns"),
+        ("r.csv", "a\nx\n", r"r\.csv:2: the row has no field key; it has a"),
+        ("r.jsonl", '{"key":null}\n', r"r\.jsonl:1: field key is None"),
+        ("r.jsonl", '{"key":"x"}\n{"key":"x"}\n', r"two documents have the key x: .*:1 and .*:2"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line(tmp_path: Path, name: str, content: str, message: str):
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(InputError, match=message):
+        files(tmp_path / name, id="key").read()
+
+
+def test_the_hash_of_a_document_depends_on_its_content_only(tmp_path: Path):
+    write(tmp_path, a_md="same")
+    before = files(tmp_path).read()[0].sha256
+    (tmp_path / "a.md").touch()
+
+    assert files(tmp_path).read()[0].sha256 == before
+    write(tmp_path, a_md="other")
+    assert files(tmp_path).read()[0].sha256 != before
