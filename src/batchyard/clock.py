@@ -1,6 +1,6 @@
 """Time as a parameter: wall time, monotonic time and sleep behind one interface.
 
-Nothing else in the package reads a clock, so that a test or the emulator can turn it.
+The yard reads no other clock, so that a test can turn it.
 """
 
 from __future__ import annotations
@@ -37,3 +37,13 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
         await asyncio.sleep(seconds)
+
+
+async def wait_first(clock: Clock, event: asyncio.Event, seconds: float) -> None:
+    """Wait for `event` or for `seconds`, whichever comes first."""
+    tasks = (asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds)))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

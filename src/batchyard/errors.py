@@ -72,13 +72,6 @@ class TooLarge(BatchyardError):
     type = "request_too_large"
 
 
-class RateLimited(BatchyardError):
-    """Too many requests."""
-
-    status = 429
-    type = "rate_limit_error"
-
-
 class Internal(BatchyardError):
     """Internal server error."""
 
@@ -93,19 +86,16 @@ class BadGateway(BatchyardError):
     type = "api_error"
 
 
-class Overloaded(BatchyardError):
-    """Overloaded."""
-
-    status = 529
-    type = "overloaded_error"
-
-
 class ConfigError(BatchyardError):
     """The configuration is not usable."""
 
 
 class StoreError(BatchyardError):
     """The ledger or a segment could not be read or written."""
+
+
+class DamagedError(StoreError):
+    """Stored bytes are not what was written: one batch is affected, not the store."""
 
 
 class DataDirectoryInUse(ConfigError):

@@ -30,7 +30,6 @@ RETENTION_US = 29 * DAY_US
 RETRIEVE_RETRY_AFTER_S = 10
 
 # Requests to the yard.
-JSON_DEPTH_MAX = 100
 BETA_VALUES_MAX = 32
 BETA_VALUE_CHARS_MAX = 128
 CREDENTIAL_CHARS_MAX = 512
@@ -38,14 +37,20 @@ IDEMPOTENCY_KEY_CHARS_MAX = 256
 IDEMPOTENCY_WINDOW_US = 24 * HOUR_US
 SDK_RETRY_WINDOW_US = HOUR_US
 
-# Shards: the unit of claiming and committing. Source: measurements in ARCHITECTURE.md.
+# Shards: the unit of claiming and committing. A claim and a commit cost about a millisecond each,
+# so that 500 requests make them disappear; one row each keeps the ledger small.
 SHARD_REQUESTS = 500
 SHARD_BYTES_MAX = 4 * MIB
 BATCH_SHARDS_MAX = 1_000
 BATCH_POOLS_MAX = 32  # models beyond these share one pool of their upstream
 
+# The run. If a batch expires, no more than this is left over at once.
+RUN_BATCH_REQUESTS_DEFAULT = 10_000
+
 # The worker.
 POOL_SLOTS_DEFAULT = 64
+CALLS_MAX = 20_000  # in flight over all pools of a process; fewer where descriptors are short
+DESCRIPTORS_SPARE = 256  # for the store, clients and logs
 LEASE_US = 30 * SECOND_US
 RENEW_INTERVAL_S = 1.0
 FLUSH_INTERVAL_S = 0.02  # a result line is written this long after its answer, at most

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 Status = Literal["in_progress", "canceling", "ended"]
 
@@ -25,14 +25,15 @@ class Counts:
         """Return how many requests have a result."""
         return self.succeeded + self.errored + self.canceled + self.expired
 
-    def plus(self, other: Self) -> Self:
-        """Return the sum."""
-        return type(self)(
-            self.succeeded + other.succeeded,
-            self.errored + other.errored,
-            self.canceled + other.canceled,
-            self.expired + other.expired,
-        )
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Sums over the `usage` of succeeded requests."""
+
+    input: int = 0
+    output: int = 0
+    cache_write: int = 0
+    cache_read: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Batch:
     ended_us: int | None = None
     archived_us: int | None = None
     counts: Counts = Counts()
+    tokens: Tokens = Tokens()
 
     @property
     def status(self) -> Status:
@@ -77,13 +79,3 @@ class Extent:
 
     segment: str
     length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Sums over the `usage` of succeeded requests."""
-
-    input: int = 0
-    output: int = 0
-    cache_write: int = 0
-    cache_read: int = 0

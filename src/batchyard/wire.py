@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -58,6 +59,28 @@ def parse_rfc3339(text: str) -> int:
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
+def parse_retry_after(value: str | None, now_us: int, *, cap_s: float) -> float | None:
+    """Return the seconds of a `retry-after`, at most `cap_s`; None when it says nothing usable.
+
+    Accepts ASCII digits with an optional fraction, or an HTTP date. `float()` would also take
+    `nan`, `inf`, `1_0` and the digits of other scripts.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    seconds: float
+    if text.isascii() and text.replace(".", "", 1).isdigit():
+        seconds = float(text) if len(text) <= 20 else cap_s
+    elif text.endswith("GMT") and len(text) <= 40:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now_us / 1_000_000
+        except (ValueError, TypeError, OverflowError):
+            return None
+    else:
+        return None
+    return min(max(seconds, 0.0), cap_s)
+
+
 def is_custom_id(text: str) -> bool:
     """Whether `text` may be a `custom_id`: 1 to 64 of `a-z A-Z 0-9 _ -`."""
     return _CUSTOM_ID.fullmatch(text) is not None
@@ -89,9 +112,7 @@ def split(body: bytes | memoryview) -> list[Entry]:
     try:
         entries = _decode_envelope(body)
     except RecursionError:
-        raise InvalidRequest(
-            f"The request body is not valid JSON: nested deeper than {limits.JSON_DEPTH_MAX} levels"
-        ) from None
+        raise InvalidRequest("The request body is not valid JSON: nested too deeply") from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}") from None
     _check_entries(entries)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +32,8 @@ def serve(
     """Serve the Message Batches API in front of any model."""
     import uvloop  # noqa: PLC0415 - `--help` starts without the server
 
-    from batchyard.errors import ConfigError, DataDirectoryInUse, StoreError  # noqa: PLC0415
+    from batchyard.cli import render  # noqa: PLC0415
+    from batchyard.errors import ConfigError, DataDirectoryInUse  # noqa: PLC0415
     from batchyard.server import config as settings  # noqa: PLC0415
     from batchyard.server import run  # noqa: PLC0415
 
@@ -50,26 +50,26 @@ def serve(
         )
         run.check(loaded)
         with run.lock(loaded.data):
-            uvloop.run(run.serve(loaded, lifeline=lifeline))
+            uvloop.run(run.serve(loaded, lifeline=lifeline, announce=render.emit))
     except DataDirectoryInUse as error:
-        _refuse(error.message, 3)
+        render.complain(error.message)
+        raise typer.Exit(3) from None
     except ConfigError as error:
-        _refuse(error.message, 2)
-    except ExceptionGroup as group:
-        failed = group.subgroup(StoreError)
-        if failed is None:
+        render.complain(error.message)
+        raise typer.Exit(2) from None
+    except Exception as error:
+        failure = _store_failure(error)
+        if failure is None:
             raise
         # Nothing acknowledged is lost: the next start recovers from what is on disk.
-        _refuse(f"stopped, the store failed: {_first(failed)}", 1)
+        render.complain(f"stopped, the store failed: {failure}")
+        raise typer.Exit(1) from None
 
 
-def _refuse(message: str, code: int) -> None:
-    sys.stderr.write(f"batchyard: {message}\n")
-    raise typer.Exit(code)
+def _store_failure(error: Exception) -> Exception | None:
+    """Return the failure of the store that ended the yard, alone or among what it tore down."""
+    from batchyard.errors import StoreError  # noqa: PLC0415
 
-
-def _first(error: BaseException) -> BaseException:
-    """Return the innermost first error of a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    if isinstance(error, ExceptionGroup):
+        return next(filter(None, map(_store_failure, error.exceptions)), None)
+    return error if isinstance(error, StoreError) else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchyard import segments, wire
-from batchyard.errors import StoreError
+from batchyard.errors import DamagedError
 from batchyard.model import Extent, Tokens
 
 if TYPE_CHECKING:
@@ -43,7 +43,12 @@ async def end_batch(ledger: Ledger, store: Segments, clock: Clock, batch_id: str
     manifest = Manifest(batch_id, [(e.segment, e.length) for s in shards for e in s.extents])
     name = segments.manifest_name(batch_id)
     await asyncio.to_thread(store.put, name, [wire.encode(manifest)])
-    if await ledger.end(batch_id, clock.now_us(), _sum(shards)):
+    try:
+        ended = await ledger.end(batch_id, clock.now_us(), _sum(shards))
+    except DamagedError as error:
+        log.error("damaged batch=%s: %s", batch_id, error)  # noqa: TRY400 - it says all
+        return
+    if ended:
         log.info("ended batch=%s shards=%d", batch_id, len(shards))
 
 
@@ -51,13 +56,13 @@ def read_manifest(store: Segments, batch_id: str) -> list[Extent]:
     """Return the extents of an ended batch. Blocks.
 
     Raises:
-        StoreError: it cannot be read.
+        DamagedError, StoreError: it cannot be read.
     """
     name = segments.manifest_name(batch_id)
     try:
         manifest = _manifest.decode(store.read(name, 0, store.size(name)))
     except msgspec.DecodeError as error:
-        raise StoreError(f"the manifest {name} is damaged: {error}") from None
+        raise DamagedError(f"the manifest {name} is damaged: {error}") from None
     return [Extent(segment, length) for segment, length in manifest.extents]
 
 

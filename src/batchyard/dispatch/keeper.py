@@ -26,7 +26,9 @@ _ARCHIVE_PER_SWEEP = 100
 class Keeper:
     """Keeps house for one ledger and its segments."""
 
-    def __init__(self, ledger: Ledger, store: Segments, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, store: Segments, clock: Clock, *, owner: str) -> None:
+        """Make a keeper for the process whose worker is `owner`."""
+        self._owner = owner
         self._ledger = ledger
         self._store = store
         self._clock = clock
@@ -40,7 +42,7 @@ class Keeper:
     async def sweep(self) -> None:
         """Do every duty once."""
         now = self._clock.now_us()
-        freed = await self._ledger.take_back(now)
+        freed = await self._ledger.take_back(now, but=self._owner)
         if freed:
             log.warning("took back %d shards whose lease had ended", freed)
         for batch_id in await self._ledger.finished():
@@ -51,7 +53,8 @@ class Keeper:
     async def _archive(self, now_us: int) -> None:
         before = now_us - limits.RETENTION_US
         for batch_id in await self._ledger.outdated(before, _ARCHIVE_PER_SWEEP):
-            await self._ledger.archive(batch_id, now_us)
+            # Not `now_us`: this sweep may have ended the batch after that.
+            await self._ledger.archive(batch_id, self._clock.now_us())
             await asyncio.to_thread(self._store.delete_batch, batch_id)
             log.info("archived batch=%s", batch_id)
 

@@ -48,6 +48,7 @@ class Recorder:
         self._room = asyncio.Event()
         self._room.set()
         self._synced_s = clock.monotonic_s()
+        self._unwritten = 0
         self._finishing = False
         self._writing = False
         self._leaving: list[ShardRun] = []
@@ -56,6 +57,9 @@ class Recorder:
         """Take notice that a shard has new lines, or is done."""
         if shard.closed:
             return  # an answer that came when the shard had been committed or lost
+        self._unwritten += shard.take_fresh_bytes()
+        if self._unwritten > limits.UNWRITTEN_BYTES_MAX:
+            self._room.clear()
         self._dirty.add(shard)
         self._work.set()
 
@@ -93,15 +97,15 @@ class Recorder:
         due = sync or self._clock.monotonic_s() - self._synced_s >= limits.SYNC_INTERVAL_S
         self._unsynced.update(dirty)
         syncing = self._unsynced if due else set(done)
-        if sum(shard.lines_bytes for shard in dirty) > limits.UNWRITTEN_BYTES_MAX:
-            self._room.clear()
         work = [(shard, shard.take_lines()) for shard in dirty]
+        self._unwritten = 0
         self._writing = True
         await asyncio.to_thread(self._write, work, list(syncing))
         self._writing = False
         while self._leaving:
             _release(self._leaving.pop())
-        self._room.set()
+        if self._unwritten <= limits.UNWRITTEN_BYTES_MAX:
+            self._room.set()
         if due:
             self._synced_s = self._clock.monotonic_s()
         self._unsynced = self._unsynced - syncing

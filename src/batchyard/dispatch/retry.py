@@ -7,12 +7,11 @@ faults are those of a loopback server that answers wrongly in every way (tests/s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from batchyard import limits, result
+from batchyard import limits, result, wire
 from batchyard.upstream import Failure, FailureKind, Outcome, Reply
 
 if TYPE_CHECKING:
@@ -75,6 +74,7 @@ _TYPE_OF_STATUS = {
 _PAUSE = frozenset({401, 402, 403})
 _WAIT = frozenset({429, 529})
 _AGAIN = frozenset({408, 409})
+_NO_ENDPOINT = frozenset({404, 405})
 _SHOWN_CHARS = 1_000
 
 
@@ -107,12 +107,19 @@ def decide(outcome: Outcome, now_us: int) -> Action:
 
 def _refusal(reply: Reply, now_us: int) -> Action:
     status = reply.status
-    error_type, message = _read_error(reply)
+    error = _read_error(reply)
+    error_type, message = error or (
+        _TYPE_OF_STATUS.get(status, "api_error"),
+        f"The upstream answered with HTTP status {status}.",
+    )
     if status in _PAUSE:
         return Pause(error_type, message)
+    if status in _NO_ENDPOINT and error is None:
+        # Not a word of the API: the base URL is wrong, which must not burn a batch.
+        return Pause("api_error", f"There is no /v1/messages at the upstream (HTTP {status}).")
     # Success that is not 200 brings no message: like a reply that is none, it may do better later.
     if status in _WAIT or status in _AGAIN or status >= 500 or status < 300:
-        after = parse_retry_after(reply.retry_after, now_us)
+        after = wire.parse_retry_after(reply.retry_after, now_us, cap_s=limits.RETRY_AFTER_CAP_S)
         return Again(error_type, message, after, counted=status not in _WAIT)
     return Fail(error_type, message, reply.request_id)
 
@@ -132,37 +139,15 @@ def _failure(failure: Failure) -> Action:
             return Fail("api_error", f"The upstream's reply is too large: {failure.text}", None)
 
 
-def _read_error(reply: Reply) -> tuple[str, str]:
-    """Return type and message of an error reply, whatever its body is."""
-    known = _TYPE_OF_STATUS.get(reply.status, "api_error")
+def _read_error(reply: Reply) -> tuple[str, str] | None:
+    """Return type and message of an error reply; None when it does not speak the API."""
     try:
         error = msgspec.json.decode(reply.body, type=_Envelope).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return known, f"The upstream answered with HTTP status {reply.status}."
+        return None
+    known = _TYPE_OF_STATUS.get(reply.status, "api_error")
     named = error.type if error.type in result.ERROR_TYPES else known
     return named, error.message[:_SHOWN_CHARS]
-
-
-def parse_retry_after(value: str | None, now_us: int) -> float | None:
-    """Return the seconds of a `retry-after`, capped; None when it says nothing usable.
-
-    Accepts ASCII digits with an optional fraction, or an HTTP date. `float()` would also take
-    `nan`, `inf`, `1_0` and the digits of other scripts.
-    """
-    if value is None:
-        return None
-    text = value.strip()
-    seconds: float
-    if text.isascii() and text.replace(".", "", 1).isdigit():
-        seconds = float(text) if len(text) <= 20 else limits.RETRY_AFTER_CAP_S
-    elif text.endswith("GMT") and len(text) <= 40:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - now_us / 1_000_000
-        except (ValueError, TypeError, OverflowError):
-            return None
-    else:
-        return None
-    return min(max(seconds, 0.0), limits.RETRY_AFTER_CAP_S)
 
 
 def backoff_s(tries: int, retry_after_s: float | None, rng: random.Random) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from batchyard import ids, result, segments
@@ -29,11 +30,13 @@ class Request(NamedTuple):
     params: bytes
 
 
-class Tried(NamedTuple):
-    """How the last try of a request in flight failed, for when its time runs out."""
+@dataclass(slots=True)
+class Flight:
+    """A request in flight: who does it, and how its last try failed."""
 
-    type: str
-    message: str
+    task: asyncio.Task[None]
+    tried: tuple[str, str] | None = None
+    """Type and message, for when its time runs out."""
 
 
 class ShardRun:
@@ -42,9 +45,9 @@ class ShardRun:
     def __init__(self, claim: Claim, requests: list[Request], adopted: Adopted) -> None:
         self.claim = claim
         self.unsent = deque(r for r in requests if r.custom_id not in adopted.covered)
-        self.inflight: dict[str, Tried | None] = {}
+        self.inflight: dict[str, Flight] = {}
         self.lines: list[bytes] = []
-        self.lines_bytes = 0
+        self._fresh_bytes = 0
         self.appender: Appender | None = None
         self.length = 0
         self.stop_reason: StopReason | None = None
@@ -53,7 +56,6 @@ class ShardRun:
         self.lost = False
         self.closed = False
         """Whether its segment was let go: it is committed or lost, and nothing more is written."""
-        self.late = 0
         self._adopted = adopted
         self._tally = adopted.tally
 
@@ -72,22 +74,26 @@ class ShardRun:
         prefix = segments.results_prefix(self.claim.batch, self.claim.index)
         return f"{prefix}{self.claim.attempt}.{ids.nonce()}"
 
-    def take(self) -> Request | None:
-        """Move the next request into flight."""
+    def take(self, task: asyncio.Task[None]) -> Request | None:
+        """Move the next request into flight; `task` does it."""
         if not self.unsent:
             return None
         request = self.unsent.popleft()
-        self.inflight[request.custom_id] = None
+        self.inflight[request.custom_id] = Flight(task)
         return request
+
+    def note_try(self, custom_id: str, error_type: str, message: str) -> None:
+        """Remember how a try of a request in flight failed."""
+        flight = self.inflight.get(custom_id)
+        if flight is not None:
+            flight.tried = (error_type, message)
 
     def settle(
         self, custom_id: str, kind: result.ResultType, line: bytes, usage: Usage | None = None
     ) -> None:
         """Record the result of a request in flight, unless it has one."""
-        if self.lost or self.inflight.pop(custom_id, self) is self:
-            self.late += 1
-            return
-        self._add(kind, line, usage)
+        if self.inflight.pop(custom_id, None) is not None:
+            self._add(kind, line, usage)
 
     def fail(self, custom_id: str, error_type: str, message: str, request_id: str | None) -> None:
         """Record an `errored` result of a request in flight."""
@@ -113,11 +119,18 @@ class ShardRun:
         reason = self.stop_reason
         if reason is None:
             return
-        tried = self.inflight.get(custom_id)
-        if tried is not None and reason == "expired":
-            self.fail(custom_id, tried.type, tried.message, None)
+        flight = self.inflight.get(custom_id)
+        if flight is not None and flight.tried is not None and reason == "expired":
+            self.fail(custom_id, *flight.tried, None)
         else:
             self.settle(custom_id, reason, result.unsent(custom_id, reason))
+
+    def abandon(self) -> None:
+        """End everything in flight now, and the calls with it."""
+        for custom_id, flight in list(self.inflight.items()):
+            self.give_up(custom_id)
+            if custom_id not in self.inflight:
+                flight.task.cancel()
 
     def halt(self) -> None:
         """Send nothing more: the worker leaves, and the rest is for the next attempt."""
@@ -125,16 +138,24 @@ class ShardRun:
         self.stopped.set()
 
     def lose(self) -> None:
-        """Drop everything: another worker has the shard."""
+        """Drop everything, and end the calls: another worker has the shard."""
         self.lost = True
         self.unsent.clear()
+        flights = list(self.inflight.values())
         self.inflight.clear()
         self.stopped.set()
+        for flight in flights:
+            flight.task.cancel()
 
     def take_lines(self) -> list[bytes]:
         """Return the lines that have not been written yet, once."""
-        lines, self.lines, self.lines_bytes = self.lines, [], 0
+        lines, self.lines = self.lines, []
         return lines
+
+    def take_fresh_bytes(self) -> int:
+        """Return the bytes of the lines since the last call."""
+        fresh, self._fresh_bytes = self._fresh_bytes, 0
+        return fresh
 
     def held(self) -> Held:
         """Return how far the attempt is."""
@@ -167,4 +188,4 @@ class ShardRun:
     def _add(self, kind: result.ResultType, line: bytes, usage: Usage | None) -> None:
         self._tally.add(kind, usage)
         self.lines.append(line)
-        self.lines_bytes += len(line)
+        self._fresh_bytes += len(line)

@@ -1,6 +1,6 @@
 """The worker: claims shards, calls upstreams, hands results to the recorder, renews its leases.
 
-The async shell around `routes`, `validate` and `retry`, which decide, and `recorder`, which writes.
+Which model runs where `routes` decides; `calling` brings a request to its result; `recorder` writes.
 A worker knows no other worker: exclusion is the lease in the ledger, correctness is the fence.
 """
 
@@ -10,21 +10,20 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from batchyard import ids, limits, result, segments, validate
-from batchyard.dispatch import retry
+from batchyard import ids, limits, segments
+from batchyard.clock import wait_first
 from batchyard.dispatch.adopt import Adopted, adopt
+from batchyard.dispatch.calling import Caller
 from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
-from batchyard.dispatch.shard import Request, ShardRun, StopReason, Tried
-from batchyard.errors import StoreError, shown
+from batchyard.dispatch.shard import Request, ShardRun, StopReason
+from batchyard.errors import DamagedError, shown
 from batchyard.segments.requests import read_records
-from batchyard.upstream import Call
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Coroutine, Mapping
-    from typing import Any
+    from collections.abc import Iterable, Mapping
 
     from batchyard.clock import Clock
     from batchyard.ledger import Claim, Ledger
@@ -51,6 +50,7 @@ class Worker:
         slots: Mapping[str, int],
         clock: Clock,
         rng: random.Random,
+        calls_max: int = limits.CALLS_MAX,
     ) -> None:
         """Make a worker.
 
@@ -62,6 +62,7 @@ class Worker:
             slots: requests in flight per pool, by name of the upstream.
             clock: of leases, deadlines and waits.
             rng: of the jitter.
+            calls_max: requests in flight over all pools.
         """
         self._ledger = ledger
         self._store = store
@@ -69,25 +70,22 @@ class Worker:
         self._routes = routes
         self._slots = slots
         self._clock = clock
-        self._rng = rng
-        self._owner = ids.nonce()
-        self._recorder = Recorder(ledger, store, clock, self._owner, self._forget)
+        self._calls_max = calls_max
+        self.owner = ids.nonce()
+        self._caller = Caller(clock, rng)
+        self._recorder = Recorder(ledger, store, clock, self.owner, self._forget)
         self._pools: dict[str, Pool] = {}
         self._held: dict[tuple[str, int], ShardRun] = {}
+        self._homeless: set[str] = set()
         self._canceled: set[str] = set()
         self._wake = asyncio.Event()
-        self._nudge = asyncio.Event()
         self._leaving = asyncio.Event()
         self._idle = asyncio.Event()
+        self._busy = 0
         self._calls: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
         """Look for work now: there may be new shards."""
-        self._wake.set()
-
-    def nudge(self) -> None:
-        """Look at the held shards now: a batch may have been canceled elsewhere."""
-        self._nudge.set()
         self._wake.set()
 
     def cancel(self, batch_id: str) -> None:
@@ -103,9 +101,16 @@ class Worker:
         self._leaving.set()
         self._wake.set()
 
-    def pause_reasons(self) -> dict[str, str]:
-        """Return why pools are paused, by pool."""
-        return {p.name: p.pause_reason for p in self._pools.values() if p.pause_reason}
+    def troubles(self, pools: Iterable[str]) -> dict[str, str]:
+        """Return why the requests of these pools wait, by pool, where they do not just queue."""
+        found = {}
+        for name in pools:
+            pool = self._pools.get(name)
+            if pool is not None and pool.trouble is not None:
+                found[name] = pool.trouble
+            elif name in self._homeless:
+                found[name] = "its upstream is not configured any more"
+        return found
 
     async def run(self) -> None:
         """Work until `leave` is called.
@@ -125,7 +130,7 @@ class Worker:
         for shard in self._held.values():
             self._recorder.close(shard)
         self._held.clear()
-        await self._ledger.release(self._owner)
+        await self._ledger.release(self.owner)
 
     # Claiming ---------------------------------------------------------------------------------
 
@@ -133,21 +138,26 @@ class Worker:
         while not self._leaving.is_set():
             self._wake.clear()
             if not await self._claim_round():
-                await self._first(self._wake.wait(), limits.IDLE_POLL_S)
+                await wait_first(self._clock, self._wake, limits.IDLE_POLL_S)
 
     async def _claim_round(self) -> bool:
         """Claim and open what there is room for; return whether there was anything."""
         self._canceled.clear()  # the claims of this round know
         now = self._clock.now_us()
         lease = now + limits.LEASE_US
-        claims = list(await self._ledger.claim_void(self._owner, now, lease, _VOIDS_PER_ROUND))
+        voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
+        claims: list[Claim] = []
         for name in await self._ledger.pools_ready():
             pool = self._pool(name)
             if pool is not None and pool.is_hungry:
-                claims += await self._ledger.claim(self._owner, name, lease, 1)
+                claims += await self._ledger.claim(self.owner, name, lease, 1)
+        for claim in voids:
+            await self._open(claim, void=True)
         for claim in claims:
-            await self._open(claim)
-        return bool(claims)
+            await self._open(claim, void=False)
+        for idle in [name for name, pool in self._pools.items() if pool.is_idle]:
+            del self._pools[idle]  # clients choose the names of models: do not grow for ever
+        return bool(voids or claims)
 
     def _pool(self, name: str) -> Pool | None:
         pool = self._pools.get(name)
@@ -156,6 +166,9 @@ class Worker:
         upstream = self._routes.upstream_of_pool(name)
         if upstream is None and name != UNROUTED:
             # The upstream was taken out of the configuration: its requests wait for its return.
+            if name not in self._homeless:
+                self._homeless.add(name)
+                log.warning("waiting pool=%s: its upstream is not configured", shown(name))
             return None
         pool = Pool(
             name,
@@ -165,10 +178,21 @@ class Worker:
         self._pools[name] = pool
         return pool
 
-    async def _open(self, claim: Claim) -> None:
-        shard = await asyncio.to_thread(self._load, claim)
+    async def _open(self, claim: Claim, *, void: bool) -> None:
+        """Take up a claimed shard.
+
+        Args:
+            claim: of the shard.
+            void: whether it was claimed because its batch was canceled or has expired.
+        """
+        try:
+            shard = await asyncio.to_thread(self._load, claim)
+        except DamagedError as error:
+            # The others go on. When the lease has ended it is tried again, and named again.
+            log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, error)  # noqa: TRY400
+            return
         if claim.attempt > 1:
-            kept = await self._ledger.adopt(self._owner, claim, shard.extents)
+            kept = await self._ledger.adopt(self.owner, claim, shard.extents)
             if not kept:
                 return
         if self._leaving.is_set():
@@ -179,7 +203,7 @@ class Worker:
         self._held[shard.key] = shard
         if claim.canceled or claim.batch in self._canceled:
             self._stop(shard, "canceled")
-        elif claim.expires_us <= self._clock.now_us():
+        elif void or claim.expires_us <= self._clock.now_us():
             self._stop(shard, "expired")
         if shard.is_done:
             self._recorder.note(shard)
@@ -193,7 +217,7 @@ class Worker:
         data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
         requests = [Request(*record) for record in read_records(data)]
         if len(requests) != claim.requests:
-            raise StoreError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
+            raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
         adopted = Adopted()
         if claim.attempt > 1:
             adopted = adopt(self._store, claim, {request.custom_id for request in requests})
@@ -202,110 +226,42 @@ class Worker:
     # Calling ----------------------------------------------------------------------------------
 
     def _fill(self, pool: Pool) -> None:
-        """Start slots for what is unsent, up to the pool's number."""
-        for _ in range(min(pool.slots - pool.busy, pool.unsent)):
+        """Start slots for what is unsent, up to the pool's number and the process's."""
+        for _ in range(min(pool.slots - pool.busy, pool.unsent, self._calls_max - self._busy)):
             pool.busy += 1
+            self._busy += 1
             task = self._group.create_task(self._slot(pool))
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
 
     async def _slot(self, pool: Pool) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             done = 0
-            while (taken := pool.take()) is not None:
+            while (taken := pool.take(task)) is not None:
                 if pool.is_hungry:
                     self._wake.set()
                 if not self._recorder.has_room:
                     await self._recorder.room()
-                await self._run_one(pool, *taken)
+                await self._caller.run(pool, *taken)
                 self._recorder.note(taken[0])
                 done += 1
                 if done % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         finally:
             pool.busy -= 1
-            if not any(p.busy for p in self._pools.values()):
+            self._busy -= 1
+            if not self._busy:
                 self._idle.set()
-
-    async def _run_one(self, pool: Pool, shard: ShardRun, request: Request) -> None:
-        """Bring one request to its result. Raises nothing but StoreError and cancellation."""
-        claim = shard.claim
-        problem = validate.check(request.params, version=claim.version, betas=claim.betas)
-        if problem is not None:
-            shard.fail(request.custom_id, problem.type, problem.message, None)
-            return
-        if pool.upstream is None:
-            shard.fail(request.custom_id, "not_found_error", _unknown_model(request.params), None)
-            return
-        try:
-            await self._call(pool, pool.upstream, shard, request)
-        except StoreError:
-            raise
-        except Exception:
-            # A defect of ours that one request brings out must not stop the others.
-            log.exception("defect at shard=%s/%d", *shard.key)
-            shard.fail(request.custom_id, "api_error", "Internal server error", None)
-
-    async def _call(
-        self, pool: Pool, upstream: Upstream, shard: ShardRun, request: Request
-    ) -> None:
-        claim = shard.claim
-        call = Call(request.params, claim.version, claim.betas, claim.workspace)
-        counted = tries = 0
-        while True:
-            if pool.pause_reason is not None:
-                await self._while_paused(pool, shard)
-            if shard.stopped.is_set():
-                shard.give_up(request.custom_id)
-                return
-            outcome = await upstream.send(call)
-            action = retry.decide(outcome, self._clock.now_us())
-            tries += 1
-            if pool.pause_reason is not None and not isinstance(action, retry.Pause):
-                pool.resume()
-            match action:
-                case retry.Done(message):
-                    line = result.succeeded(request.custom_id, message.body)
-                    shard.settle(request.custom_id, "succeeded", line, message.usage)
-                    return
-                case retry.Fail(error_type, text, request_id):
-                    shard.fail(request.custom_id, error_type, text, request_id)
-                    return
-                case retry.Pause(error_type, text):
-                    self._note_try(shard, request, error_type, text)
-                    self._pause(pool, text)
-                case retry.Again():
-                    counted += action.counted
-                    if counted >= limits.ATTEMPTS_MAX:
-                        shard.fail(request.custom_id, action.type, action.message, None)
-                        return
-                    if action.reached:
-                        self._note_try(shard, request, action.type, action.message)
-                    delay = retry.backoff_s(tries, action.retry_after_s, self._rng)
-                    await self._first(shard.stopped.wait(), delay)
-
-    def _note_try(self, shard: ShardRun, request: Request, error_type: str, text: str) -> None:
-        if request.custom_id in shard.inflight:
-            shard.inflight[request.custom_id] = Tried(error_type, text)
-
-    def _pause(self, pool: Pool, reason: str) -> None:
-        if pool.pause_reason is None:
-            log.warning("paused pool=%s: %s", shown(pool.name), shown(reason, 300))
-        pool.pause(reason, self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S)
-
-    async def _while_paused(self, pool: Pool, shard: ShardRun) -> None:
-        while not shard.stopped.is_set():
-            left = pool.paused_until_s - self._clock.monotonic_s()
-            if left <= 0:
-                return
-            await self._first(shard.stopped.wait(), left)
+        for other in list(self._pools.values()):  # where the process has no room for all slots
+            self._fill(other)
 
     # Holding ----------------------------------------------------------------------------------
 
     async def _renewing(self) -> None:
         while True:
-            await self._first(self._nudge.wait(), limits.RENEW_INTERVAL_S)
-            self._nudge.clear()
+            await self._clock.sleep(limits.RENEW_INTERVAL_S)
             if self._held:
                 await self._renew()
 
@@ -313,7 +269,7 @@ class Worker:
         shards = dict(self._held)
         now = self._clock.now_us()
         renewed = await self._ledger.renew(
-            self._owner, now + limits.LEASE_US, [shard.held() for shard in shards.values()]
+            self.owner, now + limits.LEASE_US, [shard.held() for shard in shards.values()]
         )
         kept = {(row.batch, row.index): row for row in renewed}
         for key, shard in shards.items():
@@ -327,8 +283,7 @@ class Worker:
             elif shard.claim.expires_us <= now:
                 self._stop(shard, "expired")
             if shard.deadline_s <= self._clock.monotonic_s():
-                for custom_id in list(shard.inflight):
-                    shard.give_up(custom_id)
+                shard.abandon()
                 self._recorder.note(shard)
 
     def _stop(self, shard: ShardRun, reason: StopReason) -> None:
@@ -351,22 +306,6 @@ class Worker:
         """Let the calls in flight end, for a while; start no other."""
         for shard in self._held.values():
             shard.halt()
-        if any(pool.busy for pool in self._pools.values()):
+        if self._busy:
             self._idle.clear()
-            await self._first(self._idle.wait(), limits.DRAIN_GRACE_S)
-
-    async def _first(self, event: Coroutine[Any, Any, Any], seconds: float) -> None:
-        """Wait for `event` or for `seconds`, whichever comes first."""
-        tasks = {
-            asyncio.ensure_future(event),
-            asyncio.ensure_future(self._clock.sleep(seconds)),
-        }
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-
-def _unknown_model(params: bytes) -> str:
-    return f"model: {validate.model_of(params)}"
+            await wait_first(self._clock, self._idle, limits.DRAIN_GRACE_S)

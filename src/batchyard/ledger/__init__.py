@@ -52,6 +52,8 @@ class Progress:
     shards_done: int
     inflight: int
     counts: Counts
+    pools: Sequence[str]
+    """Of the shards that are not done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +161,11 @@ class Ledger(Protocol):
         """Return the pools that have a shard to claim."""
 
     async def claim(self, owner: str, pool: str, lease_us: int, limit: int) -> Sequence[Claim]:
-        """Take shards of one workspace from a pool: the one with the fewest requests in flight."""
+        """Take shards of one batch from a pool.
+
+        The workspace is the one with the fewest requests in flight, the batch its one with the
+        fewest running shards: a small batch does not wait behind a big one.
+        """
 
     async def claim_void(
         self, owner: str, now_us: int, lease_us: int, limit: int
@@ -178,8 +184,11 @@ class Ledger(Protocol):
     async def release(self, owner: str) -> None:
         """Give back everything that this owner holds."""
 
-    async def take_back(self, now_us: int) -> int:
-        """Free the shards whose lease has ended; return how many."""
+    async def take_back(self, now_us: int, *, but: str) -> int:
+        """Free the shards whose lease has ended, but for one owner's; return how many.
+
+        An owner whose process was held up still knows its shards; it renews them late.
+        """
 
     async def finished(self) -> Sequence[str]:
         """Return the batches with all shards done that have not ended."""
@@ -188,7 +197,11 @@ class Ledger(Protocol):
         """Return the results of all shards of an open batch, by index."""
 
     async def end(self, batch_id: str, now_us: int, tokens: Tokens) -> bool:
-        """End a batch all of whose shards are done; False when it has ended before."""
+        """End a batch all of whose shards are done; False when it has ended before.
+
+        Raises:
+            DamagedError: its results are not as many as its requests.
+        """
 
     async def outdated(self, created_before_us: int, limit: int) -> Sequence[str]:
         """Return ended batches that are old enough to be archived."""
@@ -201,6 +214,13 @@ class Ledger(Protocol):
 
     async def live(self) -> dict[str, bool]:
         """Return every batch id, with whether its segments are still needed."""
+
+    async def failure(self) -> None:
+        """Wait until writing has failed, and raise that: what the ledger holds is unknown then.
+
+        Raises:
+            StoreError: the failure. Never returns.
+        """
 
     async def close(self) -> None:
         """Let go of the database."""

@@ -19,7 +19,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchyard import wire
-from batchyard.errors import ConfigError, StoreError
+from batchyard.errors import ConfigError, DamagedError, StoreError
 from batchyard.ledger import (
     Claim,
     Commit,
@@ -197,12 +197,15 @@ class SqliteLedger:
         """Return how far the shards of an open batch are."""
 
         def run(db: sqlite3.Connection) -> Progress:
-            row = db.execute(_SQL["progress"], {"batch": batch_id}).fetchone()
+            bound = {"batch": batch_id}
+            row = db.execute(_SQL["progress"], bound).fetchone()
+            pools = [pool for (pool,) in db.execute(_SQL["progress_pools"], bound)]
             return Progress(
                 shards=row["shards"],
                 shards_done=row["shards_done"],
                 inflight=row["inflight"],
                 counts=_counts(row),
+                pools=pools,
             )
 
         return await self._reader.run(run)
@@ -214,7 +217,7 @@ class SqliteLedger:
         )
 
     async def claim(self, owner: str, pool: str, lease_us: int, limit: int) -> Sequence[Claim]:
-        """Take shards of one workspace from a pool: the one with the fewest requests in flight."""
+        """Take shards of one batch from a pool; see the protocol."""
 
         def run(db: sqlite3.Connection) -> list[Claim]:
             lane = db.execute(_SQL["lane"], {"pool": pool}).fetchone()
@@ -227,6 +230,7 @@ class SqliteLedger:
                 "lease_us": lease_us,
                 "limit": limit,
             }
+            bound["seq"] = db.execute(_SQL["turn"], bound).fetchone()["seq"]
             return _claims(db, db.execute(_SQL["claim"], bound).fetchall())
 
         return await self._writer.run(run)
@@ -293,7 +297,9 @@ class SqliteLedger:
                 changed = db.execute(_SQL["commit"], bound).rowcount
                 if changed or db.execute(_SQL["committed"], bound).fetchone():
                     accepted.add((commit.batch, commit.index))
-            return Committed(accepted=frozenset(accepted), finished=tuple(_finished(db)))
+            batches = sorted({commit.batch for commit in commits})
+            done = [b for b in batches if db.execute(_SQL["is_finished"], {"batch": b}).fetchone()]
+            return Committed(accepted=frozenset(accepted), finished=tuple(done))
 
         return await self._writer.run(run)
 
@@ -301,11 +307,10 @@ class SqliteLedger:
         """Give back everything that this owner holds."""
         await self._writer.run(lambda db: db.execute(_SQL["release"], {"owner": owner}))
 
-    async def take_back(self, now_us: int) -> int:
-        """Free the shards whose lease has ended; return how many."""
-        return await self._writer.run(
-            lambda db: db.execute(_SQL["take_back"], {"now": now_us}).rowcount
-        )
+    async def take_back(self, now_us: int, *, but: str) -> int:
+        """Free the shards of other owners whose lease has ended; return how many."""
+        bound = {"now": now_us, "owner": but}
+        return await self._writer.run(lambda db: db.execute(_SQL["take_back"], bound).rowcount)
 
     async def finished(self) -> Sequence[str]:
         """Return the batches with all shards done that have not ended."""
@@ -331,8 +336,8 @@ class SqliteLedger:
         """End a batch all of whose shards are done; False when it has ended before.
 
         Raises:
-            StoreError: the results do not add up to the requests, which would be a bug: the batch
-                stays open for inspection.
+            DamagedError: the results do not add up to the requests, which would be a bug: the
+                batch stays open for inspection.
         """
 
         def run(db: sqlite3.Connection) -> bool:
@@ -341,7 +346,7 @@ class SqliteLedger:
             if row is None:
                 return False
             if row["requests"] != row["results"]:
-                raise StoreError(
+                raise DamagedError(
                     f"batch {batch_id} has {row['requests']} requests and {row['results']} results"
                 )
             db.execute(_SQL["shards_delete"], bound)
@@ -372,6 +377,10 @@ class SqliteLedger:
             lambda db: {row["id"]: row["archived_us"] is None for row in db.execute(_SQL["ids"])}
         )
 
+    async def failure(self) -> None:
+        """Wait until writing has failed, and raise it."""
+        await self._writer.failure()
+
     async def close(self) -> None:
         """Close both connections, the writer last: it checkpoints."""
         await self._reader.close()
@@ -384,14 +393,34 @@ class _Connection:
     def __init__(self, threads: Executor) -> None:
         self._threads = threads
         self._db: sqlite3.Connection | None = None
+        self._failed = asyncio.Event()
+        self._error: StoreError | None = None
 
     def open(self, path: Path, *, read_only: bool) -> None:
         """Connect, blocking; a writer creates the file and takes back all work."""
         self._db = self._threads.submit(_connect, path, read_only=read_only).result()
 
     async def run(self, query: Query[T]) -> T:
-        """Run `query` in a transaction of its own and return when it is durable."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, query)
+        """Run `query` in a transaction of its own and return when it is durable.
+
+        Raises:
+            StoreError: whether it happened is unknown; `failure` raises it too.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self._run, query)
+        except DamagedError:
+            raise
+        except StoreError as error:
+            self._error = error
+            self._failed.set()
+            raise
+
+    async def failure(self) -> None:
+        """Wait until a query has failed, and raise it."""
+        await self._failed.wait()
+        assert self._error is not None
+        raise self._error
 
     def _run(self, query: Query[T]) -> T:
         assert self._db is not None
@@ -525,6 +554,7 @@ def _batch(row: Row) -> Batch:
         ended_us=row["ended_us"],
         archived_us=row["archived_us"],
         counts=_counts(row),
+        tokens=_load_tokens(row["tokens"]),
     )
 
 

@@ -57,6 +57,9 @@ SELECT count(*) AS shards,
   coalesce(sum(canceled), 0) AS canceled, coalesce(sum(expired), 0) AS expired
 FROM shards WHERE batch = :batch
 
+-- name: progress_pools
+SELECT DISTINCT pool FROM shards WHERE batch = :batch AND state < 2
+
 -- name: pools_ready
 -- Pools with a ready shard, by skipping through the index.
 WITH RECURSIVE p(pool) AS (
@@ -82,11 +85,28 @@ ORDER BY coalesce((
   WHERE s.state = 1 AND s.pool = :pool AND s.workspace = w.workspace), 0), workspace
 LIMIT 1
 
+-- name: turn
+-- The batch whose turn it is in a lane: of the 64 that wait longest, the one with the fewest running
+-- shards.
+WITH RECURSIVE waiting(seq) AS (
+  SELECT min(seq) FROM shards WHERE state = 0 AND pool = :pool AND workspace = :workspace
+  UNION ALL
+  SELECT (SELECT min(seq) FROM shards
+          WHERE state = 0 AND pool = :pool AND workspace = :workspace AND seq > waiting.seq)
+  FROM waiting WHERE waiting.seq IS NOT NULL LIMIT 64
+)
+SELECT seq FROM waiting WHERE seq IS NOT NULL
+ORDER BY (SELECT count(*) FROM shards AS s
+          WHERE s.state = 1 AND s.pool = :pool AND s.workspace = :workspace
+            AND s.seq = waiting.seq), seq
+LIMIT 1
+
 -- name: claim
 UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0
 WHERE (batch, idx) IN (
   SELECT batch, idx FROM shards
-  WHERE state = 0 AND pool = :pool AND workspace = :workspace ORDER BY seq, idx LIMIT :limit)
+  WHERE state = 0 AND pool = :pool AND workspace = :workspace AND seq = :seq
+  ORDER BY idx LIMIT :limit)
 RETURNING batch, idx, workspace, pool, off, len, n, attempt, manifest
 
 -- name: claim_void
@@ -131,8 +151,9 @@ SELECT 1 FROM shards WHERE batch = :batch AND idx = :idx AND state = 2 AND manif
 UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE owner = :owner AND state = 1
 
 -- name: take_back
--- Shards whose owner has not renewed in time.
-UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE state = 1 AND lease_us < :now
+-- Shards whose owner, another one, has not renewed in time.
+UPDATE shards SET state = 0, owner = NULL, inflight = 0
+WHERE state = 1 AND lease_us < :now AND owner <> :owner
 
 -- name: take_back_all
 UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE state = 1
@@ -142,6 +163,11 @@ UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE state = 1
 SELECT id FROM batches AS b
 WHERE ended_us IS NULL
   AND NOT EXISTS (SELECT 1 FROM shards WHERE batch = b.id AND state < 2)
+
+-- name: is_finished
+SELECT 1 FROM batches
+WHERE id = :batch AND ended_us IS NULL
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE batch = :batch AND state < 2)
 
 -- name: manifest
 SELECT idx, manifest, tokens FROM shards WHERE batch = :batch ORDER BY idx

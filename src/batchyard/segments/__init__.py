@@ -67,7 +67,7 @@ class Segments(Protocol):
         """Return exactly `length` bytes.
 
         Raises:
-            StoreError: there are fewer.
+            DamagedError: the segment is not there, or shorter.
         """
 
     def size(self, name: str) -> int:
@@ -80,7 +80,7 @@ class Segments(Protocol):
         """Make a segment durable that another process wrote and left."""
 
     def delete_batch(self, batch_id: str) -> None:
-        """Remove all segments of a batch; readers that are at it keep their bytes."""
+        """Remove all segments of a batch. A transfer that is under way is cut."""
 
     def batches(self) -> list[str]:
         """Return the ids of all batches that have segments."""

@@ -11,7 +11,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from batchyard import ids, segments
-from batchyard.errors import StoreError
+from batchyard.errors import DamagedError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,11 +59,16 @@ class DirectorySegments:
         """Return exactly `length` bytes."""
         try:
             descriptor = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DamagedError(f"segment {name} is not there") from None
         except OSError as error:
             raise StoreError(f"cannot open segment {name}: {error}") from error
         try:
             return _read_exactly(descriptor, offset, length)
-        except (OSError, EOFError) as error:
+        except EOFError:
+            end = offset + length
+            raise DamagedError(f"segment {name} is shorter than {end} bytes") from None
+        except OSError as error:
             raise StoreError(f"cannot read segment {name} at {offset}: {error}") from error
         finally:
             os.close(descriptor)
@@ -72,6 +77,8 @@ class DirectorySegments:
         """Return the bytes of a segment."""
         try:
             return (self._root / name).stat().st_size
+        except FileNotFoundError:
+            raise DamagedError(f"segment {name} is not there") from None
         except OSError as error:
             raise StoreError(f"cannot find segment {name}: {error}") from error
 
@@ -118,7 +125,8 @@ class DirectorySegments:
         spread = directory.parent
         if not spread.exists():
             _make_directories(spread)
-            _sync_directory(self._root)
+        # Also when another create has just made it: its own sync may still be to come.
+        _sync_directory(self._root)
         _make_directories(directory / "r")
         _sync_directory(directory)
         _sync_directory(spread)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchyard import limits
-from batchyard.errors import StoreError
+from batchyard.errors import DamagedError
 from batchyard.model import ShardPlan
 
 if TYPE_CHECKING:
@@ -89,16 +89,16 @@ def read_records(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield the custom_id and params of each record of a shard's byte range.
 
     Raises:
-        StoreError: the bytes are not records.
+        DamagedError: the bytes are not records.
     """
     position = 0
     while position < len(data):
         end = data.find(b"\n", position, position + 100)
         custom_id, _, size = data[position:end].partition(b" ")
         if end < 0 or not size.isdigit():
-            raise StoreError(f"the requests segment is damaged {position} bytes into the shard")
+            raise DamagedError(f"the requests segment is damaged {position} bytes into the shard")
         start = end + 1
         position = start + int(size) + 1
         if data[position - 1 : position] != b"\n":
-            raise StoreError(f"the requests segment is damaged {start} bytes into the shard")
+            raise DamagedError(f"the requests segment is damaged {start} bytes into the shard")
         yield custom_id.decode(), data[start : position - 1]

@@ -222,7 +222,7 @@ def _upstream(entry: _Upstream, environment: Mapping[str, str]) -> UpstreamConfi
         raise ConfigError(f"upstream {entry.name}: a timeout from 1 to 86400 seconds is allowed")
     return UpstreamConfig(
         name=entry.name,
-        url=entry.url,
+        url=entry.url.rstrip("/").removesuffix("/v1"),  # many write it, and none means it twice
         models=tuple(entry.models),
         key=_key(entry, parts, environment),
         slots=entry.slots,

@@ -69,6 +69,7 @@ class Guard:
             if started:
                 raise  # the server aborts the connection: a cut body is noticed
             if isinstance(error, StoreError):
+                # A ledger that failed also ends the process: see `SqliteLedger.failure`.
                 log.error("store request_id=%s: %s", request_id, error)  # noqa: TRY400 - it says all
                 error = Internal()
             await error_response(error, request_id)(scope, receive, framed)

@@ -53,16 +53,20 @@ class Progress:
         """Return the progress of the wire.
 
         `requests` is the size of the batch, `results` how many of them have a result, of which
-        `counts` tells the kinds; `in_flight` are at an upstream now. `billing` is what the calls
-        cost: `standard` (the list price), `batch` (half of it) or `simulated` (nothing).
+        `counts` tells the kinds; `in_flight` have been taken up and have no result yet. `billing`
+        is what the calls cost: `standard` (the list price), `batch` (half of it) or `simulated`
+        (nothing). `tokens` are the sums of an ended batch. `paused` says, by pool, why requests of
+        this batch wait for their upstream.
         """
         shards = shards_done = in_flight = 0
-        counts = batch.counts
+        waiting: dict[str, str] = {}
+        counts, tokens = batch.counts, batch.tokens
         if batch.ended_us is None:
             progress = await self._yard.ledger.progress(batch.id)
             counts = progress.counts
             shards, shards_done = progress.shards, progress.shards_done
             in_flight = progress.inflight
+            waiting = self._yard.worker.troubles(progress.pools)
         if not shards:  # an open batch has some: it ended, maybe since it was read
             batch = await self._yard.ledger.get(batch.workspace, batch.id) or batch
             counts = batch.counts
@@ -82,5 +86,11 @@ class Progress:
             "shards": shards,
             "shards_done": shards_done,
             "billing": batch.billing,
-            "paused": self._yard.worker.pause_reasons(),
+            "tokens": {
+                "input": tokens.input,
+                "output": tokens.output,
+                "cache_write": tokens.cache_write,
+                "cache_read": tokens.cache_read,
+            },
+            "paused": waiting,
         }

@@ -13,6 +13,7 @@ from batchyard import limits
 from batchyard.dispatch.ending import read_manifest
 from batchyard.errors import NotFound
 from batchyard.server.batches import find
+from batchyard.server.streaming import while_connected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -53,6 +54,9 @@ class ResultsResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
+        await while_connected(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
         length = sum(extent.length for extent in self._extents)
         await send(
             {
@@ -64,15 +68,13 @@ class ResultsResponse:
                 ],
             }
         )
-        gone = asyncio.create_task(_disconnected(receive))
-        try:
-            async for chunk in self._chunks():
-                if gone.done():
-                    return
-                body = {"type": "http.response.body", "body": chunk, "more_body": True}
-                await asyncio.wait_for(send(body), WRITE_IDLE_S)
-        finally:
-            gone.cancel()
+        async for chunk in self._chunks():
+            body = {"type": "http.response.body", "body": chunk, "more_body": True}
+            try:
+                async with asyncio.timeout(WRITE_IDLE_S):
+                    await send(body)
+            except TimeoutError:
+                return  # a reader that reads nothing is let go
         await send({"type": "http.response.body", "body": b""})
 
     async def _chunks(self) -> AsyncIterator[bytes]:
@@ -80,8 +82,3 @@ class ResultsResponse:
             for offset in range(0, extent.length, _CHUNK_BYTES):
                 size = min(_CHUNK_BYTES, extent.length - offset)
                 yield await asyncio.to_thread(self._store.read, extent.segment, offset, size)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,7 +1,6 @@
 """Run a yard: take the data directory, recover, listen, work, and leave in order.
 
-The first line on standard output is one JSON object, `{"url":…,"pid":…,"data":…}`, when the yard is
-ready. On SIGINT or SIGTERM, or when the lifeline closes, it stops listening and claiming, lets the
+On SIGINT or SIGTERM, or when the lifeline closes, it stops listening and claiming, lets the
 calls in flight end for a while, and exits; a second signal ends it at once, which loses nothing.
 """
 
@@ -13,6 +12,7 @@ import fcntl
 import logging
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from batchyard import wire
+from batchyard import limits, wire
 from batchyard.clock import Clock, SystemClock
 from batchyard.dispatch.keeper import Keeper
 from batchyard.dispatch.routes import Route, Routes
@@ -37,7 +37,7 @@ from batchyard.upstream.messages import MessagesUpstream
 from batchyard.upstream.simulated import Settings, Simulated
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from batchyard.server.config import Config, UpstreamConfig
@@ -71,6 +71,7 @@ def lock(data: Path) -> TextIO:
     """
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data / "spool").mkdir(mode=0o700, exist_ok=True)
         file = (data / "lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot use data directory {data}: {error.strerror}") from None
@@ -90,25 +91,24 @@ def lock(data: Path) -> TextIO:
     return file
 
 
-async def serve(config: Config, *, lifeline: bool) -> None:
+async def serve(
+    config: Config, *, lifeline: bool, announce: Callable[[dict[str, object]], None]
+) -> None:
     """Run a yard until it is told to end. The caller holds the lock on the data directory.
 
     Args:
         config: checked settings.
         lifeline: also end when standard input closes.
+        announce: told `url`, `pid` and `data` when the yard is ready.
 
     Raises:
         ConfigError: the data or the address cannot be used.
         ExceptionGroup: the store failed while running.
     """
     clock: Clock = SystemClock()
-    spool = config.data / "spool"
-    spool.mkdir(mode=0o700, exist_ok=True)
     listener = _listen(config.host, config.port)
     ledger = SqliteLedger(config.data / "ledger.db")
     store = DirectorySegments(config.data / "segments")
-    keeper = Keeper(ledger, store, clock)
-    await keeper.clear_leftovers()
     upstreams = {each.name: _upstream(each, clock) for each in config.upstreams}
     routes = Routes([Route(each.name, each.models) for each in config.upstreams])
     worker = Worker(
@@ -119,7 +119,10 @@ async def serve(config: Config, *, lifeline: bool) -> None:
         slots={each.name: each.slots for each in config.upstreams},
         clock=clock,
         rng=random.Random(),  # noqa: S311 - jitter
+        calls_max=_calls_max(),
     )
+    keeper = Keeper(ledger, store, clock, owner=worker.owner)
+    await keeper.clear_leftovers()
     yard = Yard(
         ledger=ledger,
         store=store,
@@ -128,12 +131,12 @@ async def serve(config: Config, *, lifeline: bool) -> None:
         upstreams=upstreams,
         clock=clock,
         keys=OpenKeyRing(),
-        spool=spool,
+        spool=config.data / "spool",
         public_url=config.public_url,
         allowed_hosts=_allowed_hosts(config),
     )
     try:
-        await _run(config, yard, worker, keeper, listener, lifeline=lifeline)
+        await _run(config, yard, keeper, listener, lifeline=lifeline, announce=announce)
     finally:
         for upstream in upstreams.values():
             await upstream.close()
@@ -143,11 +146,11 @@ async def serve(config: Config, *, lifeline: bool) -> None:
 async def _run(
     config: Config,
     yard: Yard,
-    worker: Worker,
     keeper: Keeper,
     listener: socket.socket,
     *,
     lifeline: bool,
+    announce: Callable[[dict[str, object]], None],
 ) -> None:
     server = _Server(
         uvicorn.Config(
@@ -167,22 +170,27 @@ async def _run(
     if lifeline:
         _on_end_of_input(leaving)
     endpoint = config.data / "server.json"
-    url = _url(listener)
     async with asyncio.TaskGroup() as group:
-        background = group.create_task(keeper.run())
-        working = group.create_task(worker.run())
+        background = [group.create_task(keeper.run()), group.create_task(yard.ledger.failure())]
+        working = group.create_task(yard.worker.run())
         serving = group.create_task(server.serve([listener]))
         try:
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
-            ready = {"url": url, "pid": os.getpid(), "data": str(config.data)}
-            _announce(endpoint, ready)
+            ready: dict[str, object] = {
+                "url": _url(listener),
+                "pid": os.getpid(),
+                "data": str(config.data),
+            }
+            _publish(endpoint, ready)
+            announce(ready)
             await leaving.wait()
             log.info("leaving: calls in flight may end")
         finally:
             server.should_exit = True
-            worker.leave()
-            background.cancel()
+            yard.worker.leave()
+            for task in background:
+                task.cancel()
             with contextlib.suppress(FileNotFoundError):
                 endpoint.unlink()
         await asyncio.wait({working, serving})
@@ -197,13 +205,21 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _announce(endpoint: Path, ready: dict[str, object]) -> None:
-    line = wire.encode(ready)
+def _publish(endpoint: Path, ready: dict[str, object]) -> None:
+    """Write where the yard is to be found, for other processes of this machine."""
     temporary = endpoint.with_suffix(".new")
-    temporary.write_bytes(line)
+    temporary.write_bytes(wire.encode(ready))
     temporary.replace(endpoint)
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.flush()
+
+
+def _calls_max() -> int:
+    """Return how many calls may be in flight, after asking for all the descriptors there are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return limits.CALLS_MAX
+    return max(1, min(limits.CALLS_MAX, (hard - limits.DESCRIPTORS_SPARE) // 2))
 
 
 def _on_signals(leaving: asyncio.Event) -> None:

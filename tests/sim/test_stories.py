@@ -1,0 +1,182 @@
+"""Single stories that the seeds found, or that they meet too seldom."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+from batchyard import limits
+from sim.world import Chances, World
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+
+def _tell(
+    root: Path, story: Callable[[World], Awaitable[None]], *, slots: int = 16, seed: int = 1
+) -> None:
+    async def run() -> None:
+        world = World(random.Random(seed), root, slots, Chances(), exact_calls=False)
+        await story(world)
+        for process in list(world.processes):
+            await world.leave(process)
+        await world.ledger.close()
+
+    asyncio.run(run())
+
+
+async def _end_all(world: World) -> None:
+    while await world.open_batches():
+        await world.clock.advance(1)
+        world.check_alive()
+        assert world.clock.monotonic_s() < 10_000, "a batch does not end"
+    for sent in world.sent.values():
+        await world.check_ended(sent)
+
+
+def test_an_answer_after_the_grace_of_a_canceled_batch_changes_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.stuck = 1.0
+        world.start()
+        sent = await world.create(requests=5)
+        await world.clock.advance(1)
+        assert world.calls > 0
+        await world.cancel(sent)
+        await world.clock.advance(limits.DRAIN_GRACE_S + 5)
+        await world.check_ended(sent)
+        await world.clock.advance(300)  # the answers come
+        world.check_alive()
+        await world.check_ended(sent)
+
+    _tell(tmp_path, story)
+
+
+def test_a_pool_that_was_paused_for_a_batch_that_is_gone_takes_the_next_batch(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        world.chances.denied_401 = 1.0
+        process = world.start()
+        sent = await world.create(requests=5)
+        await world.clock.advance(20)
+        pools = await world.pools_of(sent)
+        assert process.worker.troubles(pools)
+        await world.cancel(sent)
+        await world.clock.advance(3)
+        await world.check_ended(sent)
+        world.chances.denied_401 = 0.0
+        await world.create(requests=5)
+        await world.clock.advance(limits.UPSTREAM_PAUSE_S + 30)
+        await _end_all(world)
+        assert process.worker.troubles(pools) == {}
+
+    _tell(tmp_path, story)
+
+
+def test_a_refused_upstream_is_called_again_only_after_the_pause(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.denied_401 = 1.0
+        world.chances.slowest_s = 0.0
+        world.start()
+        await world.create(requests=60)
+        await world.clock.advance(10)
+        first = world.calls
+        assert 0 < first <= 4 * len(world.upstreams), "more than the slots were burnt"
+        await world.clock.advance(limits.UPSTREAM_PAUSE_S - 15)
+        assert world.calls == first
+        world.chances.denied_401 = 0.0
+        await _end_all(world)
+        batch = await world.batch_of(next(iter(world.sent.values())))
+        assert batch.counts.errored == 0, "a wrong key burnt requests"
+
+    _tell(tmp_path, story, slots=4)
+
+
+def test_a_worker_that_takes_its_own_lost_shard_again_keeps_it(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.exactly_s = 10.0
+        process = world.start()
+        await world.create(requests=5)
+        await world.clock.advance(1.5)
+        world.chances.exactly_s = 300.0
+        # As after a long stop of the machine: the lease is over before it was renewed.
+        assert await world.ledger.take_back(world.clock.now_us() + limits.DAY_US, but="")
+        process.worker.wake()
+        await world.clock.advance(2 * limits.LEASE_US / limits.SECOND_US - 5)  # no sweep before
+        world.check_alive()
+        assert not await world.ledger.take_back(world.clock.now_us(), but=""), (
+            "it let go of a living shard"
+        )
+        await _end_all(world)
+
+    _tell(tmp_path, story)
+
+
+def test_a_batch_whose_bytes_are_damaged_holds_up_no_other(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        damaged = await world.create(requests=5)
+        (path,) = (tmp_path / "segments").rglob("requests")
+        path.write_bytes(b"x" * path.stat().st_size)
+        world.start()
+        whole = await world.create(requests=5)
+        await world.clock.advance(60)
+        world.check_alive()
+        await world.check_ended(whole)
+        assert (await world.batch_of(damaged)).ended_us is None
+
+    _tell(tmp_path, story)
+
+
+def test_slots_that_were_stuck_in_a_canceled_batch_serve_the_next_one(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.exactly_s = 10_000.0
+        world.start()
+        stuck = await world.create(requests=4)
+        await world.clock.advance(1)
+        assert world.calls == 4
+        world.chances.exactly_s = 0.5
+        await world.create(requests=40, shard=20)  # more than a pool is hungry for
+        await world.clock.advance(1)
+        assert world.calls == 4, "there was a free slot"
+        await world.cancel(stuck)
+        await world.clock.advance(limits.DRAIN_GRACE_S + 60)
+        await _end_all(world)
+        assert world.clock.monotonic_s() < 1_000
+
+    _tell(tmp_path, story, slots=4)
+
+
+def test_nothing_is_sent_while_a_worker_leaves(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.slowest_s = 10.0
+        process = world.start()
+        await world.create(requests=60)
+        await world.clock.advance(0.5)
+        started = world.calls
+        await world.leave(process)
+        assert world.calls == started
+        world.start()
+        await _end_all(world)
+        assert set(world.calls_of.values()) == {1}, "what was in flight was not drained"
+
+    _tell(tmp_path, story, slots=2)
+
+
+def test_a_small_batch_is_not_stuck_behind_a_large_one(tmp_path: Path) -> None:
+    """Fairness, counted in calls: the newcomer is served within about one more shard."""
+
+    async def story(world: World) -> None:
+        world.chances.slowest_s = 1.0
+        world.start()
+        await world.create(requests=400, shard=10, workspace="wrkspc_a")
+        await world.clock.advance(5)
+        small = await world.create(requests=3, shard=10, workspace="wrkspc_b")
+        before = world.calls
+        while not any(name.startswith(small.batch.id) for name in world.calls_of):
+            await world.clock.advance(0.05)
+        assert world.calls - before <= 2 * 10 + 4
+        await _end_all(world)
+
+    _tell(tmp_path, story, slots=4)

@@ -1,0 +1,109 @@
+"""What the store tests are made of: small batches, shards, lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchyard.ledger import Claim, Commit, CreateKey, Held, Ledger
+from batchyard.ledger.sqlite import SqliteLedger
+from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
+from batchyard.segments.directory import DirectorySegments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from batchyard.segments import Segments
+
+LEDGERS: dict[str, Callable[[Path], Ledger]] = {
+    "sqlite": lambda root: SqliteLedger(root / "ledger.db"),
+}
+SEGMENTS: dict[str, Callable[[Path], Segments]] = {"directory": DirectorySegments}
+
+TOKENS = Tokens(1, 2, 3, 4)
+NOW = 1_790_000_000_000_000
+DAY = 86_400_000_000
+LEASE = NOW + 30_000_000
+
+
+def make_batch(name: str, *, workspace: str = "w", requests: int = 2, at: int = NOW) -> Batch:
+    return Batch(
+        id=f"msgbatch_{name}",
+        workspace=workspace,
+        requests=requests,
+        created_us=at,
+        expires_us=at + DAY,
+        version="2023-06-01",
+        betas=("beta-1", "beta-2"),
+        billing="standard",
+    )
+
+
+def make_key(
+    key: str, *, digest: bytes = b"d", until: int = NOW + DAY, replaces: bool = False
+) -> CreateKey:
+    return CreateKey(key=key, digest=digest, until_us=until, replaces=replaces)
+
+
+def make_shards(*pools: str, requests: int = 2) -> list[ShardPlan]:
+    return [
+        ShardPlan(index=index, pool=pool, offset=index * 100, length=100, requests=requests)
+        for index, pool in enumerate(pools)
+    ]
+
+
+async def add(
+    ledger: Ledger,
+    name: str,
+    *pools: str,
+    workspace: str = "w",
+    requests: int = 2,
+    at: int = NOW,
+) -> Batch:
+    """Create a batch with one shard of `requests` requests for each pool."""
+    shards = make_shards(*(pools or ("up/m",)), requests=requests)
+    batch = make_batch(name, workspace=workspace, requests=requests * len(shards), at=at)
+    assert await ledger.create(batch, shards, make_key(f"key-{name}", until=at + DAY)) is None
+    return batch
+
+
+async def take(ledger: Ledger, owner: str = "me", pool: str = "up/m", limit: int = 1) -> Claim:
+    """Claim one shard."""
+    claims = await ledger.claim(owner, pool, LEASE, limit)
+    assert len(claims) == 1
+    return claims[0]
+
+
+def make_commit(
+    claim: Claim,
+    *,
+    counts: Counts | None = None,
+    extents: Sequence[Extent] | None = None,
+    tokens: Tokens = TOKENS,
+) -> Commit:
+    return Commit(
+        batch=claim.batch,
+        index=claim.index,
+        attempt=claim.attempt,
+        extents=tuple(extents or (Extent(f"seg.{claim.index}.{claim.attempt}", 10),)),
+        counts=counts or Counts(succeeded=claim.requests),
+        tokens=tokens,
+    )
+
+
+def make_held(claim: Claim, *, inflight: int = 1, counts: Counts | None = None) -> Held:
+    return Held(
+        batch=claim.batch,
+        index=claim.index,
+        attempt=claim.attempt,
+        inflight=inflight,
+        counts=counts or Counts(),
+    )
+
+
+async def finish(ledger: Ledger, batch: Batch, *, at: int = NOW + 1) -> None:
+    """Bring a batch to its end."""
+    for pool in await ledger.pools_ready():
+        for claim in await ledger.claim("finisher", pool, LEASE, 1_000):
+            await ledger.commit("finisher", [make_commit(claim)])
+    assert await ledger.end(batch.id, at, Tokens(9, 8, 7, 6))

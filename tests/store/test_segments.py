@@ -1,0 +1,288 @@
+"""Segments, whatever they stand on: whole or not at all, exact lengths, nothing rewritten."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchyard import segments
+from batchyard.errors import StoreError
+from batchyard.segments import directory
+from batchyard.segments.directory import DirectorySegments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batchyard.segments import Segments
+
+BATCH = "msgbatch_01abc"
+REQUESTS = segments.requests_name(BATCH)
+
+
+def _result(shard: int = 0, attempt: int = 1, nonce: str = "aa") -> str:
+    return f"{segments.results_prefix(BATCH, shard)}{attempt}.{nonce}"
+
+
+@given(st.text(st.characters(categories=["Ll", "Nd"]), min_size=1), st.integers(0, 1_000))
+def test_names_are_below_the_batch_and_shards_do_not_share_a_prefix(batch: str, shard: int) -> None:
+    prefix = segments.batch_prefix(batch)
+    assert re.fullmatch(r"[0-9a-f]{2}/.+", prefix)
+    for name in (segments.requests_name(batch), segments.manifest_name(batch)):
+        assert name.startswith(prefix + "/")
+    assert segments.results_prefix(batch, shard).startswith(f"{prefix}/r/")
+    assert (
+        not segments.results_prefix(batch, shard * 10).startswith(
+            segments.results_prefix(batch, shard)
+        )
+        or shard == 0
+    )
+
+
+def test_a_put_segment_reads_back_exactly(store: Segments) -> None:
+    store.put(REQUESTS, [b"ab", memoryview(b"cd"), b"", b"e" * 3_000_000])
+    assert store.size(REQUESTS) == 3_000_004
+    assert store.read(REQUESTS, 0, 4) == b"abcd"
+    assert store.read(REQUESTS, 2, 3) == b"cde"
+    assert store.read(REQUESTS, 4, 3_000_000) == b"e" * 3_000_000
+    assert store.read(REQUESTS, 3_000_004, 0) == b""
+
+
+def test_an_exception_in_the_middle_of_a_put_leaves_nothing(store: Segments) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x" * 3_000_000
+        raise ValueError("the body is bad")
+
+    with pytest.raises(ValueError, match="the body is bad"):
+        store.put(REQUESTS, chunks())
+    assert store.names(f"{segments.batch_prefix(BATCH)}/") == []
+    with pytest.raises(StoreError):
+        store.size(REQUESTS)
+
+
+def test_a_failing_disk_in_the_middle_of_a_put_leaves_nothing(store: Segments) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreError, match=r"cannot write segment .*No space left"):
+        store.put(REQUESTS, chunks())
+    assert store.names(f"{segments.batch_prefix(BATCH)}/") == []
+
+
+def test_while_it_is_being_put_a_segment_does_not_exist(store: Segments) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x"
+        with pytest.raises(StoreError):
+            store.size(REQUESTS)
+
+    store.put(REQUESTS, chunks())
+    assert store.size(REQUESTS) == 1
+
+
+def test_a_second_put_takes_the_place_of_the_first_whole(store: Segments) -> None:
+    """The manifest may be written by two workers at once; both write the same."""
+    store.put(REQUESTS, [b"first"])
+    store.put(REQUESTS, [b"2"])
+    assert store.read(REQUESTS, 0, store.size(REQUESTS)) == b"2"
+
+
+def test_an_appended_segment_grows_and_tells_its_length(store: Segments) -> None:
+    store.put(REQUESTS, [b"x"])
+    appender = store.appender(_result())
+    assert appender.name == _result()
+    assert appender.append([b"one\n", b"two\n"]) == 8
+    assert appender.append([]) == 8
+    assert appender.append([b"3\n"]) == 10
+    appender.sync()
+    appender.sync()
+    appender.close()
+    assert store.read(_result(), 0, 10) == b"one\ntwo\n3\n"
+
+
+def test_an_appender_refuses_a_name_that_was_used(store: Segments) -> None:
+    store.put(REQUESTS, [b"x"])
+    appender = store.appender(_result())
+    appender.append([b"mine"])
+    with pytest.raises(StoreError, match="cannot begin segment"):
+        store.appender(_result())
+    appender.close()
+    with pytest.raises(StoreError, match="cannot begin segment"):
+        store.appender(_result())
+    assert store.read(_result(), 0, 4) == b"mine"
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 6), (5, 1), (4, 2), (100, 1)])
+def test_a_read_beyond_the_end_is_an_error_and_never_short(
+    store: Segments, offset: int, length: int
+) -> None:
+    store.put(REQUESTS, [b"12345"])
+    with pytest.raises(StoreError, match="is shorter than"):
+        store.read(REQUESTS, offset, length)
+
+
+def test_what_is_not_there_is_an_error_that_names_it(store: Segments) -> None:
+    for use in (
+        lambda: store.size(REQUESTS),
+        lambda: store.read(REQUESTS, 0, 1),
+        lambda: store.sync(REQUESTS),
+    ):
+        with pytest.raises(StoreError, match=re.escape(REQUESTS)):
+            use()
+
+
+def test_names_are_those_of_one_shard_sorted(store: Segments) -> None:
+    store.put(REQUESTS, [b"x"])
+    names = [_result(1, 1), _result(1, 2, "b"), _result(1, 2, "a"), _result(11, 1), _result(0, 1)]
+    for name in names:
+        store.appender(name).close()
+    assert store.names(segments.results_prefix(BATCH, 1)) == sorted(names[:3])
+    assert store.names(segments.results_prefix(BATCH, 11)) == [names[3]]
+    assert store.names(segments.results_prefix(BATCH, 7)) == []
+    assert store.names(segments.results_prefix("msgbatch_none", 7)) == []
+
+
+def test_deleting_a_batch_removes_all_of_it_and_nothing_else(store: Segments) -> None:
+    other = segments.requests_name("msgbatch_other")
+    store.put(REQUESTS, [b"x"])
+    store.put(other, [b"y"])
+    store.appender(_result()).close()
+    assert store.batches() == sorted([BATCH, "msgbatch_other"])
+    store.delete_batch(BATCH)
+    store.delete_batch(BATCH)
+    assert store.batches() == ["msgbatch_other"]
+    assert store.names(f"{segments.batch_prefix(BATCH)}/r/") == []
+    assert store.read(other, 0, 1) == b"y"
+
+
+# The directory ---------------------------------------------------------------------------------
+
+
+def test_files_and_directories_are_for_their_owner_only(tmp_path: Path) -> None:
+    before = os.umask(0)  # the modes are ours, not those of the umask
+    try:
+        root = tmp_path / "a" / "segments"
+        store = DirectorySegments(root)
+        store.put(REQUESTS, [b"x"])
+        store.appender(_result()).close()
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(tmp_path): stat.S_IMODE(path.stat().st_mode)
+        for path in tmp_path.rglob("*")
+    }
+    assert {path: mode for path, mode in modes.items() if mode not in {0o600, 0o700}} == {}
+    for path, mode in modes.items():
+        assert mode == (0o700 if (tmp_path / path).is_dir() else 0o600), path
+
+
+def test_a_symbolic_link_in_the_place_of_a_new_segment_is_not_followed(tmp_path: Path) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    store.put(REQUESTS, [b"x"])
+    target = tmp_path / "target"
+    (tmp_path / "segments" / _result()).symlink_to(target)
+    with pytest.raises(StoreError):
+        store.appender(_result())
+    assert not target.exists()
+
+
+class _Syncs:
+    """Watches the system calls that make things durable, in their order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        for name in ("fsync", "fdatasync"):
+            monkeypatch.setattr(directory.os, name, self._watched(name, getattr(os, name)))
+
+    def _watched(self, kind: str, real: object) -> object:
+        def call(descriptor: int) -> None:
+            target = Path(f"/proc/self/fd/{descriptor}").readlink()
+            self.seen.append(f"{kind} {target}")
+            real(descriptor)  # type: ignore[operator]
+
+        return call
+
+
+def test_a_put_is_durable_file_first_then_each_directory_that_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "segments"
+    store = DirectorySegments(root)
+    syncs = _Syncs(monkeypatch)
+    store.put(REQUESTS, [b"x"])
+    batch = root / segments.batch_prefix(BATCH)
+    kinds = [re.sub(r"\.requests\.\w+$", "<temporary>", seen) for seen in syncs.seen]
+    assert f"fdatasync {batch}/<temporary>" in kinds
+    assert kinds[-1] == f"fsync {batch}"  # the new name itself
+    assert {f"fsync {root}", f"fsync {batch.parent}"} <= set(kinds)
+
+
+def test_an_appender_syncs_its_bytes_and_once_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "segments"
+    store = DirectorySegments(root)
+    store.put(REQUESTS, [b"x"])
+    appender = store.appender(_result())
+    syncs = _Syncs(monkeypatch)
+    for _ in range(2):
+        appender.append([b"x"])
+        appender.sync()
+    appender.close()
+    path = root / _result()
+    assert syncs.seen == [f"fdatasync {path}", f"fsync {path.parent}", f"fdatasync {path}"]
+
+
+def test_syncing_what_another_process_left_syncs_its_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "segments"
+    store = DirectorySegments(root)
+    store.put(REQUESTS, [b"x"])
+    store.appender(_result()).close()
+    syncs = _Syncs(monkeypatch)
+    store.sync(_result())
+    path = root / _result()
+    assert syncs.seen == [f"fdatasync {path}", f"fsync {path.parent}"]
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
+def test_a_sync_that_fails_is_an_error_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    store.put(REQUESTS, [b"x"])
+    appender = store.appender(_result())
+    appender.append([b"x"])
+    tries = []
+
+    def fail(descriptor: int) -> None:
+        tries.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(directory.os, call, fail)
+    with pytest.raises(StoreError, match=r"cannot sync segment .*Input/output"):
+        appender.sync()
+    assert len(tries) == 1
+    with pytest.raises(StoreError, match=r"cannot (sync|write) segment"):
+        store.put(segments.manifest_name(BATCH), [b"x"])
+    appender.close()
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    store.put(REQUESTS, [b"x"])
+    appender = store.appender(_result())
+    real = os.write
+    monkeypatch.setattr(directory.os, "write", lambda fd, data: real(fd, data[:3]))
+    assert appender.append([b"0123456789"]) == 10
+    monkeypatch.undo()
+    appender.close()
+    assert store.read(_result(), 0, 10) == b"0123456789"

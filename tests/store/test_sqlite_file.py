@@ -1,0 +1,272 @@
+"""The file of the SQLite ledger: whose it is, what survives, and how its statements find rows."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from batchyard.errors import ConfigError, StoreError
+from batchyard.ledger import sqlite
+from batchyard.ledger.sqlite import SqliteLedger
+from batchyard.model import Tokens
+from store.making import LEASE, NOW, add, make_commit, take
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+anyio = pytest.mark.anyio
+
+
+def _foreign(path: Path, *, wal: bool = False) -> None:
+    db = sqlite3.connect(path)
+    if wal:
+        db.execute("PRAGMA journal_mode = WAL")
+    db.execute("CREATE TABLE theirs (x)")
+    db.commit()
+    db.close()
+
+
+def _other_application(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA application_id = 77")
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+
+
+def _versioned(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 5")
+    db.commit()
+    db.close()
+
+
+def _newer(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    db.execute("CREATE TABLE future (x)")
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_foreign, "is a database of another program"),
+        (lambda path: _foreign(path, wal=True), "is a database of another program"),
+        (_other_application, "is a database of another program"),
+        (_newer, "has schema version 2; this program knows version 1"),
+        (lambda path: path.write_bytes(random.Random(1).randbytes(5_000)), "is not a ledger"),
+        (lambda path: path.write_bytes(b"x"), "is not a ledger"),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 600), "is not a ledger"),
+        (_versioned, "is a database of another program"),
+    ],
+    ids=["foreign", "wal", "other-application", "newer", "random", "one-byte", "header", "version"],
+)
+def test_a_file_that_is_not_ours_is_refused_with_its_name_and_not_written_to(
+    tmp_path: Path, make: object, words: str
+) -> None:
+    path = tmp_path / "ledger.db"
+    make(path)  # type: ignore[operator]
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        SqliteLedger(path)
+    assert str(path) in caught.value.message
+    assert path.read_bytes() == before
+
+
+def test_a_directory_in_the_place_of_the_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot open the ledger"):
+        SqliteLedger(tmp_path)
+
+
+@anyio
+async def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.touch()
+    ledger = SqliteLedger(path)
+    await add(ledger, "a")
+    await ledger.close()
+
+
+@anyio
+async def test_a_path_with_characters_of_a_url_is_a_plain_path(tmp_path: Path) -> None:
+    odd = tmp_path / "a?b#c%20d&mode=memory"
+    odd.mkdir()
+    ledger = SqliteLedger(odd / "ledger.db")
+    await add(ledger, "a")
+    assert await ledger.get("w", "msgbatch_a") is not None
+    await ledger.close()
+    assert [path.name for path in tmp_path.iterdir()] == [odd.name]
+
+
+@anyio
+async def test_each_acknowledged_step_is_in_a_copy_taken_at_that_moment(tmp_path: Path) -> None:
+    """As after a crash: the files as they are while the ledger is open, its log included."""
+    live = tmp_path / "live"
+    live.mkdir()
+    ledger = SqliteLedger(live / "ledger.db")
+    copies = 0
+
+    async def reopened() -> SqliteLedger:
+        nonlocal copies
+        copies += 1
+        copy = tmp_path / f"copy{copies}"
+        shutil.copytree(live, copy)
+        (copy / "ledger.db-shm").unlink(missing_ok=True)  # lost with the process
+        return SqliteLedger(copy / "ledger.db")
+
+    batch = await add(ledger, "a", "up/m", "up/m")
+    copy = await reopened()
+    assert await copy.get("w", batch.id) == batch
+    await copy.close()
+
+    claims = await ledger.claim("me", "up/m", LEASE, 2)
+    copy = await reopened()
+    assert (await take(copy)).attempt == 2  # the fence is as durable as the rest
+    await copy.close()
+
+    commits = [make_commit(claim) for claim in claims]
+    await ledger.commit("me", commits[:1])
+    copy = await reopened()
+    assert (await copy.results(batch.id))[0].extents == commits[0].extents
+    assert await copy.finished() == []
+    await copy.close()
+
+    await ledger.commit("me", commits[1:])
+    copy = await reopened()
+    assert await copy.finished() == [batch.id]
+    await copy.close()
+
+    await ledger.end(batch.id, NOW, Tokens())
+    copy = await reopened()
+    assert await copy.get("w", batch.id) == await ledger.get("w", batch.id)
+    assert await copy.finished() == []
+    await copy.close()
+
+    await ledger.delete("w", batch.id)
+    copy = await reopened()
+    assert await copy.get("w", batch.id) is None
+    await copy.close()
+    await ledger.close()
+
+
+@anyio
+async def test_a_log_that_is_torn_anywhere_leaves_a_prefix_of_what_was_done(
+    tmp_path: Path,
+) -> None:
+    """A power cut may tear the end of the log, which was not acknowledged then; never more."""
+    live = tmp_path / "live"
+    live.mkdir()
+    ledger = SqliteLedger(live / "ledger.db")
+    lengths = []  # of the log after each create
+    for number in range(8):
+        await add(ledger, f"{number}")
+        lengths.append((live / "ledger.db-wal").stat().st_size)
+    database = (live / "ledger.db").read_bytes()
+    log = (live / "ledger.db-wal").read_bytes()
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    torn = tmp_path / "torn"
+    for _ in range(40):
+        cut = rng.randint(0, len(log))
+        shutil.rmtree(torn, ignore_errors=True)
+        torn.mkdir()
+        (torn / "ledger.db").write_bytes(database)
+        (torn / "ledger.db-wal").write_bytes(log[:cut])
+        copy = SqliteLedger(torn / "ledger.db")
+        page = await copy.page("w", limit=50, after=None, before=None)
+        assert page is not None
+        found = [batch.id for batch in page.batches]
+        acknowledged = sum(length <= cut for length in lengths)
+        assert found == [f"msgbatch_{n}" for n in reversed(range(len(found)))]
+        assert len(found) >= acknowledged
+        await copy.close()
+    await ledger.close()
+
+
+@anyio
+async def test_every_transaction_is_synced_to_the_disk(tmp_path: Path) -> None:
+    """A kill alone would not show it: the setting is what makes a power cut harmless."""
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    settings = await ledger._writer.run(
+        lambda db: [
+            db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "trusted_schema")
+        ]
+    )
+    assert settings == ["wal", 2, 0]
+    read_only = await ledger._reader.run(lambda db: db.execute("PRAGMA query_only").fetchone()[0])
+    assert read_only == 1
+    await ledger.close()
+
+
+@anyio
+async def test_a_file_of_a_ledger_is_read_by_nobody_else(tmp_path: Path) -> None:
+    """The umask of `serve` decides; here it is only not widened."""
+    before = os.umask(0o077)
+    try:
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        await add(ledger, "a")
+        modes = {path.name: path.stat().st_mode & 0o077 for path in tmp_path.iterdir()}
+        assert set(modes.values()) == {0}, modes
+        await ledger.close()
+    finally:
+        os.umask(before)
+
+
+# Plans ---------------------------------------------------------------------------------------
+
+# What may walk over a whole index: only of open batches or of running shards, which are few.
+_SMALL = ("SCAN b USING INDEX batches_open", "SCAN shards USING INDEX shards_running")
+_WHOLE = {"ids"}  # reads everything, at start only
+
+
+@pytest.fixture(scope="module", params=["empty", "filled and analyzed"])
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[sqlite3.Connection]:
+    path = tmp_path_factory.mktemp("plans") / "ledger.db"
+    db = sqlite._connect(path, read_only=False)
+    if request.param != "empty":
+        _fill(db)
+    yield db
+    db.close()
+
+
+@pytest.mark.parametrize("name", sorted(sqlite._SQL))
+def test_no_statement_walks_over_all_shards_or_all_batches(
+    database: sqlite3.Connection, name: str
+) -> None:
+    text = sqlite._SQL[name]
+    bound = dict.fromkeys(re.findall(r":(\w+)", text), 1)
+    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {text}", bound)]
+    tables = re.compile(r"SCAN (shards|batches|creates|b|s)\b")
+    walks = [step for step in plan if tables.match(step) and step not in _SMALL]
+    assert not walks or name in _WHOLE, f"{name}: {plan}"
+
+
+def _fill(db: sqlite3.Connection) -> None:
+    """Many ended batches, few open ones with many shards, and statistics that say so."""
+    db.execute("BEGIN")
+    db.executemany(
+        "INSERT INTO batches (id, workspace, requests, version, betas, billing, created_us,"
+        " expires_us, ended_us) VALUES (?, 'w', 1, '', '', 'standard', ?, ?, ?)",
+        [(f"b{n}", n, n, None if n % 50 == 0 else n) for n in range(1_000)],
+    )
+    db.executemany(
+        "INSERT INTO shards (batch, idx, seq, workspace, pool, off, len, n, state)"
+        " VALUES (?, ?, 1, 'w', 'p', 0, 0, 1, ?)",
+        [(f"b{n}", idx, idx % 3) for n in range(0, 1_000, 50) for idx in range(60)],
+    )
+    db.execute("ANALYZE")
+    db.execute("COMMIT")

@@ -1,0 +1,86 @@
+"""Slots are requests in flight, not shards."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchyard.dispatch.pool import Pool
+from batchyard.dispatch.shard import Request, ShardRun
+from unit.test_shard_run import Task, make, settle
+
+
+def take(pool: Pool) -> tuple[ShardRun, Request] | None:
+    return pool.take(Task())  # type: ignore[arg-type]
+
+
+def test_requests_leave_shard_by_shard_until_none_is_left() -> None:
+    pool = Pool("p", None, 4)
+    first, second = make("a", "b"), make("c")
+    pool.add(first)
+    pool.add(second)
+    assert pool.unsent == 3
+    order = []
+    while (taken := take(pool)) is not None:
+        order.append((taken[0] is first, taken[1].custom_id))
+    assert order == [(True, "a"), (True, "b"), (False, "c")]
+    assert (pool.unsent, take(pool)) == (0, None)
+
+
+@pytest.mark.parametrize(("unsent", "hungry"), [(0, True), (7, True), (8, False), (9, False)])
+def test_a_pool_wants_more_when_less_is_unsent_than_two_rounds_of_its_slots(
+    unsent: int, hungry: bool
+) -> None:
+    pool = Pool("p", None, 4)
+    pool.add(make(*(f"r{n}" for n in range(unsent))))
+    assert pool.is_hungry is hungry
+
+
+def test_stragglers_do_not_keep_a_pool_from_claiming() -> None:
+    pool = Pool("p", None, 2)
+    shard = make("a", "b", "c")
+    pool.add(shard)
+    pool.busy = 2
+    for _ in range(3):
+        take(pool)
+    assert len(shard.inflight) == 3
+    assert pool.is_hungry
+
+
+def test_a_shard_that_was_stopped_or_lost_is_passed_over() -> None:
+    pool = Pool("p", None, 4)
+    stopped, lost, live = make("a"), make("b"), make("c")
+    for shard in (stopped, lost, live):
+        pool.add(shard)
+    stopped.stop("canceled", 0.0)
+    lost.lose()
+    taken = take(pool)
+    assert taken is not None
+    assert taken[0] is live
+    settle(live, "c")
+    assert take(pool) is None
+
+
+def test_a_paused_pool_claims_only_to_try_again() -> None:
+    pool = Pool("p", None, 4)
+    pool.busy = 1
+    assert pool.is_hungry
+    pool.pause("wrong key", 30.0)
+    assert not pool.is_hungry
+    assert (pool.pause_reason, pool.paused_until_s) == ("wrong key", 30.0)
+    pool.busy = 0  # nothing is left that would find out that the upstream is back
+    assert pool.is_hungry
+    pool.busy = 1
+    pool.answered()
+    assert pool.is_hungry
+    assert pool.pause_reason is None
+
+
+def test_people_are_told_of_an_upstream_that_takes_no_call_and_not_of_one_hiccup() -> None:
+    pool = Pool("p", None, 4)
+    for _ in range(2):
+        pool.refused("connection refused")
+    assert pool.trouble is None
+    pool.refused("connection refused")
+    assert (pool.trouble, pool.is_idle) == ("connection refused", False)
+    pool.answered()
+    assert (pool.trouble, pool.is_idle) == (None, True)
