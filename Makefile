@@ -15,27 +15,31 @@ $(UV): requirements/tools.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "batchyard needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@rm -rf .tools
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --require-hashes --target .tools -r $<
+	@echo "setting up uv"
+	@$(PYTHON) -m pip install --quiet --root-user-action ignore --disable-pip-version-check --no-warn-script-location --require-hashes --target .tools -r $<
 	@touch $@
 
 .venv/.ready: $(UV) requirements/dev.lock pyproject.toml
-	$(UV_ENV) $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	$(UV_ENV) $(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
-	$(UV_ENV) $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@echo "setting up .venv"
+	@$(UV_ENV) $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	@$(UV_ENV) $(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(UV_ENV) $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # The oldest generation of the official client that we hold ourselves to, beside the current one.
 .venv-sdk0/.ready: $(UV) requirements/sdk0.lock
-	$(UV_ENV) $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-sdk0
-	$(UV_ENV) $(UV) pip sync --quiet --python .venv-sdk0/bin/python --require-hashes requirements/sdk0.lock
+	@echo "setting up .venv-sdk0"
+	@$(UV_ENV) $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-sdk0
+	@$(UV_ENV) $(UV) pip sync --quiet --python .venv-sdk0/bin/python --require-hashes requirements/sdk0.lock
 	@touch $@
 
-# The main job on real documents: a report for the README of each piece of software installed here.
-# Without a key the simulated model writes them. Interrupt it and run it again: it continues.
+# The main job on real documents: a report for the README of each piece of software installed here,
+# written by the simulated model. Interrupt it and run it again: it continues.
 demo: .venv/.ready demo/readmes/.complete
-	$(BIN)/batchyard run demo/readmes --prompt examples/report.md.j2 \
-	  --model claude-opus-4-6 --max-tokens 2000 --out demo/reports --local \
-	  $(if $(ANTHROPIC_API_KEY),,--upstream 'sim=simulated:?latency=1&jitter=0.5' --yes)
+	@$(BIN)/batchyard run demo/readmes --prompt examples/report.md.j2 \
+	  --model claude-opus-4-6 --max-tokens 2000 --out demo/reports \
+	  --local --upstream 'sim=simulated:?latency=1&jitter=0.5' --yes \
+	  || { test $$? -eq 5 && echo 'or:  make demo'; }
 
 demo/readmes/.complete: | .venv/.ready
 	@$(BIN)/python examples/collect_readmes.py demo/readmes

@@ -1,6 +1,6 @@
 """The worker: claims shards, calls upstreams, hands results to the recorder, renews its leases.
 
-Which model runs where `routes` decides; `calling` brings a request to its result; `recorder` writes.
+`routes` says which model runs where, `calling` brings a request to its result, `recorder` writes.
 A worker knows no other worker: exclusion is the lease in the ledger, correctness is the fence.
 """
 
@@ -149,7 +149,7 @@ class Worker:
         claims: list[Claim] = []
         for name in await self._ledger.pools_ready():
             pool = self._pool(name)
-            if pool is not None and pool.is_hungry:
+            if pool is not None and pool.is_hungry and self._busy < self._calls_max:
                 claims += await self._ledger.claim(self.owner, name, lease, 1)
         for claim in voids:
             await self._open(claim, void=True)
@@ -254,8 +254,10 @@ class Worker:
             self._busy -= 1
             if not self._busy:
                 self._idle.set()
-        for other in list(self._pools.values()):  # where the process has no room for all slots
-            self._fill(other)
+        if self._busy + 1 >= self._calls_max:  # others may have waited for this slot
+            self._wake.set()
+            for other in list(self._pools.values()):
+                self._fill(other)
 
     # Holding ----------------------------------------------------------------------------------
 

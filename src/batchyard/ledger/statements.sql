@@ -191,7 +191,7 @@ SELECT id FROM batches
 WHERE ended_us IS NOT NULL AND archived_us IS NULL AND created_us <= :before LIMIT :limit
 
 -- name: archive
-UPDATE batches SET archived_us = :now WHERE id = :id AND ended_us IS NOT NULL AND archived_us IS NULL
+UPDATE batches SET archived_us = max(:now, ended_us) WHERE id = :id AND ended_us IS NOT NULL AND archived_us IS NULL
 
 -- name: ids
 -- Every batch there is, to tell orphaned segments from owned ones.

@@ -67,7 +67,9 @@ class Guard:
             await self._app(scope, receive, framed)
         except BatchyardError as error:
             if started:
-                raise  # the server aborts the connection: a cut body is noticed
+                # The server aborts the connection of an unfinished answer: the cut is noticed.
+                log.warning("cut short request_id=%s: %s", request_id, shown(error.message, 300))
+                return
             if isinstance(error, StoreError):
                 # A ledger that failed also ends the process: see `SqliteLedger.failure`.
                 log.error("store request_id=%s: %s", request_id, error)  # noqa: TRY400 - it says all
@@ -76,7 +78,7 @@ class Guard:
         except Exception:
             log.exception("defect request_id=%s path=%s", request_id, shown(scope["path"]))
             if started:
-                raise
+                return
             await error_response(Internal(), request_id)(scope, receive, framed)
 
     def _check_origin(self, scope: Scope) -> None:

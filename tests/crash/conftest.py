@@ -1,0 +1,30 @@
+"""Each test has an upstream and a data directory of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers_upstream import Upstream
+from helpers_yard import Yard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def yard(upstream: Upstream, tmp_path: Path) -> Iterator[Yard]:
+    """A running yard; no defect may show in its log, whenever it is killed."""
+    with Yard(tmp_path / "data", upstream.url, slots=16) as running:
+        yield running
+    log = running.read_log()
+    assert "Traceback" not in log, log
+    assert "defect" not in log, log
