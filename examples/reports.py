@@ -30,7 +30,7 @@ def main(folder: str, out: str) -> None:
             print(doc.status, doc.path or doc.reason)
         receipt = run.report()
     price = "unknown" if receipt.paid_micros is None else dollars(receipt.paid_micros)
-    print(f"{receipt.saved} saved, {receipt.basis}, {price} at list prices")
+    print(f"{receipt.saved} saved, {receipt.basis}, {price} paid")
 
 
 if __name__ == "__main__":

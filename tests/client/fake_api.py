@@ -42,7 +42,8 @@ class FakeApi:
     """The server and its memory.
 
     Faults of `create`: `drop` (accepted, then the connection closes), `refuse_drop` (closed, not
-    accepted), a number (that status, not accepted), `accept_500` (accepted, then a 502).
+    accepted), a number (that status, not accepted), `accept_500` (accepted, then a 502),
+    `("late", seconds)` (a 504, and accepted that much later).
     Faults of `results`: `cut` (half of the body), `cut_quietly` (half of the lines, ended like a
     whole answer). Faults of others: a number, or `drop`.
     """
@@ -139,6 +140,7 @@ def errored(kind: str, message: str) -> dict[str, Any]:
 def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits 40 ms between head and body
 
         def log_message(self, *_: object) -> None:
             pass
@@ -191,6 +193,11 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             fault = api.next_fault("create")
             if fault == "refuse_drop":
                 self.close_connection = True
+            elif isinstance(fault, tuple):
+                when = api.now + timedelta(seconds=fault[1])
+                requests = json.loads(body)["requests"]
+                api.accept(requests, created_at=when.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+                self.error(504, "api_error")
             elif isinstance(fault, int):
                 kind = "rate_limit_error" if fault == 429 else "api_error"
                 self.error(fault, "invalid_request_error" if fault == 400 else kind)
@@ -226,7 +233,11 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             self.send(200, fields)
 
         def page(self) -> None:
-            found = [self.shape(b) for b in reversed(api.batches.values()) if b.listed]
+            found = [
+                self.shape(b)
+                for b in reversed(api.batches.values())
+                if b.listed and datetime.fromisoformat(b.created_at) <= api.now
+            ]
             last = found[-1]["id"] if found else None
             self.send(200, {"data": found, "has_more": False, "last_id": last})
 

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.client.answers import ApiError, CreateUnknown, NotCreated, Unreachable
+from batchyard.client.answers import (
+    RETRY_AFTER_CAP_S,
+    ApiError,
+    CreateUnknown,
+    NotCreated,
+    Unreachable,
+    retry_after,
+)
 from batchyard.client.api import Api
 from batchyard.client.problems import InputError
 from client.fake_api import FakeApi
@@ -33,6 +40,8 @@ def peer(behave: Peer) -> Iterator[str]:
     thread = threading.Thread(target=serve)
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who waits in accept
     listener.close()
     thread.join()
 
@@ -137,6 +146,24 @@ def test_a_refusal_of_the_api_means_not_created(body: Path, status: str, may_ret
         create(url, body)
 
     assert (caught.value.may_retry, caught.value.retry_in_s) == (may_retry, 3)
+
+
+@pytest.mark.parametrize("wish", ["nan", "inf", "1_0", "soon", "-5"])
+def test_a_wish_to_wait_that_is_no_number_is_none(body: Path, wish: str):
+    def behave(connection: socket.socket) -> None:
+        read_all(connection)
+        answer(connection, "429 No", ERROR, f"retry-after: {wish}\r\nretry-after-ms: {wish}\r\n")
+
+    with peer(behave) as url, pytest.raises(NotCreated) as caught:
+        create(url, body)
+
+    assert caught.value.retry_in_s is None
+
+
+def test_milliseconds_go_before_seconds_and_nobody_waits_for_days(body: Path):
+    assert retry_after("1500", "7", 0) == 1.5
+    assert retry_after(None, "Thu, 01 Jan 1970 00:01:00 GMT", 0) == 60
+    assert retry_after(None, "9999999", 0) == RETRY_AFTER_CAP_S
 
 
 def test_a_limit_that_will_not_pass_is_not_waited_for(body: Path):

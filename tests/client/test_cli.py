@@ -1,16 +1,20 @@
 """The commands as a person or a script meets them: exit codes, what is printed where."""
 
+import contextlib
 import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from batchyard.client.folder import Files, Lock
+from client.commands import batchyard
 from client.fake_api import FakeApi, errored
 
 
@@ -23,13 +27,6 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     return tmp_path
-
-
-def batchyard(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "batchyard", *args],
-        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 OPTIONS = ["docs", "--prompt", "p.j2", "--model", "claude-opus-4-8", "--max-tokens", "50",
@@ -163,7 +160,7 @@ def test_status_ls_and_report_tell_of_a_finished_run(documents: Path, server: Fa
         "report", "reports"
     )  # fmt: skip
 
-    assert "reports: finished, 2 documents, 1 of 1 shards saved" in status.stdout
+    assert "reports: finished, 2 documents, 1 of 1 shards collected" in status.stdout
     assert f"{documents}/reports  finished" in ls.stdout
     assert report.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
 
@@ -173,6 +170,24 @@ def test_a_folder_without_a_run_is_said(documents: Path):
 
     assert done.returncode == 2
     assert "docs holds no run" in done.stderr
+
+
+def killed_at(point: str, server: FakeApi) -> None:
+    killed = batchyard("run", *OPTIONS, "--base-url", server.url, "--yes", BATCHYARD_CRASH_AT=point)
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_status_without_a_key_shows_what_the_journal_says(
+    documents: Path, server: FakeApi, monkeypatch: pytest.MonkeyPatch
+):
+    killed_at("created_recorded", server)
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+
+    done = batchyard("status", "reports")
+
+    assert done.returncode == 0
+    assert "shard 0   2 requests   at the server   msgbatch_01" in done.stdout
+    assert "the server was not asked: there is no API key" in done.stderr
 
 
 def test_a_signal_leaves_the_run_and_attach_finishes_it(documents: Path, server: FakeApi):
@@ -201,12 +216,7 @@ def test_a_signal_leaves_the_run_and_attach_finishes_it(documents: Path, server:
 
 def test_cancel_from_another_process_keeps_what_was_answered(documents: Path, server: FakeApi):
     server.is_yard, server.polls = True, 1_000_000
-    killed = subprocess.run(
-        [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", server.url, "--yes"],
-        env=os.environ | {"BATCHYARD_CRASH_AT": "created_recorded"}, check=False,
-        capture_output=True, timeout=60,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL
+    killed_at("created_recorded", server)
 
     done = batchyard("cancel", "reports")
 
@@ -240,6 +250,32 @@ def test_on_a_terminal_there_is_a_question_and_a_panel(documents: Path, server: 
     assert "proceed? [y/N]" in text
     assert "Ctrl-C leaves, nothing is lost" in text
     assert "2 of 2 done, 2 saved" in text
+
+
+def test_the_second_ctrl_c_leaves_at_once_and_gives_the_terminal_back(documents: Path):
+    leader, follower = pty.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", url, "--yes"],
+            stdin=follower, stdout=follower, stderr=follower,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+        )  # fmt: skip
+        shown = b""
+        while b"Ctrl-C leaves" not in shown:
+            shown += os.read(leader, 65_536)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+    shown += os.read(leader, 65_536)
+
+    assert process.returncode == 5
+    assert termios.tcgetattr(follower)[3] & termios.ECHO
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is shown again"
+    assert b"come back with" not in shown, "the second signal was not the one that ended it"
+    os.close(leader)
+    os.close(follower)
 
 
 def test_a_crash_is_one_line_and_the_trace_is_in_the_log(

@@ -1,14 +1,13 @@
 """The command is killed at every point that matters, and given again."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from client.commands import batchyard
 from client.fake_api import FakeApi
 
 POINTS = [
@@ -29,19 +28,11 @@ POINTS = [
 ]
 
 
-def command(path: Path, server: FakeApi) -> list[str]:
-    return [
-        sys.executable, "-m", "batchyard", "run", str(path / "docs"),
-        "--prompt", str(path / "p.j2"), "--model", "claude-opus-4-8", "--max-tokens", "50",
-        "--out", str(path / "reports"), "--base-url", server.url, "--yes",
-    ]  # fmt: skip
-
-
 def run(path: Path, server: FakeApi, crash_at: str = "") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"ANTHROPIC_API_KEY": "k", "BATCHYARD_CRASH_AT": crash_at}
-    return subprocess.run(
-        command(path, server), env=environment, capture_output=True, text=True, timeout=60,
-        check=False,
+    return batchyard(
+        "run", str(path / "docs"), "--prompt", str(path / "p.j2"), "--model", "claude-opus-4-8",
+        "--max-tokens", "50", "--out", str(path / "reports"), "--base-url", server.url, "--yes",
+        ANTHROPIC_API_KEY="k", BATCHYARD_CRASH_AT=crash_at,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from batchyard.client import journal
 from batchyard.client.journal import Phase
+from batchyard.client.pipeline import Pipeline
 from batchyard.client.problems import Detached, NeedsAttention
 from client.conftest import Bench
 from client.fake_api import FakeApi, errored, succeeded
@@ -90,6 +91,18 @@ def test_a_create_that_reached_nobody_is_sent_again_only_after_the_grace_period(
     assert bench.files.read_state().shards[0].generation == 1
 
 
+def test_a_batch_that_a_proxy_passed_on_late_is_adopted_and_not_sent_again(
+    bench: Bench, server: FakeApi
+):
+    server.fail("create", ("late", 70))
+
+    bench.run(grace_s=120)
+
+    assert len(server.batches) == 1
+    assert server.count("POST", "/batches") == 1
+    assert bench.reports() == REPORTS
+
+
 def test_two_batches_that_could_be_ours_are_a_matter_for_a_person(bench: Bench, server: FakeApi):
     server.fail("create", "drop")
     foreign = [{"custom_id": f"x{i}", "params": {"model": "m"}} for i in range(3)]
@@ -151,6 +164,34 @@ def test_a_refused_create_is_repeated_without_a_search(bench: Bench, server: Fak
     assert server.count("GET", "/batches") == 1
 
 
+def test_a_shard_that_the_server_does_not_take_keeps_no_other_from_being_saved(
+    bench: Bench, server: FakeApi
+):
+    server.fail("create", 400)
+
+    with pytest.raises(NeedsAttention, match="shard 0 was not created: 400"):
+        bench.run(shard_requests=1)
+    saved = bench.reports()
+    bench.run()
+
+    assert set(saved) == {"b.md", "sub/c.md"}
+    assert bench.reports() == REPORTS
+    assert len(server.batches) == 3
+
+
+def test_a_server_that_takes_no_more_is_not_asked_for_each_shard_and_the_sent_ones_are_saved(
+    bench: Bench, server: FakeApi
+):
+    server.fail("create", None, 402, 402)
+
+    with pytest.raises(NeedsAttention, match="shard 1 was not created: 402") as caught:
+        bench.run(shard_requests=1)
+
+    assert caught.value.message.count("not created") == 1
+    assert server.count("POST", "/batches") == 2
+    assert set(bench.reports()) == {"a.md"}
+
+
 def test_an_invalid_create_stops_the_run_and_leaves_it_unsent(bench: Bench, server: FakeApi):
     server.fail("create", 400)
 
@@ -205,6 +246,37 @@ def test_one_lost_shard_does_not_keep_the_others_from_being_saved(bench: Bench, 
     assert set(bench.reports()) == {"b.md", "sub/c.md"}
 
 
+def test_failing_progress_hides_no_ended_batch_and_its_billing_stays_known(
+    bench: Bench, server: FakeApi
+):
+    server.is_yard, server.billing, server.polls = True, "batch", 1
+    server.fail("progress", None, *[500] * 4)
+
+    receipt = bench.run()
+
+    assert server.count("GET", "/progress") == 5
+    assert receipt.is_complete
+    assert receipt.basis == "batch"
+
+
+def test_a_shard_that_is_collected_is_told_before_a_later_one_fails(bench: Bench, server: FakeApi):
+    is_leaving = False
+    bench.pause = lambda _: is_leaving
+    writer = bench.writer(shard_requests=1)
+    pipeline = bench.pipeline(writer)
+    pipeline.submit()
+
+    collected = pipeline.advance()
+    first = next(collected)
+    is_leaving = True
+    with pytest.raises(Detached):
+        next(collected)
+
+    writer.close()
+    assert first == 0
+    assert set(bench.reports()) == {"a.md", "b.md"}, "the second was written and not recorded"
+
+
 @pytest.mark.parametrize("fault", ["cut", "cut_quietly", 503])
 def test_a_cut_download_never_becomes_a_file_and_is_repeated(
     bench: Bench, server: FakeApi, fault: object
@@ -244,14 +316,18 @@ def test_each_kind_of_failure_has_its_class_and_reason(bench: Bench, server: Fak
 
 
 def test_ids_that_were_not_sent_are_ignored_and_told(bench: Bench, server: FakeApi):
-    server.extra_lines = [b'{"custom_id":"stranger","result":{"type":"expired"}}\n', b"garbage\n",
+    server.extra_lines = [b'{"custom_id":"other_Wfile_Dmd","result":{"type":"expired"}}\n',
+                          b"garbage\n",
                           b'{"custom_id":"a_Dmd","result":{"type":"expired"}}\n']  # fmt: skip
 
     receipt = bench.run()
 
     assert receipt.is_complete
     text = next(u.text for u in bench.updates if u.kind == "collected")
-    assert text == ("1 unknown ids ignored, 1 repeated ids ignored, 1 unreadable lines ignored")
+    assert text == (
+        "1 unknown ids ignored (first other file.md), 1 repeated ids ignored, "
+        "1 unreadable lines ignored"
+    )
 
 
 def test_a_document_without_a_result_is_missing(bench: Bench, server: FakeApi):
@@ -302,24 +378,83 @@ def test_cancel_withdraws_what_was_not_sent_and_cancels_the_rest(bench: Bench, s
     assert server.batches["msgbatch_01"].canceled
 
 
+def canceled_while_under_way(bench: Bench) -> Pipeline:
+    """Send everything, then cancel from outside."""
+    pipeline = bench.pipeline(bench.writer())
+    pipeline.submit()
+    bench.files.cancel.touch()
+    return pipeline
+
+
+def test_a_refused_cancel_is_told_once_and_hides_no_ended_batch(bench: Bench, server: FakeApi):
+    server.polls = 3
+    server.fail("cancel", 400, 400)
+
+    receipt = canceled_while_under_way(bench).run()
+
+    assert receipt.is_complete
+    assert server.count("POST", "/cancel") == 1
+    notices = [u.text for u in bench.updates if u.kind == "notice"]
+    assert notices == ["msgbatch_01 was not canceled: 400 api_error: fault 400 (request req_01)"]
+
+
+def test_a_cancel_that_the_server_could_not_serve_is_asked_for_again(bench: Bench, server: FakeApi):
+    server.polls = 1_000
+    server.fail("cancel", *[503] * 4)
+
+    receipt = canceled_while_under_way(bench).run()
+
+    assert receipt.classes == {"canceled": 3}
+
+
+def test_a_batch_of_an_open_call_is_canceled_as_soon_as_it_is_found(bench: Bench, server: FakeApi):
+    writer = bench.writer()
+    writer.record(journal.Intent(shard=0, generation=0, key="k"))
+    server.accept(json.loads(bench.files.requests(0).read_bytes())["requests"])
+    bench.files.cancel.touch()
+
+    bench.pipeline(writer).submit()
+
+    writer.close()
+    assert server.batches["msgbatch_01"].canceled
+    assert any("found out whether its batch exists" in update.text for update in bench.updates)
+
+
 @pytest.mark.parametrize(
-    ("is_yard", "billing", "basis", "paid", "saved"),
+    ("is_yard", "billing", "basis", "source", "paid", "saved"),
     [
-        (False, None, "batch", 11_250, 11_250),
-        (True, "standard", "standard", 22_500, 0),
-        (True, "simulated", "simulated", 11_250, 11_250),
-        (True, None, "standard", 22_500, 0),
+        (False, None, "batch", "assumed", 11_250, 11_250),
+        (True, "batch", "batch", "server", 11_250, 11_250),
+        (True, "standard", "standard", "server", 22_500, 0),
+        (True, "simulated", "simulated", "server", 0, 0),
+        (True, None, "standard", "assumed", 22_500, 0),
     ],
 )
 def test_the_receipt_is_honest_about_who_charges_what(
-    bench: Bench, server: FakeApi, is_yard: bool, billing: str | None, basis: str, paid: int,
-    saved: int,
+    bench: Bench, server: FakeApi, is_yard: bool, billing: str | None, basis: str, source: str,
+    paid: int, saved: int,
 ):  # fmt: skip
     server.is_yard, server.billing = is_yard, billing
 
     receipt = bench.run()
 
-    assert (receipt.basis, receipt.paid_micros, receipt.saved_micros) == (basis, paid, saved)
+    assert (receipt.basis, receipt.basis_source) == (basis, source)
+    assert (receipt.paid_micros, receipt.saved_micros) == (paid, saved)
+    assert (receipt.list_batch_micros, receipt.list_synchronous_micros) == (11_250, 22_500)
+
+
+@pytest.mark.parametrize("usage", [None, {}, "x", {"input_tokens": 1}, {"output_tokens": None}])
+def test_an_answer_that_does_not_tell_its_usage_has_an_unknown_cost(
+    bench: Bench, server: FakeApi, usage: object
+):
+    server.outcomes = {"a_Dmd": succeeded("Report.", usage=usage)}
+
+    receipt = bench.run()
+
+    assert receipt.is_complete
+    assert receipt.paid_micros is None
+    assert receipt.models["claude-opus-4-8"].answers_without_usage == 1
+    assert receipt.models["claude-opus-4-8"].input_tokens == 2_000
 
 
 def test_an_unknown_model_has_an_unknown_price(bench: Bench, server: FakeApi):

@@ -5,12 +5,18 @@ from rich.console import Console
 
 from batchyard.cli import render
 from batchyard.cli.panel import Panel
-from batchyard.client.journal import Phase, Shard
+from batchyard.client import receipt
+from batchyard.client.collect import Outcome
+from batchyard.client.journal import Config, Phase, Shard, State
 from batchyard.client.updates import Update
 
 
 def shards(count: int, **fields: object) -> list[Shard]:
     return [Shard(index=i, requests=10, bytes=1, sha256="", **fields) for i in range(count)]
+
+
+def panel_of(known: list[Shard], name: str = "reports") -> Panel:
+    return Panel(name, known, saved=lambda _: 7)
 
 
 def drawn(panel: Panel, width: int = 80, height: int = 14) -> list[str]:
@@ -22,32 +28,32 @@ def drawn(panel: Panel, width: int = 80, height: int = 14) -> list[str]:
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_panel_fits_the_screen_however_many_shards_there_are(width: int):
-    lines = drawn(Panel("reports", shards(400)), width)
+    lines = drawn(panel_of(shards(400)), width)
 
     assert len(lines) <= 12
     assert all(len(line) <= width for line in lines)
 
 
 def test_shards_under_way_are_shown_before_the_others():
-    panel = Panel("reports", shards(400))
+    panel = panel_of(shards(400))
     panel.update(Update(kind="progress", shard=333, done=5, total=10))
 
     lines = drawn(panel)
 
     assert any(line.startswith("shard 333  at the server") for line in lines)
-    assert lines[-1] == "… 391 more shards, 0 of them saved"
+    assert lines[-1] == "… 391 more shards, 0 of them collected"
 
 
-def test_a_shard_that_was_saved_before_is_shown_as_saved():
-    lines = drawn(Panel("reports", shards(1, phase=Phase.COLLECTED)))
+def test_of_a_shard_that_was_collected_before_the_reports_count_as_saved_that_were_written():
+    lines = drawn(panel_of(shards(1, phase=Phase.COLLECTED)))
 
-    assert lines[0].startswith("reports   10 of 10 done, 10 saved")
+    assert lines[0].startswith("reports   10 of 10 done, 7 saved")
     assert "10/10" in lines[1]
 
 
 def test_text_of_others_cannot_act_on_the_terminal():
     assert render.safe("a\x1b[31mb\u202ec\r\x07") == r"a\x1b[31mb\u202ec\r\x07"
-    panel = Panel("x\x1b]0;title\x07", shards(1))
+    panel = panel_of(shards(1), "x\x1b]0;title\x07")
     panel.update(Update(kind="waiting", shard=0, text="[red]bad\x1b[2J[/red]"))
 
     text = "\n".join(drawn(panel, 120))
@@ -55,6 +61,21 @@ def test_text_of_others_cannot_act_on_the_terminal():
     assert "\x1b]0" not in text
     assert "\x1b[2J" not in text
     assert r"[red]bad\x1b[2J[/red]" in text
+
+
+def test_the_ending_counts_every_written_report_as_saved(capsys: pytest.CaptureFixture[str]):
+    config = Config(model="m", max_tokens=1, prompt="p", prompt_sha256="0", shard_requests=9)
+    state = State("r", config, (Shard(index=0, requests=4, bytes=1, sha256=""),), 1)
+    kinds = ("succeeded", "truncated", "paused", "refused")
+    outcomes = [Outcome(key=k, custom_id=k, class_=k, type=k) for k in kinds]
+    done = receipt.make(state, [(0, outcome) for outcome in outcomes], 2)
+
+    render.ending("reports", done, [], errors="errors.jsonl")
+
+    assert done.saved == 3
+    assert capsys.readouterr().out == (
+        "done reports   3 saved (1 paused, 1 cut short) · 1 refused\n"
+    )
 
 
 def test_plain_lines_say_a_thing_once(capsys: pytest.CaptureFixture[str]):

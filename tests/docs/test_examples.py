@@ -71,9 +71,7 @@ def test_the_readme_shows_two_python_programs() -> None:
     assert len(BLOCKS) == 2, "this file runs the first two; look at it when there are more"
 
 
-def test_the_library_part_of_the_readme_runs_against_a_yard(
-    readmes: Path, tmp_path: Path
-) -> None:
+def test_the_library_part_of_the_readme_runs_against_a_yard(readmes: Path, tmp_path: Path) -> None:
     template = EXAMPLES.joinpath("report.md.j2").read_text(encoding="utf-8")
     (tmp_path / "report.md.j2").write_text(template, encoding="utf-8")
 

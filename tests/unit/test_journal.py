@@ -1,5 +1,8 @@
 """The journal of a run: a fold over events."""
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,8 +71,27 @@ def test_a_disowned_batch_stays_known_and_the_intent_open():
                           Disowned(shard=0, batch="b0")])  # fmt: skip
 
     assert state.shards[0].phase is Phase.INTENDED
-    assert state.batches == {"b0"}
+    assert state.taken(0) == {"b0"}
     assert not state.nothing_sent
+
+
+def test_a_batch_that_another_shard_gave_back_may_still_be_ours():
+    state = journal.fold([START, INTENT, CREATED, ENDED, DOWNLOADED, Disowned(shard=0, batch="b0"),
+                          Intent(at=2, shard=1, generation=0, key="k")])  # fmt: skip
+
+    assert state.taken(1) == set()
+
+
+def test_a_batch_that_another_shard_adopted_since_our_call_may_be_ours_until_its_results_tell():
+    ours = Intent(at=2, shard=1, generation=0, key="k")
+    adopted = Created(at=3, shard=0, batch="b0", adopted=True)
+    earlier = [START, INTENT, Created(at=1, shard=0, batch="b0", adopted=True), ours]
+
+    assert journal.fold([START, INTENT, ours, adopted]).taken(1) == set()
+    assert journal.fold([START, INTENT, ours, CREATED]).taken(1) == {"b0"}
+    assert journal.fold(earlier).taken(1) == {"b0"}
+    confirmed = [START, INTENT, ours, adopted, ENDED, DOWNLOADED, COLLECTED]
+    assert journal.fold(confirmed).taken(1) == {"b0"}
 
 
 def test_a_withdrawn_shard_is_collected_without_being_sent():
@@ -123,6 +145,39 @@ def test_a_torn_last_line_never_happened_and_is_overwritten(tmp_path: Path):
     log.append(journal.encode(INTENT))
     log.close()
 
+    assert journal.read(durable.whole_lines(path)).shards[0].phase is Phase.INTENDED
+
+
+@contextlib.contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """Let writes beyond `size` fail, as on a full disk: the first in part, the next at all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 1, 20])
+def test_a_line_that_could_not_be_written_leaves_the_log_as_it_was_for_the_next_process(
+    tmp_path: Path, room: int
+):
+    path = tmp_path / "journal.jsonl"
+    log = durable.Log(path)
+    log.append(journal.encode(START))
+    before = path.read_bytes()
+
+    with files_no_longer_than(len(before) + room), pytest.raises(OSError):  # noqa: PT011
+        log.append(journal.encode(INTENT))
+    with pytest.raises(OSError, match="an earlier line could not be written"):
+        log.append(journal.encode(INTENT))
+
+    log.close()
+    assert path.read_bytes() == before
+    again = durable.Log(path)
+    again.append(journal.encode(INTENT))
+    again.close()
     assert journal.read(durable.whole_lines(path)).shards[0].phase is Phase.INTENDED
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchyard import limits, wire
+from batchyard import limits, models, wire
 from batchyard.client import estimate
 from batchyard.client.documents import Sources
 from batchyard.client.outputs import output_names
@@ -93,6 +93,21 @@ def test_the_ceiling_is_the_price_of_all_output_tokens_that_are_allowed(tmp_path
     assert 6_250_000 <= made.batch.ceiling < 6_260_000
     assert made.synchronous.likely == pytest.approx(2 * made.batch.likely, abs=10)
     assert made.batch.low <= made.batch.likely <= made.batch.ceiling
+
+
+def test_a_long_prompt_is_priced_by_itself(tmp_path: Path):
+    model = next(m for m in models.table().models.values() if m.long is not None)
+    short, long = {"id": "s", "text": "a b " * 9}, {"id": "l", "text": "a b " * 300_000}
+
+    together, alone = (plan(tmp_path, rows, model=model.id).synchronous
+                       for rows in ([short] * 0 + [short, long], [long]))  # fmt: skip
+    rest = plan(tmp_path, [short], model=model.id).synchronous
+
+    assert together is not None
+    assert alone is not None
+    assert rest is not None
+    assert together.likely == alone.likely + rest.likely
+    assert together.ceiling == alone.ceiling + rest.ceiling
 
 
 def test_an_unknown_model_has_no_price(tmp_path: Path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from batchyard.dispatch.pool import Pool
-from batchyard.dispatch.shard import Request, ShardRun
 from unit.test_shard_run import Task, make, settle
+
+if TYPE_CHECKING:
+    from batchyard.dispatch.shard import Request, ShardRun
 
 
 def take(pool: Pool) -> tuple[ShardRun, Request] | None:

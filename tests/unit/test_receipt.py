@@ -45,6 +45,31 @@ def test_a_yard_in_front_of_a_synchronous_api_saves_nothing_and_says_so():
     assert "no batch discount" in line
 
 
+def test_a_simulated_run_paid_nothing_and_keeps_the_list_prices_apart():
+    done = made("simulated")
+
+    assert (done.paid_micros, done.synchronous_micros, done.saved_micros) == (0, 0, 0)
+    assert (done.list_batch_micros, done.list_synchronous_micros) == (12_500_000, 25_000_000)
+
+
+def test_what_was_simulated_adds_nothing_to_what_was_paid():
+    done = made("simulated", "batch")
+
+    assert (done.paid_micros, done.saved_micros) == (12_500_000, 12_500_000)
+    assert done.list_batch_micros == 25_000_000
+
+
+def test_one_answer_without_usage_makes_the_sum_unknown():
+    outcomes = [(0, outcome()), (0, outcome(usage=None)), (0, outcome(usage=None, kind="empty"))]
+    done = receipt.make(state("batch"), outcomes, 2)
+
+    assert (done.paid_micros, done.list_synchronous_micros) == (None, None)
+    assert receipt.money_line(done) == (
+        "cost unknown: 2 answers do not tell their usage    input 0 tokens    "
+        "output 1,000,000 tokens"
+    )
+
+
 def test_a_simulated_run_says_first_that_nothing_was_charged():
     line = receipt.money_line(made("simulated"))
 

@@ -28,11 +28,12 @@ class Exit(IntEnum):
 
 
 @contextmanager
-def guarded(log: Path | None = None) -> Iterator[None]:
+def guarded(out: Path | None = None) -> Iterator[None]:
     """Turn failures into one line for people and an exit code.
 
     Args:
-        log: where the trace of a crash goes; without it, or when it cannot be written, nowhere.
+        out: the folder of the run whose log gets the trace of a crash; without it, or when the log
+            cannot be written, nothing does.
 
     Raises:
         SystemExit: always, when the body failed.
@@ -59,13 +60,16 @@ def guarded(log: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if os.environ.get("BATCHYARD_DEBUG"):
             raise
-        where = _keep_trace(log)
+        where = _keep_trace(out)
         render.complain(f"crash: {type(error).__name__}: {error}; {where}")
         raise SystemExit(Exit.CRASH) from None
 
 
-def _keep_trace(log: Path | None) -> str:
-    if log is not None and log.parent.is_dir():
+def _keep_trace(out: Path | None) -> str:
+    if out is not None:
+        from batchyard.client.folder import Files  # noqa: PLC0415
+
+        log = Files(out).log
         try:
             with log.open("a", encoding="utf-8") as file:
                 file.write(traceback.format_exc() + "\n")

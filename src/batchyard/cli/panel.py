@@ -5,6 +5,8 @@ Draws what it was last told; knows nothing of where that comes from.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import termios
 import threading
@@ -33,13 +35,14 @@ _WORDS = {
     "progress": "at the server",
     "ended": "ended",
     "saving": "saving",
-    "collected": "saved",
+    "collected": "collected",
     "withdrawn": "canceled",
     "waiting": "retrying",
 }
 _STYLES = {"collected": "green", "waiting": "yellow", "withdrawn": "yellow"}
 _RATE_WINDOW_S = 10.0
 _REFRESH_PER_S = 8
+_SHOW_CURSOR = b"\x1b[?25h\n"
 _RESERVED_ROWS = 5  # header, note, summary, and the prompt below
 
 
@@ -67,9 +70,9 @@ class _Row:
 class Panel:
     """A screen for people at a terminal."""
 
-    def __init__(self, name: str, shards: Sequence[Shard]) -> None:
+    def __init__(self, name: str, shards: Sequence[Shard], saved: Callable[[int], int]) -> None:
         self._name = name
-        self._rows = {shard.index: _first_row(shard) for shard in shards}
+        self._rows = {shard.index: _first_row(shard, saved) for shard in shards}
         self._lock = threading.Lock()
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._live = Live(
@@ -90,6 +93,15 @@ class Panel:
         self._live.refresh()
         self._live.stop()
         self._restore()
+
+    def abandon(self) -> None:
+        """Give the terminal back at once; the panel is left as it was drawn last.
+
+        Takes no lock, because the thread that a signal interrupts may hold it.
+        """
+        with contextlib.suppress(OSError, termios.error):
+            self._restore()
+            os.write(self._console.file.fileno(), _SHOW_CURSOR)
 
     def update(self, update: Update) -> None:
         """Take note of something; it is drawn by the next refresh."""
@@ -133,7 +145,7 @@ class Panel:
             parts.append(self._table(shown))
             if hidden:
                 over = sum(row.is_over for row in hidden)
-                text = f"… {len(hidden)} more shards, {over} of them saved"
+                text = f"… {len(hidden)} more shards, {over} of them collected"
                 parts.append(Text(text, style="dim"))
             return Group(*parts)
 
@@ -176,10 +188,10 @@ class Panel:
         return max(8, min(40, self._console.width // 4))
 
 
-def _first_row(shard: Shard) -> _Row:
+def _first_row(shard: Shard, saved: Callable[[int], int]) -> _Row:
     row = _Row(shard.index, shard.requests)
     if shard.is_settled:
-        row.kind, row.done, row.saved = "collected", row.total, row.total
+        row.kind, row.done, row.saved = "collected", row.total, saved(shard.index)
     return row
 
 

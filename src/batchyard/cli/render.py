@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from batchyard import price, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from batchyard.client.collect import Outcome
     from batchyard.client.journal import Config, Shard
@@ -27,7 +27,6 @@ LABEL_CHARS = 16
 _LINE_INTERVAL_S = 1.0
 _GROUPS_SHOWN = 8
 CLASS_WORDS = {
-    "succeeded": "saved",
     "truncated": "cut short",
     "paused": "paused",
     "refused": "refused",
@@ -138,10 +137,17 @@ def _price_rows(plan: Plan, *, is_local: bool, is_simulated: bool) -> list[tuple
 
 def ending(name: str, receipt: Receipt, failures: Iterable[Outcome], *, errors: str) -> None:
     """Print how a run ended, except for its money line, which the caller prints last."""
-    counts = dict(receipt.classes)
-    parts = [f"{counts.pop('succeeded', 0):,} saved"]
-    parts += [f"{count:,} {CLASS_WORDS.get(kind, kind)}" for kind, count in counts.items()]
-    say(f"done {name}   {' · '.join(parts)}")
+    from batchyard.client.collect import SAVED  # noqa: PLC0415 - the run, which ends here
+
+    counts = {
+        kind: f"{count:,} {CLASS_WORDS.get(kind, kind)}"
+        for kind, count in receipt.classes.items()
+        if kind != "succeeded"
+    }
+    partly = [text for kind, text in counts.items() if kind in SAVED]
+    others = [text for kind, text in counts.items() if kind not in SAVED]
+    saved = f"{receipt.saved:,} saved" + (f" ({', '.join(partly)})" if partly else "")
+    say(f"done {name}   {' · '.join([saved, *others])}")
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in failures:
         cause = re.sub(r"\d+", "#", outcome.reason or "")
@@ -177,6 +183,9 @@ class Screen(Protocol):
     def note(self, text: str) -> None:
         """Show a line of text that stays."""
 
+    def abandon(self) -> None:
+        """Give the terminal back at once; may be called from a signal handler."""
+
 
 class Lines:
     """Plain lines, one when something changed."""
@@ -209,6 +218,9 @@ class Lines:
         """Print the text."""
         say(text)
 
+    def abandon(self) -> None:
+        """Nothing to do: the terminal was left as it is."""
+
 
 class Events:
     """JSON lines, for programs."""
@@ -237,13 +249,19 @@ class Events:
         """Print the text as an event."""
         emit({"event": "notice", "text": text})
 
+    def abandon(self) -> None:
+        """Nothing to do: the terminal was left as it is."""
 
-def screen(name: str, shards: Sequence[Shard], *, as_json: bool) -> Screen:
+
+def screen(
+    name: str, shards: Sequence[Shard], *, saved: Callable[[int], int], as_json: bool
+) -> Screen:
     """Return the screen that fits where the output goes.
 
     Args:
         name: of the run.
         shards: as the journal has them.
+        saved: returns how many reports of a collected shard were written.
         as_json: whether a program reads.
     """
     if as_json:
@@ -252,7 +270,7 @@ def screen(name: str, shards: Sequence[Shard], *, as_json: bool) -> Screen:
         return Lines()
     from batchyard.cli.panel import Panel  # noqa: PLC0415 - rich, only on a terminal
 
-    return Panel(name, shards)
+    return Panel(name, shards, saved)
 
 
 def _line(update: Update) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from batchyard import limits
 from batchyard.cli import render
 from batchyard.cli.exits import guarded
 
@@ -54,8 +55,6 @@ Betas = Annotated[
 ShardSize = Annotated[int, typer.Option(help="Requests in one batch, at most.")]
 Json = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
 
-_SHARD_SIZE = 10_000
-
 
 def run(  # noqa: PLR0913, PLR0917 - the options of the command
     source: Source,
@@ -70,7 +69,7 @@ def run(  # noqa: PLR0913, PLR0917 - the options of the command
     local: Local = False,
     upstream: Upstreams = None,
     beta: Betas = None,
-    shard_size: ShardSize = _SHARD_SIZE,
+    shard_size: ShardSize = limits.RUN_BATCH_REQUESTS_DEFAULT,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before sending.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew; the old state is kept beside the new.")
@@ -78,7 +77,7 @@ def run(  # noqa: PLR0913, PLR0917 - the options of the command
     as_json: Json = False,
 ) -> None:
     """Write a report for every document. The same command continues an interrupted run."""
-    with guarded(out / ".batchyard" / "run.log"):
+    with guarded(out):
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
 
         plan, config = _planned(
@@ -109,7 +108,7 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of the command
     local: Local = False,
     upstream: Upstreams = None,
     beta: Betas = None,
-    shard_size: ShardSize = _SHARD_SIZE,
+    shard_size: ShardSize = limits.RUN_BATCH_REQUESTS_DEFAULT,
     show: Annotated[bool, typer.Option("--show", help="Print the first prompt.")] = False,
 ) -> None:
     """Show what a run would send and cost. Sends nothing, writes nothing."""
@@ -167,11 +166,10 @@ def _planned(  # noqa: PLR0913, PLR0917 - the options of the command
 def _announce(session: Session, *, as_json: bool) -> None:
     state = session.state
     sent = sum(1 for shard in state.shards if shard.batch)
-    saved = sum(1 for shard in state.shards if shard.is_settled)
+    over = sum(1 for shard in state.shards if shard.is_settled)
     how = "is finished" if state.finished_us is not None else "continues"
-    text = (
-        f"{session.files.out} {how}: {sent} of {len(state.shards)} batches created, {saved} saved"
-    )
+    created = f"{sent} of {len(state.shards)} batches created, {over} collected"
+    text = f"{session.files.out} {how}: {created}"
     if as_json:
         render.emit({"event": "notice", "text": text})
     else:

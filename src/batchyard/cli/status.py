@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 
 def attach(folder: Folder, as_json: Json = False) -> None:
     """Come back to a run: wait for it, and save its reports."""
-    with guarded(folder / ".batchyard" / "run.log"):
+    with guarded(folder):
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
 
         _opened(folder)
@@ -70,7 +70,7 @@ def ls() -> None:
 
 def cancel(folder: Folder, as_json: Json = False) -> None:
     """Cancel the batches of a run. Answers that were finished are kept and saved."""
-    with guarded(folder / ".batchyard" / "run.log"):
+    with guarded(folder):
         from batchyard.cli import work  # noqa: PLC0415
         from batchyard.client import durable  # noqa: PLC0415
 
@@ -129,8 +129,13 @@ def _live_counts(files: Files, state: State) -> dict[int, int]:
         url, key = running.url, local.KEY
     from batchyard.client.answers import ApiError, Unreachable  # noqa: PLC0415
     from batchyard.client.api import Api  # noqa: PLC0415
+    from batchyard.client.problems import InputError  # noqa: PLC0415
 
-    api = Api(url, key, pause=lambda _: True)
+    try:
+        api = Api(url, key, pause=lambda _: True)
+    except InputError as error:
+        render.complain(f"the server was not asked: {error.message}")
+        return {}
     found = {}
     for shard in waiting:
         assert shard.batch is not None
@@ -147,13 +152,13 @@ def _live_counts(files: Files, state: State) -> dict[int, int]:
 
 def _headline(state: State, *, is_running: bool) -> str:
     shards = state.shards
-    saved = sum(1 for shard in shards if shard.is_settled)
+    over = sum(1 for shard in shards if shard.is_settled)
     if state.finished_us is not None:
         word = "finished"
     else:
         word = "under way" if is_running else "not finished"
     requests = sum(shard.requests for shard in shards)
-    return f"{word}, {requests:,} documents, {saved} of {len(shards)} shards saved"
+    return f"{word}, {requests:,} documents, {over} of {len(shards)} shards collected"
 
 
 def _shard_line(shard: Shard, done: int | None) -> str:
@@ -163,7 +168,7 @@ def _shard_line(shard: Shard, done: int | None) -> str:
         "created": "at the server",
         "ended": "ended",
         "downloaded": "results downloaded",
-        "collected": "saved",
+        "collected": "collected",
         "withdrawn": "canceled",
     }
     parts = [f"shard {shard.index}", f"{shard.requests:,} requests", words[shard.phase]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from batchyard.cli import render
 from batchyard.cli.exits import Exit
-from batchyard.client import receipt
+from batchyard.client import collect, receipt
 from batchyard.client.problems import Detached
 from batchyard.client.session import Session
 
@@ -82,10 +82,15 @@ def show_end(out: Path, files: Files, state: State, done: Receipt, *, as_json: b
 
 
 def _watched(session: Session, stop: threading.Event, *, as_json: bool) -> Receipt:
-    screen = render.screen(session.files.out.name, session.state.shards, as_json=as_json)
+    files = session.files
+
+    def saved(index: int) -> int:
+        return sum(outcome.is_saved for outcome in collect.read_outcomes(files, index))
+
+    screen = render.screen(files.out.name, session.state.shards, saved=saved, as_json=as_json)
     session.listen(screen.update)
     worker = _Worker(lambda: session.connect().run())
-    with _signals(stop), screen:
+    with _signals(stop, screen.abandon), screen:
         worker.start()
         while worker.is_alive() and not stop.is_set():
             worker.join(_JOIN_S)
@@ -128,11 +133,12 @@ def _quoted(out: Path) -> str:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """Leave at the first signal, at once at the second."""
+def _signals(stop: threading.Event, abandon: Callable[[], None]) -> Iterator[None]:
+    """Leave at the first signal, at once at the second, when the screen is abandoned."""
 
     def handle(_signal: int, _frame: object) -> None:
         if stop.is_set():
+            abandon()
             os._exit(Exit.DETACHED)
         stop.set()
 

@@ -7,8 +7,6 @@ the server, never a crash of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +15,8 @@ from batchyard import wire
 from batchyard.errors import BatchyardError, shown
 
 T = TypeVar("T")
+
+RETRY_AFTER_CAP_S = 3_600.0  # who wants us to wait for longer is asked once an hour
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -46,9 +46,6 @@ class Batch(msgspec.Struct, frozen=True):
     processing_status: str
     request_counts: Counts
     created_at: str
-    ended_at: str | None = None
-    archived_at: str | None = None
-    results_url: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -66,7 +63,6 @@ class Page(msgspec.Struct, frozen=True):
 
     data: list[Batch]
     has_more: bool = False
-    last_id: str | None = None
 
     def __post_init__(self) -> None:
         for batch in self.data:
@@ -81,7 +77,6 @@ class Progress(msgspec.Struct, frozen=True):
     """
 
     results: int = 0
-    in_flight: int = 0
     billing: str | None = None
     paused: dict[str, str] = {}
 
@@ -125,15 +120,21 @@ class Unreachable(BatchyardError):
 class NotCreated(BatchyardError):
     """No batch was created, for certain.
 
-    `may_retry` tells whether the same bytes can succeed later; `retry_in_s` is the server's wish.
+    `may_retry` tells whether the same bytes can succeed later; `retry_in_s` is the server's wish;
+    `http_status` is None when the call did not get through.
     """
 
     def __init__(
-        self, message: str, *, may_retry: bool, retry_in_s: float | None = None, refused: bool
+        self,
+        message: str,
+        *,
+        may_retry: bool,
+        retry_in_s: float | None = None,
+        http_status: int | None = None,
     ) -> None:
         self.may_retry = may_retry
         self.retry_in_s = retry_in_s
-        self.refused = refused
+        self.http_status = http_status
         super().__init__(message)
 
 
@@ -157,21 +158,12 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise Unreachable(f"something that is not the API: {shown(body[:200])}") from None
 
 
-def retry_after(milliseconds: str | None, seconds: str | None) -> float | None:
-    """Return the seconds to wait that two headers ask for, None when they do not or absurdly."""
-    for text, scale in ((milliseconds, 1_000.0), (seconds, 1.0)):
-        if text is None:
-            continue
-        try:
-            value = float(text) / scale
-        except ValueError:
-            try:
-                value = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-            except (ValueError, TypeError):
-                continue
-        if 0 < value < 86_400:
-            return value
-    return None
+def retry_after(milliseconds: str | None, seconds: str | None, now_us: int) -> float | None:
+    """Return the seconds to wait that two headers ask for, capped; None when they do not."""
+    precise = wire.parse_retry_after(milliseconds, now_us, cap_s=RETRY_AFTER_CAP_S * 1_000)
+    if precise is not None:
+        return precise / 1_000
+    return wire.parse_retry_after(seconds, now_us, cap_s=RETRY_AFTER_CAP_S)
 
 
 def error_of(answer: Answer) -> tuple[str, str]:
@@ -201,7 +193,10 @@ def created(answer: Answer) -> Batch:
         if may_retry is None:
             may_retry = answer.status in {409, 429, 529}
         raise NotCreated(
-            message, may_retry=may_retry, retry_in_s=answer.retry_after_s, refused=True
+            message,
+            may_retry=may_retry,
+            retry_in_s=answer.retry_after_s,
+            http_status=answer.status,
         )
     raise CreateUnknown(message, retry_in_s=answer.retry_after_s)
 

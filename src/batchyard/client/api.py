@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import random
-from datetime import UTC, datetime, timedelta
+import threading
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
@@ -18,7 +19,7 @@ from pyreqwest.client import SyncClient, SyncClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
 from batchyard import __version__
-from batchyard.client import crash
+from batchyard.client import crash, durable
 from batchyard.client.answers import (
     Answer,
     ApiError,
@@ -34,6 +35,7 @@ from batchyard.client.answers import (
 )
 from batchyard.client.plan import API_VERSION
 from batchyard.client.problems import InputError
+from batchyard.clock import SystemClock
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
@@ -109,8 +111,8 @@ class Api:
         self.is_yard = False
         self.skew_us: int | None = None
         self._betas = betas
-        self._pause = pause or _sleep
-        self._now_us = now_us or _now_us
+        self._pause = pause or threading.Event().wait
+        self._now_us = now_us or SystemClock().now_us
         self._client = _client(self.base_url, key, read_timeout_s=None)
         self._stream = _client(self.base_url, key, read_timeout_s=STALL_TIMEOUT_S)
 
@@ -145,9 +147,7 @@ class Api:
             # reported as one of connecting). What was handed out does: the length was announced,
             # so a body that is not complete is not a request.
             if upload.handed_out < upload.size:
-                raise NotCreated(
-                    f"{self.base_url}: {reason}", may_retry=True, refused=False
-                ) from None
+                raise NotCreated(f"{self.base_url}: {reason}", may_retry=True) from None
             raise CreateUnknown(f"{self.base_url}: {reason}") from None
         crash.point("create_answered")
         return created(answer)
@@ -198,6 +198,8 @@ class Api:
     def download_results(self, batch_id: str, target: Path) -> int:
         """Write the results of an ended batch to `target`, whole or not at all; return the bytes.
 
+        On return the file is durable, its name included.
+
         The address is made of our own base URL: a `results_url` never decides who gets the key.
 
         Raises:
@@ -210,12 +212,13 @@ class Api:
             with request as response:
                 self._note(response)
                 if response.status != 200:
-                    raise ApiError(_answer(response))
+                    raise ApiError(self._answer(response))
                 total = _save(response, partial)
         except PyreqwestError as error:
             raise Unreachable(f"{self.base_url}: {_reason(error)}") from None
         crash.point("results_before_rename")
         partial.replace(target)
+        durable.sync_directory(target.parent)
         return total
 
     def _get(self, path: str) -> Answer:
@@ -250,7 +253,21 @@ class Api:
 
     def _read(self, response: SyncResponse) -> Answer:
         self._note(response)
-        return _answer(response)
+        return self._answer(response)
+
+    def _answer(self, response: SyncResponse) -> Answer:
+        should = response.get_header("x-should-retry")
+        return Answer(
+            status=response.status,
+            body=response.bytes().to_bytes(),
+            retry_after_s=retry_after(
+                response.get_header("retry-after-ms"),
+                response.get_header("retry-after"),
+                self._now_us(),
+            ),
+            may_retry=None if should not in {"true", "false"} else should == "true",
+            request_id=response.get_header("request-id"),
+        )
 
     def _note(self, response: SyncResponse) -> None:
         """Learn from the headers who the server is and what time it has."""
@@ -297,19 +314,6 @@ def checked_url(url: str | None) -> str:
     return url.removesuffix("/v1")
 
 
-def _answer(response: SyncResponse) -> Answer:
-    should = response.get_header("x-should-retry")
-    return Answer(
-        status=response.status,
-        body=response.bytes().to_bytes(),
-        retry_after_s=retry_after(
-            response.get_header("retry-after-ms"), response.get_header("retry-after")
-        ),
-        may_retry=None if should not in {"true", "false"} else should == "true",
-        request_id=response.get_header("request-id"),
-    )
-
-
 def _reason(error: PyreqwestError) -> str:
     """Return the innermost cause, which is the one that helps."""
     details = getattr(error, "details", None) or {}
@@ -330,14 +334,3 @@ def _save(response: SyncResponse, path: Path) -> int:
         file.flush()
         os.fsync(file.fileno())
     return total
-
-
-def _sleep(seconds: float) -> bool:
-    import time  # noqa: PLC0415 - only this default reads the machine's clock
-
-    time.sleep(seconds)
-    return False
-
-
-def _now_us() -> int:
-    return int(datetime.now(UTC).timestamp() * 1_000_000)

@@ -13,6 +13,8 @@ import msgspec
 
 from batchyard import price, wire
 from batchyard.client import crash, durable
+from batchyard.client.custom_ids import from_custom_id
+from batchyard.errors import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +29,7 @@ Class = Literal[
 ]  # fmt: skip
 # Whose report is on disk, although the last two are not complete.
 SAVED: frozenset[Class] = frozenset({"succeeded", "truncated", "paused"})
+_ANSWERED = SAVED | {"refused", "empty"}
 
 _RETRYABLE = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
 _REASON_CHARS_MAX = 2_000
@@ -35,7 +38,8 @@ _REASON_CHARS_MAX = 2_000
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What became of one document: a line of `outcomes-NNN.jsonl`.
 
-    `usage` is None when nothing was answered and so nothing is charged.
+    `usage` is None when nothing was answered, and so nothing is charged, and when an answer does
+    not tell it, so that nobody knows what is charged.
     """
 
     key: str
@@ -52,6 +56,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
         """Whether the report is on disk."""
         return self.class_ in SAVED
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model answered, so that something is charged."""
+        return self.class_ in _ANSWERED
+
 
 @dataclass(slots=True)
 class Summary:
@@ -59,6 +68,7 @@ class Summary:
 
     classes: dict[Class, int] = field(default_factory=dict)
     unknown_ids: int = 0
+    unknown_first: str = ""
     repeated_ids: int = 0
     unreadable: int = 0
 
@@ -66,6 +76,16 @@ class Summary:
     def saved(self) -> int:
         """Return how many reports were written."""
         return sum(count for name, count in self.classes.items() if name in SAVED)
+
+    @property
+    def oddities(self) -> str:
+        """Return what was ignored in the results, for people; empty when nothing was."""
+        found = {
+            f"unknown ids ignored (first {self.unknown_first})": self.unknown_ids,
+            "repeated ids ignored": self.repeated_ids,
+            "unreadable lines ignored": self.unreadable,
+        }
+        return ", ".join(f"{count} {text}" for text, count in found.items() if count)
 
 
 class _Block(msgspec.Struct, gc=False):
@@ -106,12 +126,20 @@ class _Line(msgspec.Struct, gc=False):
     result: _Result
 
 
+class _Counts(msgspec.Struct, gc=False):
+    """What every `usage` has."""
+
+    input_tokens: int
+    output_tokens: int
+
+
 class _Id(msgspec.Struct, gc=False):
     custom_id: str
 
 
 _line = msgspec.json.Decoder(_Line)
 _id = msgspec.json.Decoder(_Id)
+_counts = msgspec.json.Decoder(_Counts)
 _outcome = msgspec.json.Decoder(Outcome)
 
 
@@ -146,6 +174,7 @@ def collect(
                     summary.repeated_ids += 1
                 else:
                     summary.unknown_ids += 1
+                    summary.unknown_first = summary.unknown_first or _key(result.custom_id)
                 continue
             outcome, text = judge(entry, result.result)
             if outcome.is_saved and text is not None:
@@ -230,12 +259,6 @@ def _answered(entry: DocumentEntry, message: _Message) -> tuple[Outcome, str | N
         case _:
             if not text.strip():
                 kind, reason = "empty", f"the answer holds no text (stop_reason {stop})"
-    usage = None
-    if isinstance(message.usage, msgspec.Raw):
-        try:
-            usage = price.read_usage(message.usage)
-        except ValueError:
-            usage = None
     outcome = Outcome(
         key=entry.key,
         custom_id=entry.custom_id,
@@ -244,9 +267,20 @@ def _answered(entry: DocumentEntry, message: _Message) -> tuple[Outcome, str | N
         reason=reason,
         output=entry.output if kind in SAVED else None,
         model=message.model,
-        usage=usage,
+        usage=_usage(message.usage),
     )
     return outcome, text if kind in SAVED else None
+
+
+def _usage(raw: msgspec.Raw | msgspec.UnsetType) -> price.Usage | None:
+    """Return the usage of an answer; None when it does not tell what was used."""
+    if isinstance(raw, msgspec.UnsetType):
+        return None
+    try:
+        _counts.decode(raw)
+        return price.read_usage(raw)
+    except (msgspec.DecodeError, ValueError):
+        return None
 
 
 def _errored(entry: DocumentEntry, error: _Error) -> Outcome:
@@ -266,6 +300,14 @@ def _errored(entry: DocumentEntry, error: _Error) -> Outcome:
 
 def _unanswered(entry: DocumentEntry, kind: Class, reason: str) -> Outcome:
     return Outcome(key=entry.key, custom_id=entry.custom_id, class_=kind, type=kind, reason=reason)
+
+
+def _key(custom_id: str) -> str:
+    """Return the key behind an id that is not ours: a person may know whose document that is."""
+    try:
+        return shown(from_custom_id(custom_id).key)
+    except ValueError:
+        return shown(custom_id)
 
 
 def _counted(outcome: Outcome, summary: Summary) -> bytes:

@@ -5,6 +5,7 @@ Knows nothing of what it writes. Every function returns only when the disk has t
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -46,27 +47,51 @@ def write(path: Path, chunks: Iterable[bytes]) -> int:
 
 
 class Log:
-    """An append-only file of lines; each line is on disk when `append` returns."""
+    """An append-only file of lines; each line is on disk when `append` returns.
+
+    After a failed append nothing more can be appended here: whether the line is on disk is for the
+    next process to find out, which reads the file anew.
+    """
 
     def __init__(self, path: Path) -> None:
         is_new = not path.exists()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o644)
+        self._is_broken = False
         self._drop_torn_line()
         if is_new:
             sync_directory(path.parent)
 
     def append(self, line: bytes) -> None:
-        """Write one line, without its end."""
+        """Write one line, without its end.
+
+        Raises:
+            OSError: it is not certain that the line is on disk, now or since an earlier failure.
+        """
+        if self._is_broken:
+            raise OSError("an earlier line could not be written; a new process can go on")
         data = line + b"\n"
-        written = os.write(self._fd, data)
-        if written != len(data):
-            raise OSError(f"only {written} of {len(data)} bytes were written")
-        os.fsync(self._fd)
+        size = os.fstat(self._fd).st_size
+        try:
+            self._write(data)
+        except OSError:
+            self._is_broken = True
+            # A torn line in the middle would damage the log, and a whole one that was reported as
+            # failed would be recorded twice.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+                os.fsync(self._fd)
+            raise
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        written = os.write(self._fd, data)
+        if written != len(data):
+            raise OSError(f"only {written} of {len(data)} bytes were written")
+        os.fsync(self._fd)
 
     def _drop_torn_line(self) -> None:
         size = os.fstat(self._fd).st_size

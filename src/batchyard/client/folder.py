@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -18,11 +19,13 @@ from batchyard.client.outputs import STATE_DIR
 from batchyard.client.problems import JournalError, RunInUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from batchyard.client.plan import Plan
     from batchyard.clock import Clock
+
+_LOCK_ATTEMPTS, _LOCK_INTERVAL_S = 20, 0.02
 
 
 class DocumentEntry(msgspec.Struct, frozen=True, gc=False):
@@ -85,39 +88,52 @@ class Files:
                     raise JournalError(f"{self.documents}:{number}: {error}") from None
 
     def is_running(self) -> bool:
-        """Whether a process works on the run right now."""
+        """Whether a process works on the run right now. Looking keeps no other from looking."""
+        fd = _open_folder(self.out)
         try:
-            with Lock(self.out):
-                return False
-        except RunInUse:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        else:
+            return False
+        finally:
+            os.close(fd)
 
 
 class Lock:
     """The right to work on a run, held on the output folder itself.
 
     Raises:
-        RunInUse: on entering, when another process holds it.
+        RunInUse: on entering, when another process holds it and keeps it.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, pause: Callable[[float], object] = time.sleep) -> None:
         self._out = out
+        self._pause = pause
         self._fd = -1
 
     def __enter__(self) -> Self:
-        self._fd = os.open(self._out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise RunInUse(
-                f"another process works on {self._out}; `batchyard status {self._out}` shows how "
-                "far it is"
-            ) from None
-        return self
+        self._fd = _open_folder(self._out)
+        for _ in range(_LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Who only looks whether the run is worked on holds it for a moment.
+                self._pause(_LOCK_INTERVAL_S)
+            else:
+                return self
+        os.close(self._fd)
+        raise RunInUse(
+            f"another process works on {self._out}; `batchyard status {self._out}` shows how "
+            "far it is"
+        )
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+
+def _open_folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 class Journal:

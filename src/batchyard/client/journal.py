@@ -106,11 +106,15 @@ class Withdrawn(Event, frozen=True, kw_only=True):
 
 
 class Ended(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """The server has all results. `billing` is how it charges, None when it does not say."""
+    """The server has all results.
+
+    `billing` is how it charges, None when it does not say; `assumed` when we say it instead.
+    """
 
     shard: int
     counts: dict[str, int]
     billing: str | None = None
+    assumed: bool = False
 
 
 class Downloaded(Event, frozen=True, kw_only=True):
@@ -178,7 +182,7 @@ class Shard:
     adopted: bool = False
     disowned: tuple[str, ...] = ()
     billing: str | None = None
-    collected: bool = False
+    billing_assumed: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -201,11 +205,21 @@ class State:
         """Whether no create call can have reached a server."""
         return all(shard.phase is Phase.PLANNED and not shard.disowned for shard in self.shards)
 
-    @property
-    def batches(self) -> frozenset[str]:
-        """Return every batch id that the journal knows, also the disowned ones."""
-        known = {shard.batch for shard in self.shards if shard.batch}
-        return frozenset(known.union(*(shard.disowned for shard in self.shards)))
+    def taken(self, index: int) -> frozenset[str]:
+        """Return the batches that cannot be the one of a shard whose create call is open.
+
+        Those that it gave back, and those of other shards; but not one that another shard adopted
+        since the call and has not confirmed by its results: it may be ours.
+        """
+        mine = self.shards[index]
+        others = {
+            shard.batch
+            for shard in self.shards
+            if shard.batch
+            and shard.index != index
+            and not (shard.adopted and not shard.is_settled and shard.created_us >= mine.intent_us)
+        }
+        return frozenset(others.union(mine.disowned))
 
 
 def encode(event: Event) -> bytes:
@@ -240,7 +254,7 @@ def fold(events: Iterable[Event]) -> State:
     return state
 
 
-# What may follow what. A create answer may be recorded again: it is the same batch.
+# What may follow what.
 _BEFORE: dict[type[Event], frozenset[Phase]] = {
     Intent: frozenset({Phase.PLANNED, Phase.INTENDED}),
     Created: frozenset({Phase.INTENDED}),
@@ -317,7 +331,9 @@ def _step(shard: Shard, event: Event) -> Shard:
         case Withdrawn():
             return replace(shard, phase=Phase.WITHDRAWN)
         case Ended():
-            return replace(shard, phase=Phase.ENDED, billing=event.billing)
+            return replace(
+                shard, phase=Phase.ENDED, billing=event.billing, billing_assumed=event.assumed
+            )
         case Downloaded():
             return replace(shard, phase=Phase.DOWNLOADED)
         case Collected():

@@ -12,17 +12,19 @@ import selectors
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 import msgspec
 
 from batchyard.client.problems import Detached, NeedsAttention
+from batchyard.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from batchyard.clock import Clock
 
 KEY = "local"  # a yard without keys takes any
 CLAUDE = "claude=https://api.anthropic.com"
@@ -72,7 +74,10 @@ def find_running(data: Path) -> Address | None:
 class LocalYard:
     """A server process of our own."""
 
-    def __init__(self, data: Path, log: Path, upstreams: Sequence[str]) -> None:
+    def __init__(
+        self, data: Path, log: Path, upstreams: Sequence[str], *, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
         self._data = data
         self._log = log
         self._upstreams = tuple(upstreams)
@@ -89,7 +94,7 @@ class LocalYard:
             NeedsAttention: it did not start; the message ends with the tail of its log.
             Detached: the run was left while another server held the data.
         """
-        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        deadline_s = self._clock.monotonic_s() + BUSY_TIMEOUT_S
         has_said = False
         while True:
             self._data.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,7 @@ class LocalYard:
             else:
                 self._process = process
                 return ready.url
-            if code != _BUSY or time.monotonic() > deadline:
+            if code != _BUSY or self._clock.monotonic_s() > deadline_s:
                 raise NeedsAttention(self._explain(code))
             if not has_said:
                 say("an earlier local server finishes its calls in flight; waiting for it")
@@ -124,10 +129,6 @@ class LocalYard:
             # Popen warns about a child that outlives its object; this one may, and ends by itself.
             process.returncode = 0
             return False
-        finally:
-            assert process.stdout is not None
-            if process.poll() is not None:
-                process.stdout.close()
         return True
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -148,16 +149,13 @@ class LocalYard:
 
     def _give_up(self, process: subprocess.Popen[bytes]) -> int:
         assert process.stdin is not None
-        assert process.stdout is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
         try:
-            code = process.wait(STOP_TIMEOUT_S)
+            return process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            code = process.wait()
-        process.stdout.close()
-        return code
+            return process.wait()
 
     def _explain(self, code: int) -> str:
         try:
@@ -171,18 +169,21 @@ class LocalYard:
 
 
 def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
-    """Return the first line of the process's output; what follows is read and dropped."""
+    """Return the first line of the process's output, empty when there is none in time.
+
+    What follows is read and dropped by a thread, to which the pipe belongs from then on: whoever
+    closed it elsewhere would wait for that thread, and so for the end of the process.
+    """
     assert process.stdout is not None
     output = process.stdout
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
         line = output.readline() if selector.select(timeout_s) else b""
-    if line:
-        threading.Thread(target=_drop, args=(output,), daemon=True).start()
+    threading.Thread(target=_drop, args=(output,), daemon=True).start()
     return line
 
 
 def _drop(output: IO[bytes]) -> None:
-    with contextlib.suppress(OSError, ValueError):
+    with output, contextlib.suppress(OSError):
         while output.read1(65_536):  # type: ignore[attr-defined] # a buffered reader
             pass

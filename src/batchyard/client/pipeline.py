@@ -16,13 +16,14 @@ from batchyard.client import collect, crash, journal, receipt
 from batchyard.client.answers import ApiError, Unreachable
 from batchyard.client.journal import Phase
 from batchyard.client.outputs import Tree
-from batchyard.client.problems import NeedsAttention
+from batchyard.client.problems import NeedsAttention, ServerRefuses
 from batchyard.client.sending import GRACE_S, REFUSALS, Sender
 from batchyard.client.updates import Pace, Update, backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from batchyard.client.answers import Progress
     from batchyard.client.api import Api
     from batchyard.client.folder import DocumentEntry, Journal
     from batchyard.clock import Clock
@@ -42,6 +43,7 @@ class _Watch:
     due_s: float
     interval_s: float
     failures: int = 0
+    billing: str | None = None
 
 
 class Pipeline:
@@ -76,7 +78,6 @@ class Pipeline:
         self._tree = Tree(writer.files.out)
         self._watches: dict[int, _Watch] = {}
         self._stuck: dict[int, str] = {}
-        self._canceled: set[int] = set()
         self._entries: dict[int, dict[str, DocumentEntry]] = {}
 
     def run(self) -> receipt.Receipt:
@@ -88,7 +89,7 @@ class Pipeline:
         """
         self.submit()
         while not self.is_done:
-            if not self.advance():
+            if not list(self.advance()):
                 self.wait()
         return self.finish()
 
@@ -98,33 +99,50 @@ class Pipeline:
         return all(s.is_settled or s.index in self._stuck for s in self._writer.state.shards)
 
     def submit(self) -> None:
-        """Make sure that every shard has its batch.
+        """Make sure that every shard has its batch, except for those that cannot have one.
+
+        They do not keep the others from being waited for and saved; `finish` names them. Whatever
+        was stuck before is tried again.
 
         Raises:
-            Detached, NeedsAttention: as in `run`.
+            Detached: the run was left on request.
+            ServerRefuses: before anything is sent, when nothing can be.
         """
+        self._stuck.clear()
         if any(s.phase in {Phase.PLANNED, Phase.INTENDED} for s in self._writer.state.shards):
             self._sender.meet()
+        refusal: str | None = None
         for index in range(len(self._writer.state.shards)):
-            self._sender.settle(index)
+            if refusal is not None and self._shard(index).phase is Phase.PLANNED:
+                self._stuck[index] = refusal
+                continue
+            try:
+                self._sender.settle(index)
+            except ServerRefuses as error:
+                self._stuck[index] = refusal = error.message
+            except NeedsAttention as error:
+                self._stuck[index] = error.message
 
-    def advance(self) -> list[int]:
-        """Look at everything that is due, without waiting; return the shards just collected.
+    def advance(self) -> Iterator[int]:
+        """Look at everything that is due, without waiting; yield each shard as it is collected.
+
+        Looks no further than it is iterated. A shard that cannot go on is left for `finish`.
 
         Raises:
-            Detached, NeedsAttention: as in `run`.
+            Detached: the run was left on request.
         """
-        collected = []
         for index in range(len(self._writer.state.shards)):
             shard = self._shard(index)
             if shard.is_settled or index in self._stuck:
                 continue
             if shard.phase is Phase.CREATED and not self._is_due(index):
                 continue
-            self._look(index)
+            try:
+                self._look(index)
+            except NeedsAttention as error:
+                self._stuck[index] = error.message
             if self._shard(index).is_settled:
-                collected.append(index)
-        return collected
+                yield index
 
     def wait(self) -> None:
         """Wait until something is due.
@@ -143,7 +161,8 @@ class Pipeline:
             NeedsAttention: a shard could not be brought to its end.
         """
         if self._stuck:
-            raise NeedsAttention("\n".join(self._stuck.values()))
+            # One cause may keep many shards.
+            raise NeedsAttention("\n".join(dict.fromkeys(self._stuck.values())))
         done = receipt.write(self._files, self._writer.state, self._clock.now_us())
         crash.point("receipt_written")
         if self._writer.state.finished_us is None:
@@ -170,17 +189,15 @@ class Pipeline:
     def _poll(self, index: int) -> None:
         shard = self._shard(index)
         assert shard.batch is not None
+        self._sender.heed_cancel(index)
         try:
-            if self._files.cancel.exists() and index not in self._canceled:
-                self._api.cancel(shard.batch)
-                self._canceled.add(index)
             batch, wish = self._api.retrieve(shard.batch)
-            progress = self._api.progress(shard.batch)
         except (ApiError, Unreachable) as error:
             self._poll_failed(index, error)
             return
         watch = self._watch(index)
         watch.failures = 0
+        progress = self._progress(index, shard.batch)
         if not batch.has_ended:
             done = progress.results if progress else batch.request_counts.done
             state = "" if batch.processing_status == "in_progress" else batch.processing_status
@@ -195,20 +212,34 @@ class Pipeline:
                 )
             )  # fmt: skip
             return
-        billing = progress.billing if progress else None
-        if not self._api.is_yard:
-            billing = receipt.BATCH
+        # Only a yard says how it charges; anybody else is taken to give the discount of a batch.
+        billing = watch.billing if self._api.is_yard else receipt.BATCH
         counts = batch.request_counts
         by_name = {
             "succeeded": counts.succeeded, "errored": counts.errored,
             "canceled": counts.canceled, "expired": counts.expired,
         }  # fmt: skip
-        self._writer.record(journal.Ended(shard=index, counts=by_name, billing=billing))
+        self._writer.record(
+            journal.Ended(
+                shard=index, counts=by_name, billing=billing, assumed=not self._api.is_yard
+            )
+        )
         self._pace.tell(
             Update(
                 kind="ended", shard=index, batch=batch.id, done=counts.done, total=shard.requests
             )
         )
+
+    def _progress(self, index: int, batch: str) -> Progress | None:
+        """Return what a yard tells; nothing depends on it but what is shown and the billing."""
+        try:
+            progress = self._api.progress(batch)
+        except (ApiError, Unreachable) as error:
+            self._pace.tell(Update(kind="notice", shard=index, text=error.message))
+            return None
+        if progress is not None and progress.billing is not None:
+            self._watch(index).billing = progress.billing
+        return progress
 
     def _poll_failed(self, index: int, error: ApiError | Unreachable) -> None:
         """Keep a shard whose poll failed: a failed look says nothing about the batch."""
@@ -288,16 +319,10 @@ class Pipeline:
         summary = collect.collect(self._files, self._tree, index, entries, saved=saved)
         crash.point("outcomes_written")
         self._writer.record(journal.Collected(shard=index))
-        odd = {
-            "unknown ids": summary.unknown_ids,
-            "repeated ids": summary.repeated_ids,
-            "unreadable lines": summary.unreadable,
-        }
-        text = ", ".join(f"{count} {name} ignored" for name, count in odd.items() if count)
         self._pace.tell(
             Update(
                 kind="collected", shard=index, batch=shard.batch, done=summary.saved,
-                total=shard.requests, text=text,
+                total=shard.requests, text=summary.oddities,
             )
         )  # fmt: skip
         self._entries.pop(index, None)

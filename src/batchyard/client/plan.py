@@ -7,6 +7,7 @@ byte.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 API_VERSION = "2023-06-01"  # understood by the hosted API, by relays and by the yard
 # The documents say "256 MB". A server may read that as 10^6, so the smaller reading is sent.
 SHARD_BYTES_MAX = min(limits.BATCH_BODY_BYTES_MAX, 256_000_000)
-SHARD_REQUESTS_DEFAULT = 10_000  # if a batch expires, no more than this is left over at once
 OUTPUT_TOKENS_GUESS = 2_000
 _OPEN, _CLOSE = b'{"requests":[', b"]}"
 _PROBLEMS_SHOWN = 5
@@ -38,7 +38,7 @@ class Settings:
     model: str
     max_tokens: int
     betas: tuple[str, ...] = ()
-    shard_requests: int = SHARD_REQUESTS_DEFAULT
+    shard_requests: int = limits.RUN_BATCH_REQUESTS_DEFAULT
     suffix: str = ".md"
 
 
@@ -79,7 +79,12 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Three prices in micro-dollars: a guess, a likelier guess, and a true upper bound."""
+    """Three prices in micro-dollars.
+
+    All rest on an estimate of the input. `low` and `likely` guess the output; `ceiling` takes as
+    much of it as is allowed, and the input with its spread. It bounds the cost of the output; an
+    input that was estimated far too low can exceed it.
+    """
 
     low: int
     likely: int
@@ -88,7 +93,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of a run; the inputs are estimated, the ceiling is a bound."""
+    """Tokens of a run: the input is an estimate, `output_ceiling` is a bound."""
 
     input: int
     output_low: int
@@ -135,7 +140,8 @@ def make(
     names = output_names([(doc.key, doc.is_row) for doc in documents], settings.suffix)
     requests: list[Request] = []
     problems: list[str] = []
-    input_tokens, first_prompt = 0, ""
+    sizes: Counter[int] = Counter()
+    first_prompt = ""
     owners: dict[str, str] = {}
     for doc, output in zip(documents, names, strict=True):
         user = prompt.render(doc)
@@ -151,17 +157,16 @@ def make(
         owners[custom_id] = doc.key
         body = b'{"custom_id":"%b","params":%b}' % (custom_id.encode(), params)
         requests.append(Request(custom_id, doc.key, doc.sha256, output, body))
-        input_tokens += estimate.tokens(user + (instructions or ""), settings.model)
+        sizes[estimate.tokens(user + (instructions or ""), settings.model)] += 1
         first_prompt = first_prompt or user
     if problems:
         raise InputError(_listed(problems, len(documents)))
-    tokens = _tokens(input_tokens, len(requests), settings)
     return Plan(
         settings=settings,
         shards=pack(requests, settings.shard_requests),
-        tokens=tokens,
-        batch=_price(tokens, len(requests), settings.model, "batch"),
-        synchronous=_price(tokens, len(requests), settings.model, "standard"),
+        tokens=_tokens(sizes, settings),
+        batch=_price(sizes, settings, "batch"),
+        synchronous=_price(sizes, settings, "standard"),
         prompt_sha256=prompt.sha256,
         system_sha256=system.sha256 if system else None,
         first_prompt=first_prompt,
@@ -240,33 +245,48 @@ def _listed(problems: Sequence[str], documents: int) -> str:
     return "\n".join([head, *shown])
 
 
-def _tokens(input_tokens: int, requests: int, settings: Settings) -> Tokens:
-    likely = min(settings.max_tokens, OUTPUT_TOKENS_GUESS)
+def _tokens(sizes: Mapping[int, int], settings: Settings) -> Tokens:
+    requests = sum(sizes.values())
+    low, likely, ceiling = _outputs(settings)
     return Tokens(
-        input=input_tokens,
-        output_low=requests * ((likely + 1) // 2),
+        input=sum(size * count for size, count in sizes.items()),
+        output_low=requests * low,
         output_likely=requests * likely,
-        output_ceiling=requests * settings.max_tokens,
+        output_ceiling=requests * ceiling,
     )
 
 
-def _price(tokens: Tokens, requests: int, model_id: str, tier: price.Tier) -> Price | None:
-    """Price an average request and multiply, because prices may depend on the prompt's length."""
+def _outputs(settings: Settings) -> tuple[int, int, int]:
+    """Return the output tokens of one request: few, likely, and as many as it may have."""
+    likely = min(settings.max_tokens, OUTPUT_TOKENS_GUESS)
+    return (likely + 1) // 2, likely, settings.max_tokens
+
+
+def _price(sizes: Mapping[int, int], settings: Settings, tier: price.Tier) -> Price | None:
+    """Price each request by itself, because a long prompt may have a price of its own.
+
+    Args:
+        sizes: how many requests there are of each number of input tokens.
+        settings: of all requests.
+        tier: the price list.
+    """
 
     def cost(output: int, input_percent: int) -> int | None:
-        mean = price.Usage(
-            input_tokens=-(-tokens.input * input_percent // (100 * requests)),
-            output_tokens=-(-output // requests),
-        )
-        micros = price.cost_micros(model_id, mean, tier)
-        return None if micros is None else micros * requests
+        total = 0
+        for size, count in sizes.items():
+            usage = price.Usage(input_tokens=-(-size * input_percent // 100), output_tokens=output)
+            micros = price.cost_micros(settings.model, usage, tier)
+            if micros is None:
+                return None
+            total += micros * count
+        return total
 
-    low = cost(tokens.output_low, 100 - estimate.SPREAD_PERCENT)
-    likely = cost(tokens.output_likely, 100)
-    ceiling = cost(tokens.output_ceiling, 100 + estimate.SPREAD_PERCENT)
-    if low is None or likely is None or ceiling is None:
+    few, likely, most = _outputs(settings)
+    spread = estimate.SPREAD_PERCENT
+    prices = cost(few, 100 - spread), cost(likely, 100), cost(most, 100 + spread)
+    if prices[0] is None or prices[1] is None or prices[2] is None:
         return None
-    return Price(low, likely, ceiling)
+    return Price(prices[0], prices[1], prices[2])
 
 
 def describe_changes(

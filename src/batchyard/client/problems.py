@@ -28,5 +28,9 @@ class NeedsAttention(BatchyardError):
     """The run stopped and a person has to decide. All state is on disk."""
 
 
+class ServerRefuses(NeedsAttention):
+    """The server refuses or cannot be reached, whatever is sent to it."""
+
+
 class Detached(BatchyardError):
     """The run was left on request. All state is on disk."""

@@ -1,8 +1,8 @@
 """What a run cost, from the `usage` of its answers and nothing else.
 
 The basis is how the server charges: `batch` at half price, `standard` when a yard calls a
-synchronous API, `simulated` when nothing was charged. An unknown model makes the sum unknown, never
-smaller.
+synchronous API, `simulated` when nothing was charged. An unknown model, or an answer that does not
+tell its usage, makes the sum unknown, never smaller.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ BATCH, STANDARD, SIMULATED = "batch", "standard", "simulated"
 
 
 class ModelSums(msgspec.Struct, kw_only=True):
-    """Usage and money of one model. Money is None when its price is unknown."""
+    """Usage and money of one model; the money is that of `Receipt`."""
 
     answers: int = 0
+    answers_without_usage: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cache_write_5m_tokens: int = 0
@@ -37,29 +38,44 @@ class ModelSums(msgspec.Struct, kw_only=True):
     web_searches: int = 0
     paid_micros: int | None = 0
     synchronous_micros: int | None = 0
+    list_batch_micros: int | None = 0
+    list_synchronous_micros: int | None = 0
 
-    def add(self, usage: price.Usage, paid: int | None, synchronous: int | None) -> None:
-        """Add one answer."""
+    def add(self, outcome: Outcome, model_id: str, billing: str | None) -> None:
+        """Add one answer to a request for `model_id`."""
+        batch, synchronous = (cost(outcome, model_id, tier) for tier in ("batch", "standard"))
+        is_free = billing == SIMULATED
+        self.paid_micros = _plus(self.paid_micros, charged(outcome, model_id, billing))
+        self.synchronous_micros = _plus(self.synchronous_micros, 0 if is_free else synchronous)
+        self.list_batch_micros = _plus(self.list_batch_micros, batch)
+        self.list_synchronous_micros = _plus(self.list_synchronous_micros, synchronous)
         self.answers += 1
+        usage = outcome.usage
+        if usage is None:
+            self.answers_without_usage += 1
+            return
         self.input_tokens += usage.input_tokens
         self.output_tokens += usage.output_tokens
         self.cache_write_5m_tokens += usage.cache_write_5m_tokens
         self.cache_write_1h_tokens += usage.cache_write_1h_tokens
         self.cache_read_tokens += usage.cache_read_tokens
         self.web_searches += usage.web_searches
-        self.paid_micros = _plus(self.paid_micros, paid)
-        self.synchronous_micros = _plus(self.synchronous_micros, synchronous)
 
 
 class Receipt(msgspec.Struct, kw_only=True, frozen=True):
-    """The content of `receipt.json`. Money is in micro-dollars, None when a price is unknown.
+    """The content of `receipt.json`. Money is in micro-dollars, None when it is not known.
 
-    With basis `simulated` nothing was charged, and `paid_micros` is what a batch would have cost at
-    list prices.
+    `paid_micros` is what was charged, `synchronous_micros` what the same answers would have cost
+    without batches, `saved_micros` the difference; all three are 0 for what was simulated. The
+    `list_` amounts are what all answers cost at list prices, whoever gave them. `saved` counts the
+    documents with a report file, also one that was cut short; `classes` tells them apart.
+    `basis_source` is `server` when the server said how it charges, `assumed` when it did not say:
+    then it is taken for a batch service at half price, or for a yard at the full one.
     """
 
     run: str
     basis: str
+    basis_source: str
     documents: int
     saved: int
     classes: dict[str, int]
@@ -67,6 +83,8 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     paid_micros: int | None
     synchronous_micros: int | None
     saved_micros: int | None
+    list_batch_micros: int | None
+    list_synchronous_micros: int | None
     prices_as_of: str
     batches: list[str]
     started_at: str
@@ -79,17 +97,22 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def cost(outcome: Outcome, model_id: str, tier: price.Tier) -> int | None:
-    """Return the list price of one answer in micro-dollars; 0 when nothing was answered."""
+    """Return the list price of one answer in micro-dollars; 0 when nothing was answered.
+
+    None when the price, or the usage of an answer, is not known.
+    """
     if outcome.usage is None:
-        return 0
+        return None if outcome.is_answered else 0
     # The answer names the snapshot that ran; an upstream of one's own may name anything.
     name = outcome.model if outcome.model and models.find(outcome.model) else model_id
     return price.cost_micros(name, outcome.usage, tier)
 
 
-def paid_tier(billing: str | None) -> price.Tier:
-    """Return the price list that applies; without word from the server the dearer one."""
-    return "batch" if billing in {BATCH, SIMULATED} else "standard"
+def charged(outcome: Outcome, model_id: str, billing: str | None) -> int | None:
+    """Return what one document cost; without word from the server the dearer price list applies."""
+    if billing == SIMULATED:
+        return 0
+    return cost(outcome, model_id, "batch" if billing == BATCH else "standard")
 
 
 def make(state: State, outcomes: Iterable[tuple[int, Outcome]], finished_us: int) -> Receipt:
@@ -109,21 +132,19 @@ def make(state: State, outcomes: Iterable[tuple[int, Outcome]], finished_us: int
         documents += 1
         saved += outcome.is_saved
         classes[outcome.class_] = classes.get(outcome.class_, 0) + 1
-        if outcome.usage is not None:
-            tier = paid_tier(state.shards[index].billing)
-            sums.setdefault(outcome.model or requested, ModelSums()).add(
-                outcome.usage,
-                cost(outcome, requested, tier),
-                cost(outcome, requested, "standard"),
-            )
-    paid = synchronous = 0 if sums or documents else None
-    for entry in sums.values():
-        paid = _plus(paid, entry.paid_micros)
-        synchronous = _plus(synchronous, entry.synchronous_micros)
-    bases = {shard.billing or STANDARD for shard in state.shards if shard.batch}
+        if outcome.is_answered:
+            billing = state.shards[index].billing
+            entry = sums.setdefault(outcome.model or requested, ModelSums())
+            entry.add(outcome, requested, billing)
+    paid = _total(entry.paid_micros for entry in sums.values())
+    synchronous = _total(entry.synchronous_micros for entry in sums.values())
+    sent = [shard for shard in state.shards if shard.batch]
+    bases = {shard.billing or STANDARD for shard in sent}
+    is_assumed = any(shard.billing is None or shard.billing_assumed for shard in sent)
     return Receipt(
         run=state.run,
         basis="+".join(sorted(bases)) or "none",
+        basis_source="assumed" if is_assumed else "server",
         documents=documents,
         saved=saved,
         classes=dict(sorted(classes.items())),
@@ -131,6 +152,8 @@ def make(state: State, outcomes: Iterable[tuple[int, Outcome]], finished_us: int
         paid_micros=paid,
         synchronous_micros=synchronous,
         saved_micros=None if paid is None or synchronous is None else synchronous - paid,
+        list_batch_micros=_total(entry.list_batch_micros for entry in sums.values()),
+        list_synchronous_micros=_total(entry.list_synchronous_micros for entry in sums.values()),
         prices_as_of=models.table().as_of,
         batches=[shard.batch for shard in state.shards if shard.batch],
         started_at=wire.rfc3339(state.started_us),
@@ -164,17 +187,13 @@ def all_outcomes(files: Files, state: State) -> Iterator[tuple[int, Outcome]]:
 
 def money_line(receipt: Receipt) -> str:
     """Return the last line of a run."""
-    paid, synchronous, saved = (
-        receipt.paid_micros, receipt.synchronous_micros, receipt.saved_micros,
-    )  # fmt: skip
-    if paid is None or synchronous is None or saved is None:
-        names = ", ".join(n for n, s in receipt.models.items() if s.paid_micros is None)
-        tokens_in = sum(s.input_tokens for s in receipt.models.values())
-        tokens_out = sum(s.output_tokens for s in receipt.models.values())
-        line = (
-            f"price unknown ({names})    input {tokens_in:,} tokens    output {tokens_out:,} tokens"
-        )
-        return f"simulated, nothing was charged; {line}" if SIMULATED in receipt.basis else line
+    is_simulated = receipt.basis == SIMULATED
+    paid = receipt.list_batch_micros if is_simulated else receipt.paid_micros
+    synchronous = receipt.list_synchronous_micros if is_simulated else receipt.synchronous_micros
+    if paid is None or synchronous is None:
+        line = _unknown_line(receipt)
+        return f"simulated, nothing was charged; {line}" if is_simulated else line
+    saved = synchronous - paid
     percent = (2_000 * saved + synchronous) // (2 * synchronous) if synchronous else 0
     line = (
         f"paid {price.dollars(paid)}    synchronous would have been "
@@ -190,6 +209,23 @@ def money_line(receipt: Receipt) -> str:
             return line
         case _:
             return f"{line} ({receipt.basis})"
+
+
+def _unknown_line(receipt: Receipt) -> str:
+    """Return what is known when the money is not, and why it is not."""
+    silent = sum(s.answers_without_usage for s in receipt.models.values())
+    names = ", ".join(
+        name
+        for name, s in receipt.models.items()
+        if s.list_batch_micros is None and not s.answers_without_usage
+    )
+    why = [f"price unknown ({names})"] if names else []
+    if silent:
+        why.append(f"cost unknown: {silent:,} answers do not tell their usage")
+    tokens_in = sum(s.input_tokens for s in receipt.models.values())
+    tokens_out = sum(s.output_tokens for s in receipt.models.values())
+    why += [f"input {tokens_in:,} tokens", f"output {tokens_out:,} tokens"]
+    return "    ".join(why)
 
 
 def _error_lines(files: Files, state: State) -> Iterator[bytes]:
@@ -208,6 +244,13 @@ def _error_lines(files: Files, state: State) -> Iterator[bytes]:
                 )
                 + b"\n"
             )
+
+
+def _total(amounts: Iterable[int | None]) -> int | None:
+    total: int | None = 0
+    for amount in amounts:
+        total = _plus(total, amount)
+    return total
 
 
 def _plus(one: int | None, other: int | None) -> int | None:

@@ -44,9 +44,10 @@ def judge(
     Args:
         batches: all batches that may be as young as the call.
         requests: of the shard.
-        known: batch ids that belong to other calls.
+        known: batch ids that cannot be of this call.
         sent_us: our time just before the call.
-        sent_until_us: our time after which the server cannot have accepted it any more.
+        sent_until_us: our time after which no server can have accepted it any more, late as a
+            proxy may have passed it on.
         skew_us: the server's clock minus ours.
         is_final: whether a batch that exists must be listed by now.
     """

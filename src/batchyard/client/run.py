@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from batchyard import limits
 from batchyard.client import collect, receipt
 from batchyard.client import plan as planning
 from batchyard.client.documents import Sources
@@ -35,7 +36,7 @@ class Report:
 
     `status` is `succeeded`, `truncated`, `paused` (these three have a `path`), `refused`, `empty`,
     `needs_fix`, `billing`, `retryable`, `expired`, `canceled` or `missing`; `reason` says why.
-    `cost_micros` is in micro-dollars at the basis of the run, None when the price is unknown.
+    `cost_micros` is what was charged for it in micro-dollars, None when that is not known.
     """
 
     key: str
@@ -69,7 +70,7 @@ class Run:
         system: str | os.PathLike[str] | None = None,
         betas: Iterable[str] = (),
         suffix: str = ".md",
-        shard_size: int = planning.SHARD_REQUESTS_DEFAULT,
+        shard_size: int = limits.RUN_BATCH_REQUESTS_DEFAULT,
         base_url: str | None = None,
         api_key: str | None = None,
         local: bool = False,
@@ -134,10 +135,13 @@ class Run:
     def submit(self, approved: planning.Plan) -> None:
         """Send a plan, each batch exactly once; safe to call again.
 
+        A batch that the server does not take keeps no other from being sent; iterating over the run
+        tells of it at the end.
+
         Raises:
             InputsChanged: the folder holds a run of other inputs.
             RunInUse: another process works on it.
-            NeedsAttention: the server refused; the message says what to do.
+            NeedsAttention: the server takes nothing; the message says what to do.
         """
         session = self._open()
         session.begin(approved, self.config(approved))
@@ -162,10 +166,11 @@ class Run:
         pipeline = self._connected()
         pipeline.submit()
         while not pipeline.is_done:
-            collected = pipeline.advance()
-            for index in collected:
+            is_idle = True
+            for index in pipeline.advance():
+                is_idle = False
                 yield from self._reports(index)
-            if not collected:
+            if is_idle:
                 pipeline.wait()
         pipeline.finish()
 
@@ -214,14 +219,14 @@ class Run:
 
     def _reports(self, index: int) -> Iterator[Report]:
         session = self._open()
-        tier = receipt.paid_tier(session.state.shards[index].billing)
+        billing = session.state.shards[index].billing
         for outcome in collect.read_outcomes(session.files, index):
             yield Report(
                 key=outcome.key,
                 status=outcome.class_,
                 reason=outcome.reason,
                 path=self.out / outcome.output if outcome.output else None,
-                cost_micros=receipt.cost(outcome, self._settings.model, tier),
+                cost_micros=receipt.charged(outcome, self._settings.model, billing),
             )
 
 

@@ -15,7 +15,7 @@ from batchyard.client.answers import ApiError, CreateUnknown, NotCreated, Unreac
 from batchyard.client.api import CREATE_ANSWER_TIMEOUT_S, UPLOAD_BYTES_PER_S_MIN
 from batchyard.client.folder import idempotency_key
 from batchyard.client.journal import Phase
-from batchyard.client.problems import NeedsAttention
+from batchyard.client.problems import NeedsAttention, ServerRefuses
 from batchyard.client.updates import Update
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ LOOK_INTERVAL_S = 5.0
 CONNECT_ATTEMPTS = 6
 NO_LIST = frozenset({404, 405, 501})
 REFUSALS = frozenset({401, 402, 403})
+_WAIT = frozenset({408, 409, 429})
 
 
 class Sender:
@@ -53,22 +54,23 @@ class Sender:
         self._clock = clock
         self._pace = pace
         self._grace_s = grace_s
+        self._asked_to_cancel: set[int] = set()
 
     def meet(self) -> None:
         """Make one harmless call, to learn who the server is before anything depends on it.
 
         Raises:
-            NeedsAttention: it refuses or does not answer.
+            ServerRefuses: it refuses or does not answer.
         """
         try:
             self._api.list_page(limit=1)
         except ApiError as error:
             if error.http_status not in NO_LIST:
-                raise NeedsAttention(
+                raise ServerRefuses(
                     f"{self._api.base_url} refuses: {error.message}; nothing was sent"
                 ) from None
         except Unreachable as error:
-            raise NeedsAttention(
+            raise ServerRefuses(
                 f"cannot reach {error.message}; nothing was sent, the same command tries again"
             ) from None
 
@@ -77,7 +79,8 @@ class Sender:
 
         Raises:
             Detached: the run was left on request.
-            NeedsAttention: a person has to decide.
+            ServerRefuses: it was not sent, and no other would be taken.
+            NeedsAttention: a person has to decide about this shard.
         """
         attempts = 0
         while True:
@@ -90,9 +93,38 @@ class Sender:
                 attempts += 1
                 self._send_first(index, attempts)
             elif shard.phase is Phase.INTENDED:
+                if self._files.cancel.exists():
+                    text = "canceled; first it has to be found out whether its batch exists"
+                    self._pace.tell(Update(kind="notice", shard=index, text=text))
                 self._resolve(index)
             else:
+                self.heed_cancel(index)
                 return
+
+    def heed_cancel(self, index: int) -> None:
+        """Cancel the batch of a shard, once, when the run is canceled; never fails."""
+        shard = self._shard(index)
+        if (
+            shard.phase is not Phase.CREATED
+            or index in self._asked_to_cancel
+            or not self._files.cancel.exists()
+        ):
+            return
+        assert shard.batch is not None
+        try:
+            self._api.cancel(shard.batch)
+        except (ApiError, Unreachable) as error:
+            is_refused = (
+                isinstance(error, ApiError)
+                and error.http_status < 500
+                and error.http_status not in _WAIT
+            )
+            if is_refused:
+                self._asked_to_cancel.add(index)
+            text = f"{shard.batch} was not canceled: {error.message}"
+            self._pace.tell(Update(kind="notice", shard=index, text=text))
+        else:
+            self._asked_to_cancel.add(index)
 
     def _send_first(self, index: int, attempt: int) -> None:
         """Make the create call of a shard of which no call is open."""
@@ -108,9 +140,12 @@ class Sender:
             batch = self._api.create(self._files.requests(index), self._key(index))
         except NotCreated as error:
             self._writer.record(journal.NotCreated(shard=index, reason=error.message))
-            hopeless = not error.refused and attempt >= CONNECT_ATTEMPTS
-            if not error.may_retry or hopeless:
-                raise NeedsAttention(f"shard {index} was not created: {error.message}") from None
+            text = f"shard {index} was not created: {error.message}"
+            is_unreachable = error.http_status is None and attempt >= CONNECT_ATTEMPTS
+            if is_unreachable or error.http_status in REFUSALS:
+                raise ServerRefuses(text) from None
+            if not error.may_retry:
+                raise NeedsAttention(text) from None
             self._pace.back_off(
                 index,
                 self._shard(index).requests,
@@ -163,8 +198,10 @@ class Sender:
         shard = self._shard(index)
         first_us = self._clock.now_us()
         timeout_s = CREATE_ANSWER_TIMEOUT_S + shard.bytes / UPLOAD_BYTES_PER_S_MIN
-        until_us = min(first_us, shard.intent_us + int(timeout_s * limits.SECOND_US))
-        final_us = until_us + int(self._grace_s * limits.SECOND_US)
+        given_up_us = min(first_us, shard.intent_us + int(timeout_s * limits.SECOND_US))
+        # A proxy may pass the call on after it, or we, gave up. Until the end of the grace period
+        # any batch of its size may be ours; the results tell whether it is.
+        final_us = given_up_us + int(self._grace_s * limits.SECOND_US)
         while True:
             is_final = self._clock.now_us() >= final_us
             batches = self._list_since(index, shard.intent_us)
@@ -172,9 +209,9 @@ class Sender:
                 verdict = reconcile.judge(
                     batches,
                     requests=shard.requests,
-                    known=self._writer.state.batches,
+                    known=self._writer.state.taken(index),
                     sent_us=shard.intent_us,
-                    sent_until_us=until_us,
+                    sent_until_us=final_us,
                     skew_us=self._api.skew_us or 0,
                     is_final=is_final,
                 )

@@ -141,7 +141,9 @@ class Session:
             raise InputError(f"{self.files.out} holds no run")
         url, key = config.base_url, self._api_key
         if config.local:
-            yard = local.LocalYard(self.files.yard, self.files.yard_log, config.upstreams)
+            yard = local.LocalYard(
+                self.files.yard, self.files.yard_log, config.upstreams, clock=self._clock
+            )
             self._stack.callback(self._stop_yard, yard)
             url = yard.start(self._stop.wait, lambda text: self._tell(_notice(text)))
             key = local.KEY
