@@ -12,6 +12,10 @@ __all__ = ["Run", "files"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     """Import the library on first use: the command line starts without it."""
     if name == "Run":

@@ -58,6 +58,7 @@ class FakeApi:
     calls: list[Call] = field(default_factory=list)
     now: datetime = START
     hide_created: bool = False
+    paused: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -229,7 +230,7 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             batch = api.batches[batch_id]
             total = len(batch.requests)
             done = total if batch.ended else total // 2
-            fields = {"id": batch_id, "results": done, "billing": api.billing, "paused": {}}
+            fields = {"id": batch_id, "results": done, "billing": api.billing, "paused": api.paused}
             self.send(200, fields)
 
         def page(self) -> None:

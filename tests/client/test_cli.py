@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from batchyard import __version__
 from batchyard.client.folder import Files, Lock
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored
@@ -160,7 +162,7 @@ def test_status_ls_and_report_tell_of_a_finished_run(documents: Path, server: Fa
         "report", "reports"
     )  # fmt: skip
 
-    assert "reports: finished, 2 documents, 1 of 1 shards collected" in status.stdout
+    assert "reports: finished, 2 documents, 2 saved, 1 of 1 shards collected" in status.stdout
     assert f"{documents}/reports  finished" in ls.stdout
     assert report.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
 
@@ -204,7 +206,7 @@ def test_a_signal_leaves_the_run_and_attach_finishes_it(documents: Path, server:
     _, aside = process.communicate(timeout=30)
 
     assert process.returncode == 5
-    assert "come back with:  batchyard attach reports/" in aside
+    assert re.search(r"come back with:  (batchyard|\S+ -m batchyard) attach reports/", aside)
     assert not server.batches["msgbatch_01"].canceled
     for batch in server.batches.values():
         batch.polls_left = 0
@@ -303,3 +305,89 @@ def test_the_command_line_starts_without_the_server_and_the_http_client():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_the_plan_says_what_a_folder_leaves_out_and_what_is_empty(documents: Path, server: FakeApi):
+    for name in ("a.html", "b.html", "rows.csv", ".hidden.pdf"):
+        (documents / "docs" / name).write_text("x")
+    (documents / "docs" / "blank.md").write_text(" \n")
+
+    done = batchyard("plan", *OPTIONS, "--base-url", server.url)
+
+    assert "skipped         3 files (.html 2, .csv 1): " in done.stdout
+    assert "empty           1 document without any text (blank.md)" in done.stdout
+    assert "if this server gives the half price" in done.stdout
+
+
+def test_an_unknown_claude_model_is_warned_of_with_the_closest(documents: Path, server: FakeApi):
+    done = batchyard("plan", *OPTIONS, "--base-url", server.url, "--model", "claude-opus-4.8")
+
+    assert done.returncode == 0
+    assert "claude-opus-4.8 is not a known model; the closest is claude-opus-4-8" in done.stdout
+
+
+@pytest.mark.parametrize("upstream", ["no-url", "x=ftp://host", "=http://host", "x=nonsense:"])
+def test_a_wrong_upstream_is_refused_before_anything_is_written(documents: Path, upstream: str):
+    done = batchyard("run", *OPTIONS, "--local", "--upstream", upstream, "--yes")
+
+    assert done.returncode == 2
+    assert "is not like NAME=https://host" in done.stderr
+    assert not done.stdout
+    assert not (documents / "reports").exists()
+
+
+def test_without_a_key_no_folder_is_made(
+    documents: Path, server: FakeApi, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+
+    done = run(server, "--yes")
+
+    assert "a yard without keys of its own takes any" in done.stderr
+    assert not (documents / "reports").exists()
+
+
+def test_status_of_a_file_is_one_clear_line(documents: Path):
+    done = batchyard("status", "p.j2")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("batchyard: p.j2 is not a folder;")
+
+
+def test_status_shows_why_an_upstream_is_not_called(documents: Path, server: FakeApi):
+    server.is_yard, server.polls, server.paused = True, 1_000_000, {"claude": "401 bad key"}
+    killed_at("created_recorded", server)
+
+    shown, lines = batchyard("status", "reports"), batchyard("status", "reports", "--json")
+
+    assert "  claude paused: 401 bad key\n" in shown.stdout
+    assert json.loads(lines.stdout)["paused"] == {"claude": "401 bad key"}
+
+
+def test_a_refused_create_is_said_once_with_its_reason(documents: Path, server: FakeApi):
+    server.is_yard = True
+    server.fail("create", 503, 503)
+
+    done = run(server, "--yes")
+
+    assert done.returncode == 0, done.stderr
+    assert "shard 0: no answer: 503 api_error: fault 503" in done.stdout
+
+
+def test_a_file_of_the_run_that_cannot_be_written_is_one_line_and_exit_code_1(
+    documents: Path, server: FakeApi, monkeypatch: pytest.MonkeyPatch
+):
+    Path("reports/.batchyard/requests-000.json.partial").mkdir(parents=True)
+
+    done = run(server, "--yes")
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "batchyard: reports/.batchyard/requests-000.json.partial cannot be used: Is a directory\n"
+    )
+
+
+def test_the_version_is_printed(documents: Path):
+    done = batchyard("--version")
+
+    assert (done.returncode, done.stdout) == (0, f"batchyard {__version__}\n")

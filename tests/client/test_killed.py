@@ -66,9 +66,9 @@ def test_a_killed_run_goes_on_with_one_batch_and_whole_reports(
     assert len(server.batches) == 1
     out = documents / "reports"
     assert {p.name: p.read_text() for p in out.rglob("*.md")} == {
-        "a.md": "Report on a_Dmd.",
-        "b.md": "Report on b_Dmd.",
-        "c.md": "Report on sub_-c_Dmd.",
+        "a.md": "Report on a_Dmd.\n",
+        "b.md": "Report on b_Dmd.\n",
+        "c.md": "Report on sub_-c_Dmd.\n",
     }
     assert json.loads((out / "receipt.json").read_text())["saved"] == 3
     assert [p for p in out.rglob("*") if p.name.endswith(".partial")] == []

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import batchyard as package
 from batchyard import Run, files
 from batchyard.client.api import Api
 from batchyard.client.folder import Files
-from batchyard.client.local import LocalYard
-from batchyard.client.problems import InputError, InputsChanged
+from batchyard.client.local import RESTARTS_MAX, LocalYard, find_running
+from batchyard.client.problems import InputError, InputsChanged, NeedsAttention
 from client.commands import batchyard
 
 
@@ -131,7 +132,7 @@ def test_a_run_needs_documents_of_one_kind():
 
 
 def test_a_server_that_does_not_start_is_explained_with_its_log(documents: Path):
-    done = batchyard(*COMMAND, "--upstream", "x=nonsense:")
+    done = batchyard(*COMMAND, "--upstream", "x=simulated:nonsense=1")
 
     assert done.returncode == 3
     assert "the local server did not start" in done.stderr
@@ -167,3 +168,83 @@ def test_leaving_a_yard_that_drains_does_not_wait_for_it(tmp_path: Path):
 
     yard.fifo.write_text("now")
     os.waitpid(yard.started.pid, 0)
+
+
+def test_a_local_server_that_is_killed_is_started_again_and_the_run_ends(
+    documents: Path,
+):
+    with library_run(documents, shard_size=4) as run:
+        run.submit(run.plan())
+        address = find_running(Files(documents / "reports").yard)
+        assert address is not None
+        os.kill(address.pid, signal.SIGKILL)
+        reports = list(run)
+
+    assert len(reports) == 12
+    assert all(doc.status == "succeeded" for doc in reports)
+
+
+class ShortLivedYard(LocalYard):
+    """A yard that ends as soon as it has started."""
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        program = 'print(\'{"url": "http://x", "pid": 1}\')'
+        self.started = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        return self.started
+
+
+def test_a_local_server_that_always_ends_is_given_up_with_its_log(tmp_path: Path):
+    yard = ShortLivedYard(tmp_path / "yard", tmp_path / "yard.log", [])
+    said: list[str] = []
+    yard.start(lambda _: False, said.append)
+
+    for _ in range(RESTARTS_MAX):
+        yard.started.wait()
+        yard.locate(lambda _: False, said.append)
+    yard.started.wait()
+    with pytest.raises(NeedsAttention, match=r"yard\.log"):
+        yard.locate(lambda _: False, said.append)
+
+    assert len(said) == RESTARTS_MAX
+    assert yard.stop()
+
+
+def test_after_a_failure_another_run_opens_the_folder_in_the_same_process(documents: Path):
+    failed = library_run(documents)
+    with pytest.raises(NeedsAttention):
+        failed.report()
+
+    with library_run(documents) as again:
+        again.submit(again.plan())
+
+
+def test_documents_of_the_wrong_type_are_explained():
+    with pytest.raises(TypeError, match=r"write docs=files\("):
+        Run("reports", docs="docs", prompt="p.j2", model="m", max_tokens=1)
+
+
+def test_a_printed_plan_holds_no_documents(documents: Path):
+    text = repr(library_run(documents).plan())
+
+    assert "documents=12" in text
+    assert len(text) < 200
+
+
+def test_all_files_that_are_not_utf8_are_named_at_once(tmp_path: Path):
+    for number in range(7):
+        (tmp_path / f"{number}.md").write_bytes("é".encode("utf-16" if number else "latin-1"))
+
+    with pytest.raises(InputError) as caught:
+        files(str(tmp_path)).read()
+
+    lines = caught.value.message.splitlines()
+    assert lines[0].startswith("7 files are not UTF-8")
+    assert "byte 0 is 0xe9" in lines[1]
+    assert lines[2].endswith("1.md is UTF-16, not UTF-8")
+    assert lines[-1] == "  and 2 more"
+
+
+def test_what_the_package_offers_is_listed_for_completion():
+    assert {"Run", "files"} <= set(dir(package))

@@ -12,9 +12,9 @@ from client.conftest import Bench
 from client.fake_api import FakeApi, errored, succeeded
 
 REPORTS = {
-    "a.md": "Report on a_Dmd.",
-    "b.md": "Report on b_Dmd.",
-    "sub/c.md": "Report on sub_-c_Dmd.",
+    "a.md": "Report on a_Dmd.\n",
+    "b.md": "Report on b_Dmd.\n",
+    "sub/c.md": "Report on sub_-c_Dmd.\n",
 }
 
 
@@ -310,7 +310,7 @@ def test_each_kind_of_failure_has_its_class_and_reason(bench: Bench, server: Fak
         "b.md": ("truncated", "the report is cut: stop_reason max_tokens"),
         "sub/c.md": ("refused", "the model refused"),
     }
-    assert bench.reports() == {"b.md": "half"}
+    assert bench.reports() == {"b.md": "half\n"}
     assert receipt.saved == 1
     assert not receipt.is_complete
 

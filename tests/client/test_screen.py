@@ -47,7 +47,7 @@ def test_shards_under_way_are_shown_before_the_others():
 def test_of_a_shard_that_was_collected_before_the_reports_count_as_saved_that_were_written():
     lines = drawn(panel_of(shards(1, phase=Phase.COLLECTED)))
 
-    assert lines[0].startswith("reports   10 of 10 done, 7 saved")
+    assert lines[0].startswith("10 of 10 done, 7 saved   reports")
     assert "10/10" in lines[1]
 
 
@@ -85,3 +85,14 @@ def test_plain_lines_say_a_thing_once(capsys: pytest.CaptureFixture[str]):
     lines.update(Update(kind="saving", shard=0, done=1, total=2))
 
     assert capsys.readouterr().out == "shard 0: 503 overloaded\n"
+
+
+def test_one_reason_is_one_line_though_each_refused_call_has_an_id(
+    capsys: pytest.CaptureFixture[str],
+):
+    lines = render.Lines()
+    for number in range(3):
+        text = f"529 overloaded_error: busy (request req_{number})"
+        lines.update(Update(kind="waiting", shard=0, text=text))
+
+    assert capsys.readouterr().out.count("529 overloaded_error: busy") == 1

@@ -180,3 +180,87 @@ def test_a_small_batch_is_not_stuck_behind_a_large_one(tmp_path: Path) -> None:
         await _end_all(world)
 
     _tell(tmp_path, story, slots=4)
+
+
+def test_a_batch_that_expires_while_it_runs_keeps_what_was_sent_and_no_more(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.exactly_s = 9.0
+        world.start()
+        sent = await world.create(requests=10, window_s=20)
+        await world.clock.advance(60)
+        await world.check_ended(sent)
+        batch = await world.batch_of(sent)
+        assert (batch.counts.succeeded, batch.counts.expired) == (3, 7)
+        assert world.calls == 3
+
+    _tell(tmp_path, story, slots=1)
+
+
+def test_a_cancel_that_another_process_took_is_seen_at_the_next_renewal(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.exactly_s = 9.0
+        world.start()
+        sent = await world.create(requests=10)
+        await world.clock.advance(1)
+        now = world.clock.now_us()
+        batch = await world.ledger.cancel(sent.batch.workspace, sent.batch.id, now)
+        assert batch is not None
+        sent.cancel_us = batch.cancel_us
+        await world.clock.advance(20)
+        await world.check_ended(sent)
+        batch = await world.batch_of(sent)
+        assert (batch.counts.succeeded, batch.counts.canceled) == (1, 9)
+
+    _tell(tmp_path, story, slots=1)
+
+
+def test_a_worker_that_lost_a_shard_before_it_adopted_sends_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.exactly_s = 500.0
+        first = world.start()
+        await world.create(requests=3, shard=3)
+        await world.clock.advance(1)
+        await world.kill(first)
+        late = world.start(freeze_before="adopt")
+        await world.clock.advance(100)
+        assert not late.gate.is_set()
+        assert world.calls == 3
+        winner = world.start()
+        await world.clock.advance(100)
+        assert world.calls == 6
+        late.gate.set()
+        await world.clock.advance(10)
+        assert world.calls == 6, "it sent requests of a shard that another has"
+        assert winner in world.processes
+        await _end_all(world)
+
+    _tell(tmp_path, story)
+
+
+def test_what_was_adopted_stays_though_a_zombie_writes_on(tmp_path: Path) -> None:
+    """Else the segment of the second attempt would share an id with the first, and be dropped."""
+
+    async def story(world: World) -> None:
+        world.chances.next_s = [5.0, 5.0, 5.0, 100.0, 900.0, 900.0]
+        zombie = world.start()
+        await world.create(requests=6, shard=6)
+        await world.clock.advance(10)  # three are answered, three are out
+        assert world.calls == 6
+        zombie.gate.clear()
+        await world.clock.advance(40)
+        world.chances.next_s = [5.0, 5.0, 900.0]
+        second = world.start()  # takes the shard over, with its three lines, and answers two more
+        await world.clock.advance(20)
+        assert world.calls == 9
+        await world.clock.advance(60)  # an answer reaches the zombie, which writes it down
+        await world.kill(second)
+        world.chances.next_s = [5.0]
+        world.start()
+        await world.clock.advance(150)
+        assert world.calls == 10, "what the second attempt had recorded was asked again"
+        await _end_all(world)
+        zombie.gate.set()
+        await world.clock.advance(10)
+        await _end_all(world)
+
+    _tell(tmp_path, story, slots=3)

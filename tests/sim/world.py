@@ -93,7 +93,9 @@ class PowerCutSegments:
 
     def cut_power(self, rng: random.Random) -> None:
         """Lose some of what was not synced: a tail, torn anywhere, or filled with zeros."""
-        for name, synced in self._synced.items():
+        # By shard and attempt: the order of writing within a round, and the ends of the names,
+        # do not follow from the seed.
+        for name, synced in sorted(self._synced.items(), key=lambda item: item[0].rpartition(".")):
             path = self._root / name
             if synced < 0 and rng.random() < 0.5:
                 path.unlink()
@@ -134,14 +136,18 @@ class _WatchedAppender:
 class Gated:
     """Passes every method of an object through a gate, which freezes one worker as SIGSTOP does."""
 
-    def __init__(self, real: Any, gate: asyncio.Event) -> None:
+    def __init__(self, real: Any, gate: asyncio.Event, freeze_before: str | None) -> None:
         self._real = real
         self._gate = gate
+        self._freeze_before = freeze_before
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._real, name)
 
         async def gated(*args: Any, **kwargs: Any) -> Any:
+            if name == self._freeze_before:
+                self._freeze_before = None
+                self._gate.clear()
             await self._gate.wait()
             answer = await method(*args, **kwargs)
             await self._gate.wait()
@@ -173,6 +179,8 @@ class Chances:
     stuck: float = 0.0
     slowest_s: float = 5.0
     exactly_s: float | None = None
+    next_s: list[float] = field(default_factory=list)
+    """How long the next calls take, before chance has its way again."""
 
 
 @dataclass
@@ -190,7 +198,11 @@ class ScriptedUpstream:
         world.on_call(name)
         stuck = rng.random() < chances.stuck
         delay_s = rng.uniform(60, 200) if stuck else rng.random() * chances.slowest_s
-        await world.clock.sleep(delay_s if chances.exactly_s is None else chances.exactly_s)
+        if chances.next_s:
+            delay_s = chances.next_s.pop(0)
+        elif chances.exactly_s is not None:
+            delay_s = chances.exactly_s
+        await world.clock.sleep(delay_s)
         outcome = self._outcome(name, rng)
         world.trace.append(f"{world.clock.now_us()} {name} {str(outcome)[:60]}")
         final = isinstance(outcome, Reply) and (
@@ -274,11 +286,11 @@ class World:
 
     # What happens --------------------------------------------------------------------------------
 
-    def start(self) -> Process:
-        """Start a worker and a keeper."""
+    def start(self, *, freeze_before: str | None = None) -> Process:
+        """Start a worker and a keeper; freeze them before the first use of a ledger method."""
         gate = asyncio.Event()
         gate.set()
-        ledger: Any = Gated(self.ledger, gate)
+        ledger: Any = Gated(self.ledger, gate, freeze_before)
         worker = Worker(
             ledger=ledger,
             store=self.store,
@@ -338,7 +350,12 @@ class World:
                     raise AssertionError("a worker ended by itself")
 
     async def create(
-        self, *, requests: int | None = None, shard: int | None = None, workspace: str | None = None
+        self,
+        *,
+        requests: int | None = None,
+        shard: int | None = None,
+        workspace: str | None = None,
+        window_s: int = 86_400,
     ) -> Sent:
         """Accept a batch, as `server/uploads.py` and `server/batches.py` do."""
         rng = self.rng
@@ -385,7 +402,7 @@ class World:
             )
         self.store.put(segments.requests_name(batch_id), records(entries, sizes, order))
         now = self.clock.now_us()
-        window = 86_400 if chosen else rng.choice([20, 300, 86_400, 86_400])
+        window = window_s if chosen else rng.choice([20, 300, 86_400, 86_400])
         batch = Batch(
             id=batch_id,
             workspace=workspace or rng.choice(WORKSPACES),

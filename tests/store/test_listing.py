@@ -34,6 +34,7 @@ async def _forward(ledger: Ledger, workspace: str, limit: int, start: str | None
     while True:
         page = await ledger.page(workspace, limit=limit, after=after, before=None)
         ids = _ids(page)
+        assert ids or not found, "there was said to be more"
         found += ids
         assert page is not None
         if not page.has_more:
@@ -48,6 +49,7 @@ async def _backward(ledger: Ledger, workspace: str, limit: int, start: str) -> l
     while True:
         page = await ledger.page(workspace, limit=limit, after=None, before=before)
         ids = _ids(page)
+        assert ids or not found, "there was said to be more"
         found = ids + found
         assert page is not None
         if not page.has_more:

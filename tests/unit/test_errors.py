@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from batchyard import errors
 from batchyard.errors import BatchyardError, shown
 
-
 FAMILY = [
     each
     for each in vars(errors).values()

@@ -48,6 +48,9 @@ def guarded(out: Path | None = None) -> Iterator[None]:
     except problems.InputError as error:
         render.complain(error.message)
         raise SystemExit(Exit.USAGE) from None
+    except problems.Unwritable as error:
+        render.complain(error.message)
+        raise SystemExit(Exit.CRASH) from None
     except BatchyardError as error:
         render.complain(error.message)
         raise SystemExit(Exit.NEEDS_ATTENTION) from None
@@ -56,6 +59,13 @@ def guarded(out: Path | None = None) -> Iterator[None]:
     except BrokenPipeError:
         # The reader of our output has left; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(Exit.CRASH) from None
+    except OSError as error:
+        if os.environ.get("BATCHYARD_DEBUG"):
+            raise
+        _keep_trace(out)
+        name = error.filename if isinstance(error.filename, str | os.PathLike) else out
+        render.complain(f"{name or 'the disk'} cannot be used: {error.strerror or error}")
         raise SystemExit(Exit.CRASH) from None
     except Exception as error:
         if os.environ.get("BATCHYARD_DEBUG"):

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from batchyard import __version__
+from batchyard.cli import render
 from batchyard.cli import run as run_command
 from batchyard.cli import serve as serve_command
 from batchyard.cli import status as status_command
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        render.say(f"batchyard {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="batchyard",
@@ -17,6 +28,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Message Batches for any model: a report for every document, and the server for it."""
+
+
 app.command("run")(run_command.run)
 app.command("plan")(run_command.plan)
 app.command("attach")(status_command.attach)

@@ -153,8 +153,8 @@ class Panel:
         done, saved = sum(r.done for r in rows), sum(r.saved for r in rows)
         total = sum(row.total for row in rows)
         head = Text(no_wrap=True, overflow="ellipsis")
-        head.append(render.safe(self._name), style="bold")
-        head.append(f"   {done:,} of {total:,} done, {saved:,} saved")
+        head.append(f"{done:,} of {total:,} done, {saved:,} saved   ")
+        head.append(render.safe(self._name), style="bold")  # after the counts: it may be long
         if not all(row.is_over for row in rows):
             head.append("   Ctrl-C leaves, nothing is lost", style="dim")
         return head

@@ -7,10 +7,14 @@ draws but does not print by itself either: it is handed the console here.
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import sys
 import time
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
+from urllib.parse import urlsplit
 
 from batchyard import price, wire
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 LABEL_CHARS = 16
 _LINE_INTERVAL_S = 1.0
 _GROUPS_SHOWN = 8
+_NAMED = 4
+_REQUEST_ID = re.compile(r" \(request [^)]*\)")
 CLASS_WORDS = {
     "truncated": "cut short",
     "paused": "paused",
@@ -87,6 +93,19 @@ def ask(question: str) -> bool:
         return input(f"{safe(question)} [y/N] ").strip().lower() in {"y", "yes"}
     except EOFError:
         return False
+    except KeyboardInterrupt:
+        say()  # or the shell's prompt would follow the question on its line
+        raise
+
+
+def program() -> str:
+    """Return how a person runs this program again: by its name, or by where it lies."""
+    if shutil.which("batchyard"):
+        return "batchyard"
+    running = Path(sys.argv[0])
+    if running.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m batchyard"
+    return shlex.quote(str(running))
 
 
 def table(rows: Iterable[tuple[str, str]]) -> None:
@@ -97,6 +116,8 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
 
 def plan_rows(name: str, plan: Plan, config: Config, *, is_simulated: bool) -> None:
     """Print what would be sent and what it would cost."""
+    from batchyard.client.plan import closest_model  # noqa: PLC0415 - the run, which is there
+
     tokens, settings = plan.tokens, plan.settings
     shards = _count(len(plan.shards), "shard")
     rows = [
@@ -107,14 +128,35 @@ def plan_rows(name: str, plan: Plan, config: Config, *, is_simulated: bool) -> N
     ]
     if len(f"plan {name}") >= LABEL_CHARS:
         rows[0:1] = [("plan", name), ("documents", rows[0][1])]
-    table([*rows, *_price_rows(plan, is_local=config.local, is_simulated=is_simulated)])
+    closest = closest_model(settings.model)
+    if closest:
+        rows.append(("warning", f"{settings.model} is not a known model; the closest is {closest}"))
+    if plan.empty:
+        named = ", ".join(plan.empty[:_NAMED]) + (", …" if len(plan.empty) > _NAMED else "")
+        text = f"{_count(len(plan.empty), 'document')} without any text ({named}), sent as they are"
+        rows.append(("empty", text))
+    if plan.skipped:
+        rows.append(("skipped", _skipped(plan.skipped)))
+    table([*rows, *_price_rows(plan, config, is_simulated=is_simulated)])
     if config.local:
         table([("server", f"local, upstream {', '.join(config.upstreams)}")])
     else:
         table([("server", config.base_url or "")])
 
 
-def _price_rows(plan: Plan, *, is_local: bool, is_simulated: bool) -> list[tuple[str, str]]:
+def _skipped(by_ending: Mapping[str, int]) -> str:
+    from batchyard.client.documents import ROW_SUFFIXES  # noqa: PLC0415 - the run, which is there
+
+    named = ", ".join(f"{ending} {count:,}" for ending, count in list(by_ending.items())[:_NAMED])
+    more = ", …" if len(by_ending) > _NAMED else ""
+    total = _count(sum(by_ending.values()), "file")
+    how = " or name a file to take its rows" if ROW_SUFFIXES & by_ending.keys() else ""
+    return f"{total} ({named}{more}): a folder gives its text files; use a glob for others{how}"
+
+
+def _price_rows(plan: Plan, config: Config, *, is_simulated: bool) -> list[tuple[str, str]]:
+    from batchyard.client.local import HOSTED, is_hosted  # noqa: PLC0415 - the run, which is there
+
     batch, synchronous = plan.batch, plan.synchronous
     if batch is None or synchronous is None:
         return [("price", f"unknown for {plan.settings.model}")]
@@ -124,12 +166,14 @@ def _price_rows(plan: Plan, *, is_local: bool, is_simulated: bool) -> list[tuple
             f"{price.dollars(getattr(cost, kind))} {kind}" for kind in ("low", "likely", "ceiling")
         )
 
-    if is_local and not is_simulated:
-        return [
-            ("price", three(synchronous)),
-            ("as a batch", f"{three(batch)}: without --local, at the hosted API"),
-        ]
-    rows = [("price, batch", three(batch)), ("synchronous", three(synchronous))]
+    if config.local and not is_simulated:
+        rows = [("price", three(synchronous))]
+        if is_hosted(config.upstreams):
+            rows.append(("as a batch", f"{three(batch)}: without --local, at the hosted API"))
+        return rows
+    sure = config.local or urlsplit(config.base_url or "").hostname == HOSTED
+    doubt = "" if sure else "   if this server gives the half price"
+    rows = [("price, batch", three(batch) + doubt), ("synchronous", three(synchronous))]
     if is_simulated:
         rows.append(("charged", "nothing: the model is simulated, these are list prices"))
     return rows
@@ -150,7 +194,9 @@ def ending(name: str, receipt: Receipt, failures: Iterable[Outcome], *, errors: 
     say(f"done {name}   {' · '.join([saved, *others])}")
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in failures:
-        cause = re.sub(r"\d+", "#", outcome.reason or "")
+        cause = re.sub(r"\d+", "#", _REQUEST_ID.sub("", outcome.reason or ""))
+        if "did not validate" in cause:
+            cause = "did not validate"
         groups.setdefault((outcome.class_, cause), []).append(outcome)
     ranked = sorted(groups.values(), key=len, reverse=True)
     for group in ranked[:_GROUPS_SHOWN]:
@@ -207,8 +253,10 @@ class Lines:
         printed_s, last = self._last.get(update.shard, (0.0, ""))
         now = time.monotonic()
         is_soon = update.kind == "progress" and now - printed_s < _LINE_INTERVAL_S
-        if text != last and not is_soon:
-            self._last[update.shard] = (now, text)
+        # The id of a refused call is new each time; the reason is not.
+        said = _REQUEST_ID.sub("", text)
+        if said != last and not is_soon:
+            self._last[update.shard] = (now, said)
             say(text)
 
     def refresh(self) -> None:
@@ -278,7 +326,7 @@ def _line(update: Update) -> str | None:
     more = f" ({update.text})" if update.text else ""
     match update.kind:
         case "sending":
-            return f"{where}sending {update.total:,} requests"
+            return f"{where}sending {_count(update.total, 'request')}"
         case "created":
             return f"{where}{update.batch} created{more}"
         case "progress":

@@ -79,11 +79,16 @@ def run(  # noqa: PLR0913, PLR0917 - the options of the command
     """Write a report for every document. The same command continues an interrupted run."""
     with guarded(out):
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
+        from batchyard.client.api import checked_key  # noqa: PLC0415
+        from batchyard.client.folder import Files  # noqa: PLC0415
 
         plan, config = _planned(
             source, prompt, model, max_tokens, out, system, id_field, suffix, base_url,
             local, upstream, beta, shard_size,
         )  # fmt: skip
+
+        if not config.local and not Files(out).journal.exists():
+            checked_key()  # before anything is shown or written
 
         def prepare(session: Session) -> None:
             if session.check(plan, config, fresh=fresh):
@@ -164,11 +169,16 @@ def _planned(  # noqa: PLR0913, PLR0917 - the options of the command
 
 
 def _announce(session: Session, *, as_json: bool) -> None:
+    from batchyard.client import collect  # noqa: PLC0415
+
     state = session.state
     sent = sum(1 for shard in state.shards if shard.batch)
     over = sum(1 for shard in state.shards if shard.is_settled)
     how = "is finished" if state.finished_us is not None else "continues"
     created = f"{sent} of {len(state.shards)} batches created, {over} collected"
+    kinds = collect.tally(state.shards)
+    if kinds:
+        created += " (" + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + ")"
     text = f"{session.files.out} {how}: {created}"
     if as_json:
         render.emit({"event": "notice", "text": text})
@@ -181,6 +191,7 @@ def _approve(
 ) -> None:
     """Show the plan and ask; return only when it may be sent."""
     from batchyard.client import local as embedded  # noqa: PLC0415
+    from batchyard.client.plan import closest_model  # noqa: PLC0415
     from batchyard.client.problems import InputError  # noqa: PLC0415
 
     is_simulated = embedded.is_simulated(config.upstreams)
@@ -194,6 +205,9 @@ def _approve(
                 "tokens": plan.tokens,
                 "batch_micros": plan.batch,
                 "synchronous_micros": plan.synchronous,
+                "skipped": plan.skipped,
+                "empty": plan.empty,
+                "closest_model": closest_model(plan.settings.model),
             }
         )
     else:
@@ -201,7 +215,7 @@ def _approve(
         if is_simulated:
             why = "" if chosen else "no API key: using the simulated model; "
             render.say(f"{why}reports are placeholders")
-        elif config.local:
+        elif config.local and plan.batch is not None and embedded.is_hosted(config.upstreams):
             render.say("--local pays the synchronous price; without it the hosted API is half")
     if yes:
         return

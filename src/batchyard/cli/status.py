@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,14 @@ from batchyard.cli import render
 from batchyard.cli.exits import Exit, guarded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from batchyard.client.folder import Files
     from batchyard.client.journal import Shard, State
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of the run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
+_PATH_CHARS_MAX = 60  # a longer one is shown whole, and moves what follows
 
 
 def attach(folder: Folder, as_json: Json = False) -> None:
@@ -30,8 +34,10 @@ def attach(folder: Folder, as_json: Json = False) -> None:
 def status(folder: Folder = Path(), as_json: Json = False) -> None:
     """Show how far a run is, without changing anything."""
     with guarded():
+        from batchyard.client import collect  # noqa: PLC0415
+
         files, state = _opened(folder)
-        live = {} if state.finished_us is not None else _live_counts(files, state)
+        live = {} if state.finished_us is not None else _live(files, state)
         is_running = files.is_running()
         if as_json:
             for shard in state.shards:
@@ -41,15 +47,22 @@ def status(folder: Folder = Path(), as_json: Json = False) -> None:
                         "phase": shard.phase,
                         "batch": shard.batch,
                         "requests": shard.requests,
-                        "done": live.get(shard.index),
+                        "done": live[shard.index].done if shard.index in live else None,
+                        "paused": live[shard.index].paused if shard.index in live else {},
+                        "counts": collect.tally([shard]),
                     }
                 )
             return
         render.say(f"{files.out}: {_headline(state, is_running=is_running)}")
         for shard in state.shards:
             render.say(f"  {_shard_line(shard, live.get(shard.index))}")
+        reasons = {
+            f"{name} paused: {why}" for at in live.values() for name, why in at.paused.items()
+        }
+        for reason in sorted(reasons):
+            render.say(f"  {reason}")
         if state.finished_us is None and not is_running:
-            render.say(f"not running; `batchyard attach {files.out}` continues")
+            render.say(f"not running; `{render.program()} attach {files.out}` continues")
 
 
 def ls() -> None:
@@ -59,13 +72,15 @@ def ls() -> None:
         from batchyard.client.folder import Files  # noqa: PLC0415
         from batchyard.client.problems import JournalError  # noqa: PLC0415
 
-        for known in registry.known():
+        runs = registry.known()
+        width = min(_PATH_CHARS_MAX, max((len(str(known.path)) for known in runs), default=0))
+        for known in runs:
             try:
                 state = Files(known.path).read_state()
                 headline = _headline(state, is_running=False) if state.run else "gone"
             except (JournalError, OSError):
                 headline = "not readable"
-            render.say(f"{known.started_at[:16]}  {known.path}  {headline}")
+            render.say(f"{known.started_at[:16]}  {known.path!s:<{width}}  {headline}")
 
 
 def cancel(folder: Folder, as_json: Json = False) -> None:
@@ -105,6 +120,9 @@ def _opened(folder: Path) -> tuple[Files, State]:
     from batchyard.client.folder import Files  # noqa: PLC0415
     from batchyard.client.problems import InputError  # noqa: PLC0415
 
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}; `batchyard ls` lists the known runs")
     files = Files(folder)
     state = files.read_state()
     if not state.run:
@@ -112,8 +130,16 @@ def _opened(folder: Path) -> tuple[Files, State]:
     return files, state
 
 
-def _live_counts(files: Files, state: State) -> dict[int, int]:
-    """Return how many requests of each open shard are done, as far as the server says."""
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What the server says of a shard: requests done, and why upstreams are not called."""
+
+    done: int
+    paused: Mapping[str, str]
+
+
+def _live(files: Files, state: State) -> dict[int, _Live]:
+    """Return what the server says of each open shard; nothing of those it does not speak of."""
     from batchyard.client import local  # noqa: PLC0415
     from batchyard.client.journal import Phase  # noqa: PLC0415
 
@@ -145,7 +171,11 @@ def _live_counts(files: Files, state: State) -> dict[int, int]:
         except (ApiError, Unreachable) as error:
             render.complain(error.message)
             break
-        found[shard.index] = progress.results if progress else batch.request_counts.done
+        found[shard.index] = (
+            _Live(progress.results, progress.paused)
+            if progress
+            else _Live(batch.request_counts.done, {})
+        )
     api.close()
     return found
 
@@ -158,10 +188,18 @@ def _headline(state: State, *, is_running: bool) -> str:
     else:
         word = "under way" if is_running else "not finished"
     requests = sum(shard.requests for shard in shards)
-    return f"{word}, {requests:,} documents, {over} of {len(shards)} shards collected"
+    plural = "" if requests == 1 else "s"
+    parts = [word, f"{requests:,} document{plural}", *_kinds(shards)]
+    return ", ".join([*parts, f"{over} of {len(shards)} shards collected"])
 
 
-def _shard_line(shard: Shard, done: int | None) -> str:
+def _kinds(shards: Sequence[Shard]) -> list[str]:
+    from batchyard.client import collect  # noqa: PLC0415
+
+    return [f"{count:,} {kind}" for kind, count in collect.tally(shards).items()]
+
+
+def _shard_line(shard: Shard, live: _Live | None) -> str:
     words = {
         "planned": "not sent",
         "intended": "sent, answer not known",
@@ -171,9 +209,12 @@ def _shard_line(shard: Shard, done: int | None) -> str:
         "collected": "collected",
         "withdrawn": "canceled",
     }
-    parts = [f"shard {shard.index}", f"{shard.requests:,} requests", words[shard.phase]]
-    if done is not None:
-        parts.append(f"{done:,} done")
+    plural = "" if shard.requests == 1 else "s"
+    parts = [f"shard {shard.index}", f"{shard.requests:,} request{plural}", words[shard.phase]]
+    if live is not None:
+        parts.append(f"{live.done:,} done")
+    if shard.classes:
+        parts.append(", ".join(_kinds([shard])))
     if shard.batch:
         parts.append(shard.batch)
     return "   ".join(parts)

@@ -116,7 +116,7 @@ def _detach(session: Session, *, is_idle: bool) -> NoReturn:
         goes_on = "the batches go on at the server"
     text = (
         f"detached, nothing is lost; {goes_on}\n"
-        f"come back with:  batchyard attach {_quoted(session.files.out)}/"
+        f"come back with:  {render.program()} attach {_quoted(session.files.out)}/"
     )
     if is_idle:
         session.leave()

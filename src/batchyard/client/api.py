@@ -87,6 +87,8 @@ class Api:
         betas: tuple[str, ...] = (),
         pause: Callable[[float], bool] | None = None,
         now_us: Callable[[], int] | None = None,
+        locate: Callable[[], str] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
 
@@ -97,24 +99,29 @@ class Api:
             pause: waits for seconds and returns True when waiting should end; default no wait is
                 cut short.
             now_us: the wall time in microseconds since 1970.
+            locate: returns the address of now, before each call; it may raise. For a server that
+                can come back elsewhere.
+            say: gets the reason when a call is repeated.
 
         Raises:
             InputError: the address is not an http(s) URL, or there is no key.
         """
-        self.base_url = checked_url(base_url)
-        key = api_key or os.environ.get("ANTHROPIC_API_KEY")
-        if not key:
-            raise InputError(
-                "there is no API key: set ANTHROPIC_API_KEY, or use --local to run the requests "
-                "through a server of your own"
-            )
+        self._base_url = checked_url(base_url)
+        self._locate = locate
+        self._say = say or (lambda _: None)
+        key = checked_key(api_key)
         self.is_yard = False
         self.skew_us: int | None = None
         self._betas = betas
         self._pause = pause or threading.Event().wait
         self._now_us = now_us or SystemClock().now_us
-        self._client = _client(self.base_url, key, read_timeout_s=None)
-        self._stream = _client(self.base_url, key, read_timeout_s=STALL_TIMEOUT_S)
+        self._client = _client(self._base_url, key, read_timeout_s=None)
+        self._stream = _client(self._base_url, key, read_timeout_s=STALL_TIMEOUT_S)
+
+    @property
+    def base_url(self) -> str:
+        """Return the address, without `/v1`, that the last call was made to."""
+        return self._base_url
 
     def close(self) -> None:
         """Close all connections."""
@@ -131,7 +138,7 @@ class Api:
         upload = _FileBody(body)
         timeout = CREATE_ANSWER_TIMEOUT_S + upload.size / UPLOAD_BYTES_PER_S_MIN
         request = (
-            self._client.post(self.base_url + "/v1/messages/batches")
+            self._client.post(self._address() + "/v1/messages/batches")
             .header("content-type", "application/json")
             .header("content-length", str(upload.size))
             .header("idempotency-key", idempotency_key)
@@ -207,7 +214,7 @@ class Api:
         """
         path = f"/v1/messages/batches/{quote(batch_id, safe='')}/results"
         partial = target.with_name(target.name + ".partial")
-        request = self._stream.get(self.base_url + path).build_streamed()
+        request = self._stream.get(self._address() + path).build_streamed()
         try:
             with request as response:
                 self._note(response)
@@ -220,6 +227,11 @@ class Api:
         partial.replace(target)
         durable.sync_directory(target.parent)
         return total
+
+    def _address(self) -> str:
+        if self._locate is not None:
+            self._base_url = self._locate()
+        return self._base_url
 
     def _get(self, path: str) -> Answer:
         return self._repeated("GET", path)
@@ -242,12 +254,15 @@ class Api:
                 if not (retried if answer.may_retry is None else answer.may_retry):
                     raise failure
                 delay = max(delay, answer.retry_after_s or 0.0)
-            if attempt + 1 == ATTEMPTS or delay > _RETRY_AFTER_CAP_S or self._pause(delay):
+            if attempt + 1 == ATTEMPTS or delay > _RETRY_AFTER_CAP_S:
+                raise failure
+            self._say(failure.message)
+            if self._pause(delay):
                 raise failure
         raise AssertionError("the last attempt returns or raises")
 
     def _call(self, method: str, path: str) -> Answer:
-        request = self._client.request(method, self.base_url + path)
+        request = self._client.request(method, self._address() + path)
         request = request.timeout(timedelta(seconds=CALL_TIMEOUT_S))
         return self._read(request.build().send())
 
@@ -314,6 +329,22 @@ def checked_url(url: str | None) -> str:
     return url.removesuffix("/v1")
 
 
+def checked_key(key: str | None = None) -> str:
+    """Return the key to use: the given one, or `ANTHROPIC_API_KEY`.
+
+    Raises:
+        InputError: there is none.
+    """
+    key = key or os.environ.get("ANTHROPIC_API_KEY")
+    if not key:
+        raise InputError(
+            "there is no API key: set ANTHROPIC_API_KEY (a yard without keys of its own takes "
+            "any, such as ANTHROPIC_API_KEY=any), or use --local to run the requests through a "
+            "server of your own"
+        )
+    return key
+
+
 def _reason(error: PyreqwestError) -> str:
     """Return the innermost cause, which is the one that helps."""
     details = getattr(error, "details", None) or {}
@@ -324,7 +355,7 @@ def _reason(error: PyreqwestError) -> str:
 def _save(response: SyncResponse, path: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     total = 0
-    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+    with durable.naming(path), os.fdopen(os.open(path, flags, 0o644), "wb") as file:
         reader = response.body_reader
         while (chunk := reader.read(_CHUNK)) is not None:
             data = chunk.to_bytes()

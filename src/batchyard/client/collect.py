@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batchyard.client.folder import DocumentEntry, Files
+    from batchyard.client.journal import Shard
     from batchyard.client.outputs import Tree
 
 Class = Literal[
@@ -178,7 +179,7 @@ def collect(
                 continue
             outcome, text = judge(entry, result.result)
             if outcome.is_saved and text is not None:
-                tree.write(entry.output, text)
+                tree.write(entry.output, text if text.endswith("\n") else text + "\n")
                 crash.point("report_written")
             yield _counted(outcome, summary)
             saved(summary.saved)
@@ -202,6 +203,20 @@ def read_outcomes(files: Files, shard: int) -> Iterator[Outcome]:
     """Yield what became of the documents of a collected shard."""
     for line in _lines(files.outcomes(shard)):
         yield _outcome.decode(line)
+
+
+def tally(shards: Iterable[Shard]) -> dict[str, int]:
+    """Count the documents of collected shards: saved, needing attention, canceled.
+
+    Empty for shards that an earlier version collected without counting.
+    """
+    sums: dict[str, int] = {}
+    for shard in shards:
+        for name, count in shard.classes.items():
+            word = "canceled" if name == "canceled" else "need attention"
+            word = "saved" if name in SAVED else word
+            sums[word] = sums.get(word, 0) + count
+    return {word: sums[word] for word in ("saved", "need attention", "canceled") if word in sums}
 
 
 def is_whole(path: Path, requests: int) -> bool:

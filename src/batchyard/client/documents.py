@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchyard import wire
 from batchyard.client.problems import InputError
-from batchyard.client.rows import read_csv, read_jsonl, read_text
+from batchyard.client.rows import NotUtf8, read_csv, read_jsonl, read_text
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ TEXT_SUFFIXES = frozenset(
 )  # fmt: skip
 ROW_SUFFIXES = frozenset({".jsonl", ".csv"})
 _GLOB = frozenset("*?[")
+_NAMED = 5
+_REMEDY = "convert, or leave out, what is not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Sources:
             InputError: nothing matches, a file cannot be read as UTF-8, a row has no id, or two
                 documents have the same key.
         """
-        found = [*_from_patterns(self.patterns, self.id_field, outside)]
+        found = [*_from_paths(_match(self.patterns, outside), self.id_field)]
         if self.rows:
             numbered = ((number, dict(row)) for number, row in enumerate(self.rows, 1))
             found += _from_rows("rows", numbered, self.id_field)
@@ -74,6 +77,26 @@ class Sources:
         found.sort(key=lambda document: document.key)
         _refuse_duplicates(found)
         return found
+
+    def skipped(self, *, outside: Path | None = None) -> dict[str, int]:
+        """Count, by ending, the files of the named folders that are no documents, most first.
+
+        Hidden files are left out of everything, this count too.
+
+        Raises:
+            InputError: nothing matches.
+        """
+        names = (path.suffix.lower() for path in _match(self.patterns, outside).skipped)
+        return dict(Counter(name or "no ending" for name in names).most_common())
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """The files that patterns name, the folders they start from, what those hold besides."""
+
+    paths: Sequence[Path]
+    roots: Sequence[Path]
+    skipped: Sequence[Path]
 
 
 def files(*patterns: str | os.PathLike[str], id: str | None = None) -> Sources:  # noqa: A002
@@ -93,38 +116,60 @@ def content_hash(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(encoded).hexdigest()
 
 
-def _from_patterns(
-    patterns: Sequence[str], id_field: str | None, outside: Path | None
-) -> Iterator[Document]:
+def _match(patterns: Sequence[str], outside: Path | None) -> _Match:
     paths: dict[Path, None] = {}
+    others: dict[Path, None] = {}
     roots: list[Path] = []
     for pattern in patterns:
-        root, matches = _expand(pattern)
+        root, matches, besides = _expand(pattern)
         kept = [path for path in matches if not _is_inside(path, outside)]
+        besides = [path for path in besides if not _is_inside(path, outside)]
         if not kept:
             where = " outside the output folder" if matches else ""
-            raise InputError(f"{shown(pattern)} matches no document{where}")
+            what = f"; the first file of another kind is {besides[0]}" if besides else ""
+            raise InputError(f"{shown(pattern)} matches no document{where}{what}")
         roots.append(root)
         paths.update(dict.fromkeys(kept))
-    if not paths:
+        others.update(dict.fromkeys(besides))
+    return _Match(list(paths), roots, [path for path in others if path not in paths])
+
+
+def _from_paths(match: _Match, id_field: str | None) -> Iterator[Document]:
+    """Yield the documents of all files, or say of all at once which are not UTF-8."""
+    if not match.paths:
         return
-    common = Path(os.path.commonpath([os.path.abspath(root) for root in roots]))  # noqa: PTH100
-    for path in paths:
-        if path.suffix.lower() in ROW_SUFFIXES:
-            yield from _rows_of(path, id_field)
-        else:
-            yield _file(path, common)
+    roots = [os.path.abspath(root) for root in match.roots]  # noqa: PTH100 - links stay links
+    common = Path(os.path.commonpath(roots))
+    undecodable: list[str] = []
+    for path in match.paths:
+        try:
+            if path.suffix.lower() in ROW_SUFFIXES:
+                yield from _rows_of(path, id_field)
+            else:
+                yield _file(path, common)
+        except NotUtf8 as error:
+            undecodable.append(error.message)
+    if len(undecodable) == 1:
+        raise InputError(f"{undecodable[0]}; {_REMEDY}")
+    if undecodable:
+        more = len(undecodable) - _NAMED
+        lines = [f"  {line}" for line in undecodable[:_NAMED]]
+        lines += [f"  and {more} more"] if more > 0 else []
+        listed = "\n".join(lines)
+        raise InputError(f"{len(undecodable)} files are not UTF-8; {_REMEDY}:\n{listed}")
 
 
-def _expand(pattern: str) -> tuple[Path, list[Path]]:
-    """Return the folder that the pattern starts from and the files that it matches."""
+def _expand(pattern: str) -> tuple[Path, list[Path], list[Path]]:
+    """Return the folder that the pattern starts from, its matches, the other files of a folder."""
     literal = Path(pattern)
     if literal.is_dir():
-        return literal, sorted(_text_files(literal))
+        found = sorted(_visible_files(literal))
+        texts = [path for path in found if path.suffix.lower() in TEXT_SUFFIXES]
+        return literal, texts, [p for p in found if p.suffix.lower() not in TEXT_SUFFIXES]
     if literal.exists():
         if not literal.is_file():
             raise InputError(f"{shown(pattern)} is not a regular file")
-        return literal.parent, [literal]
+        return literal.parent, [literal], []
     if not _GLOB & set(pattern):
         raise InputError(f"{shown(pattern)} does not exist")
     parts = literal.parts
@@ -135,17 +180,17 @@ def _expand(pattern: str) -> tuple[Path, list[Path]]:
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"{shown(pattern)} is not a usable pattern: {error}") from None
     wants_hidden = any(part.startswith(".") for part in parts[fixed:])
-    return root, [
+    kept = [
         path
         for path in matches
         if path.is_file() and (wants_hidden or not _is_hidden(path.relative_to(root)))
     ]
+    return root, kept, []
 
 
-def _text_files(folder: Path) -> Iterator[Path]:
+def _visible_files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
-        is_text = path.suffix.lower() in TEXT_SUFFIXES and path.is_file()
-        if is_text and not _is_hidden(path.relative_to(folder)):
+        if not _is_hidden(path.relative_to(folder)) and path.is_file():
             yield path
 
 

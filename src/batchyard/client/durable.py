@@ -10,17 +10,29 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the disk the name of the file, which a failed write does not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def sync_directory(path: Path) -> None:
     """Make renames and new names in `path` durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        with naming(path):
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -28,7 +40,7 @@ def sync_directory(path: Path) -> None:
 def write_synced(path: Path, chunks: Iterable[bytes]) -> int:
     """Write `chunks` to `path`, synced but not renamed; return the number of bytes."""
     total = 0
-    with os.fdopen(os.open(path, _NEW, 0o644), "wb") as file:
+    with naming(path), os.fdopen(os.open(path, _NEW, 0o644), "wb") as file:
         for chunk in chunks:
             file.write(chunk)
             total += len(chunk)

@@ -16,7 +16,7 @@ import msgspec
 from batchyard import ids, wire
 from batchyard.client import crash, durable, journal
 from batchyard.client.outputs import STATE_DIR
-from batchyard.client.problems import JournalError, RunInUse
+from batchyard.client.problems import JournalError, RunInUse, Unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -150,14 +150,16 @@ class Journal:
         """Append an event with the time of now; on return it is durable and part of the state.
 
         Raises:
-            JournalError: it cannot follow, or the disk refuses it.
+            JournalError: it cannot follow.
+            Unwritable: the disk refuses it.
         """
         event = msgspec.structs.replace(event, at=self._clock.now_us())
         state = journal.apply(self.state, event)
         try:
             self._log.append(journal.encode(event))
         except OSError as error:
-            raise JournalError(f"{self.files.journal} cannot be written: {error}") from None
+            reason = error.strerror or error
+            raise Unwritable(f"{self.files.journal} cannot be written: {reason}") from None
         self.state = state
 
     def close(self) -> None:

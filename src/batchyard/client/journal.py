@@ -13,7 +13,7 @@ reports before the events that say so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from batchyard.client.problems import JournalError
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 FORMAT = 1
 
@@ -124,10 +124,11 @@ class Downloaded(Event, frozen=True, kw_only=True):
     bytes: int
 
 
-class Collected(Event, frozen=True, kw_only=True):
-    """The reports of the shard are on disk."""
+class Collected(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """The reports of the shard are on disk; `classes` counts what became of its documents."""
 
     shard: int
+    classes: dict[str, int] = {}
 
 
 class Finished(Event, frozen=True, kw_only=True):
@@ -183,6 +184,7 @@ class Shard:
     disowned: tuple[str, ...] = ()
     billing: str | None = None
     billing_assumed: bool = False
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_settled(self) -> bool:
@@ -337,7 +339,7 @@ def _step(shard: Shard, event: Event) -> Shard:
         case Downloaded():
             return replace(shard, phase=Phase.DOWNLOADED)
         case Collected():
-            return replace(shard, phase=Phase.COLLECTED)
+            return replace(shard, phase=Phase.COLLECTED, classes=event.classes)
         case _:
             raise AssertionError(f"no step for {shown(event)}")
 

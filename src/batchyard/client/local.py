@@ -14,11 +14,13 @@ import sys
 import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
-from batchyard.client.problems import Detached, NeedsAttention
+from batchyard.client.problems import Detached, InputError, NeedsAttention
 from batchyard.clock import SystemClock
+from batchyard.errors import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +34,8 @@ SIMULATED = "sim=simulated:"
 START_TIMEOUT_S = 30.0
 BUSY_TIMEOUT_S = 60.0  # an earlier yard may still finish the calls that it had in flight
 STOP_TIMEOUT_S = 10.0
+HOSTED = "api.anthropic.com"
+RESTARTS_MAX = 3  # within one run; a server that ends more often has a reason in its log
 _BUSY = 3  # exit code of a server whose data directory is in use
 _TAIL_LINES = 8
 
@@ -61,6 +65,42 @@ def is_simulated(upstreams: Sequence[str]) -> bool:
     )
 
 
+def is_hosted(upstreams: Sequence[str]) -> bool:
+    """Whether all upstreams are the hosted API, which has a batch price of its own."""
+    return bool(upstreams) and all(_host(upstream) == HOSTED for upstream in upstreams)
+
+
+def check_upstreams(upstreams: Sequence[str]) -> None:
+    """Refuse what no server would start with, before anything is shown or written.
+
+    The options of `simulated:` are the server's business.
+
+    Raises:
+        InputError: one is not NAME=URL, or its key is not set.
+    """
+    for upstream in upstreams:
+        name, _, url = upstream.partition("=")
+        is_simulated = url.startswith("simulated:")
+        if not name or not (is_simulated or _host(upstream)):
+            raise InputError(
+                f"--upstream {shown(upstream)} is not like NAME=https://host, NAME=http://host "
+                "or NAME=simulated:"
+            )
+        own = f"BATCHYARD_UPSTREAM_{name.upper().replace('-', '_')}_KEY"
+        keys = ("ANTHROPIC_API_KEY", own)
+        if _host(upstream) == HOSTED and not any(map(os.environ.get, keys)):
+            raise InputError(f"--upstream {shown(name)} needs a key: set {' or '.join(keys)}")
+
+
+def _host(upstream: str) -> str | None:
+    """Return the host of an http(s) upstream, None when it is nothing like that."""
+    try:
+        parts = urlsplit(upstream.partition("=")[2])
+    except ValueError:
+        return None
+    return parts.hostname if parts.scheme in {"http", "https"} else None
+
+
 def find_running(data: Path) -> Address | None:
     """Return the address of the yard that works on `data` right now, None when there is none."""
     try:
@@ -82,6 +122,8 @@ class LocalYard:
         self._log = log
         self._upstreams = tuple(upstreams)
         self._process: subprocess.Popen[bytes] | None = None
+        self._url = ""
+        self._restarts = 0
 
     def start(self, pause: Callable[[float], bool], say: Callable[[str], None]) -> str:
         """Start the server and return its address.
@@ -105,7 +147,7 @@ class LocalYard:
             except msgspec.DecodeError:
                 code = self._give_up(process)
             else:
-                self._process = process
+                self._process, self._url = process, ready.url
                 return ready.url
             if code != _BUSY or self._clock.monotonic_s() > deadline_s:
                 raise NeedsAttention(self._explain(code))
@@ -114,6 +156,36 @@ class LocalYard:
                 has_said = True
             if pause(0.5):
                 raise Detached("detached")
+
+    def locate(self, pause: Callable[[float], bool], say: Callable[[str], None]) -> str:
+        """Return the address of now; a server that has ended is started again, a few times.
+
+        Its data directory is the same, so it goes on with the batches that it had.
+
+        Args:
+            pause: as of `start`.
+            say: as of `start`.
+
+        Raises:
+            NeedsAttention: it ended too often, or does not start.
+            Detached: the run was left.
+        """
+        process = self._process
+        code = None if process is None else process.poll()
+        if process is None or code is None:
+            return self._url
+        if self._restarts == RESTARTS_MAX:
+            raise NeedsAttention(
+                f"the local server ended {RESTARTS_MAX + 1} times (exit code {code}); nothing is "
+                f"lost, the same command tries again; its log is {self._log}"
+            )
+        self._restarts += 1
+        say(
+            f"the local server ended (exit code {code}); starting it again "
+            f"({self._restarts} of {RESTARTS_MAX}), log {self._log}"
+        )
+        self._give_up(process)
+        return self.start(pause, say)
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Let the server end; return whether it has. It drains the calls in flight first."""

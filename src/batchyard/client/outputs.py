@@ -7,13 +7,14 @@ and renamed, so the tree of reports never holds a half of one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import unicodedata
 from typing import TYPE_CHECKING
 
 from batchyard.client import crash, durable
-from batchyard.client.problems import NeedsAttention
+from batchyard.client.problems import NeedsAttention, Unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ STATE_DIR = ".batchyard"
 ERRORS_FILE = "errors.jsonl"
 RECEIPT_FILE = "receipt.json"
 _RESERVED = frozenset({ERRORS_FILE, RECEIPT_FILE})
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 _NAME_BYTES_MAX = 240  # file systems allow 255; the rest is for a hash
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -107,6 +109,7 @@ class Tree:
 
         Raises:
             NeedsAttention: a folder on the way is a link or a file.
+            Unwritable: the disk is full, read-only or broken.
         """
         data = text.encode("utf-8", "replace")
         *folders, last = name.split("/")
@@ -121,9 +124,8 @@ class Tree:
             os.rename(self._partial, last, dst_dir_fd=fd)
             os.fsync(fd)
         except OSError as error:
-            raise NeedsAttention(
-                f"{self._out / name} cannot be written: {error.strerror or error}"
-            ) from None
+            kind = Unwritable if error.errno in _DISK else NeedsAttention
+            raise kind(f"{self._out / name} cannot be written: {error.strerror or error}") from None
         finally:
             os.close(fd)
 
@@ -136,6 +138,8 @@ class Tree:
                 pass
             inner = os.open(folder, _FOLDER, dir_fd=fd)
         except OSError as error:
+            if error.errno in _DISK:
+                raise
             raise NeedsAttention(
                 f"{self._out / name} cannot be written: {folder} is not a folder of its own "
                 f"({error.strerror})"

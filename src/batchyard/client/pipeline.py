@@ -184,7 +184,8 @@ class Pipeline:
             self._collect(index)
         if self._shard(index).phase is Phase.WITHDRAWN:
             collect.withdraw(self._files, index, self._documents(index).values())
-            self._writer.record(journal.Collected(shard=index))
+            canceled = {"canceled": self._shard(index).requests}
+            self._writer.record(journal.Collected(shard=index, classes=canceled))
 
     def _poll(self, index: int) -> None:
         shard = self._shard(index)
@@ -318,7 +319,8 @@ class Pipeline:
 
         summary = collect.collect(self._files, self._tree, index, entries, saved=saved)
         crash.point("outcomes_written")
-        self._writer.record(journal.Collected(shard=index))
+        classes = {str(name): count for name, count in summary.classes.items()}
+        self._writer.record(journal.Collected(shard=index, classes=classes))
         self._pace.tell(
             Update(
                 kind="collected", shard=index, batch=shard.batch, done=summary.saved,

@@ -6,6 +6,7 @@ byte.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Request:
     key: str
     sha256: str
     output: str
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Shard:
     """The requests of one batch; `size` is the bytes of the create body."""
 
     index: int
-    requests: Sequence[Request]
+    requests: Sequence[Request] = field(repr=False)
     size: int
 
     def body(self) -> Iterator[bytes]:
@@ -103,7 +104,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run that could be submitted. `batch` and `synchronous` are None: price unknown."""
+    """A run that could be submitted. `batch` and `synchronous` are None: price unknown.
+
+    `empty` are the documents without any text, which are sent as they are. `skipped` counts, by
+    ending, the files of a folder that are left out.
+    """
 
     settings: Settings
     shards: Sequence[Shard]
@@ -113,6 +118,16 @@ class Plan:
     prompt_sha256: str
     system_sha256: str | None
     first_prompt: str = field(repr=False, default="")
+    empty: Sequence[str] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        likely = None if self.batch is None else self.batch.likely
+        return (
+            f"<Plan model={self.settings.model!r} documents={self.documents} "
+            f"shards={len(self.shards)} bytes={self.size} input_tokens={self.tokens.input} "
+            f"batch_micros_likely={likely}>"
+        )
 
     @property
     def documents(self) -> int:
@@ -170,6 +185,7 @@ def make(
         prompt_sha256=prompt.sha256,
         system_sha256=system.sha256 if system else None,
         first_prompt=first_prompt,
+        empty=[doc.key for doc in documents if _is_empty(doc)],
     )
 
 
@@ -218,6 +234,19 @@ def _params(user: str, system: str | None, settings: Settings) -> bytes:
         return wire.encode(params)
     except UnicodeEncodeError as error:
         raise InputError(f"the prompt holds a character that is not Unicode: {error}") from None
+
+
+def _is_empty(document: Document) -> bool:
+    text = document.fields.get("text")
+    return isinstance(text, str) and not text.strip()
+
+
+def closest_model(model_id: str) -> str | None:
+    """Return the known model that an unknown `claude-` id was probably meant to be."""
+    if models.find(model_id) is not None or not model_id.startswith("claude-"):
+        return None
+    known = difflib.get_close_matches(model_id, models.table().models, 1, 0.0)
+    return known[0] if known else None
 
 
 def _problem(params: bytes, user: str, settings: Settings) -> str | None:

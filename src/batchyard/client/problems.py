@@ -24,6 +24,10 @@ class JournalError(BatchyardError):
     """The journal of the run cannot be read or written."""
 
 
+class Unwritable(BatchyardError):
+    """The disk does not take what the run has to write. Nothing that was recorded is lost."""
+
+
 class NeedsAttention(BatchyardError):
     """The run stopped and a person has to decide. All state is on disk."""
 

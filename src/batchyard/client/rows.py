@@ -18,11 +18,16 @@ _BOM = b"\xef\xbb\xbf"
 _FIELD_CHARS_MAX = 32 * 1024 * 1024  # as long as a whole request may be
 
 
+class NotUtf8(InputError):
+    """A file is not UTF-8."""
+
+
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        InputError: it cannot be read, or a byte is not UTF-8 (with its offset in the file).
+        InputError: it cannot be read.
+        NotUtf8: a byte is not UTF-8 (with its offset in the file).
     """
     data = _read(path)
     skipped = len(_BOM) if data.startswith(_BOM) else 0
@@ -30,9 +35,10 @@ def read_text(path: Path) -> str:
         return data[skipped:].decode()
     except UnicodeDecodeError as error:
         offset = error.start + skipped
-        raise InputError(
-            f"{path} is not UTF-8: byte {offset} is 0x{data[offset]:02x} ({error.reason}); "
-            "convert the file, or leave it out"
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise NotUtf8(f"{path} is UTF-16, not UTF-8") from None
+        raise NotUtf8(
+            f"{path} is not UTF-8: byte {offset} is 0x{data[offset]:02x} ({error.reason})"
         ) from None
 
 

@@ -10,7 +10,8 @@ print(run.report().paid_micros)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -96,6 +97,11 @@ class Run:
             upstreams: of the local server, as `name=url`.
         """
         self.out = Path(out)
+        if docs is not None and not isinstance(docs, Sources):
+            raise TypeError(
+                f"docs is a {type(docs).__name__}; write docs=files('folder') or "
+                "docs=files('a/*.md', 'b.txt')"
+            )
         kept = tuple(rows)
         if (docs is None) == (not kept):
             raise InputError("a run needs docs=files(...) or rows=[...], one of the two")
@@ -125,12 +131,13 @@ class Run:
         Raises:
             InputError: something is not usable; the message says what and where.
         """
-        return planning.make(
+        made = planning.make(
             self._sources.read(outside=self.out),
             Template(self._prompt),
             Template(self._system) if self._system else None,
             self._settings,
         )
+        return replace(made, skipped=self._sources.skipped(outside=self.out))
 
     def submit(self, approved: planning.Plan) -> None:
         """Send a plan, each batch exactly once; safe to call again.
@@ -143,10 +150,11 @@ class Run:
             RunInUse: another process works on it.
             NeedsAttention: the server takes nothing; the message says what to do.
         """
-        session = self._open()
-        session.begin(approved, self.config(approved))
-        if session.state.finished_us is None:
-            self._connected().submit()
+        with self._closing_after_failure():
+            session = self._open()
+            session.begin(approved, self.config(approved))
+            if session.state.finished_us is None:
+                self._connected().submit()
 
     def __iter__(self) -> Iterator[Report]:
         """Yield every document when its report is on disk; waits, and continues after a crash.
@@ -155,6 +163,10 @@ class Run:
             InputError: nothing was submitted.
             NeedsAttention: a part of the run cannot be finished; all others were yielded.
         """
+        with self._closing_after_failure():
+            yield from self._iterated()
+
+    def _iterated(self) -> Iterator[Report]:
         session = self._open()
         if not session.state.run:
             raise InputError(f"{self.out} holds no run; submit a plan first")
@@ -180,17 +192,31 @@ class Run:
         Raises:
             NeedsAttention: it is not finished; iterate over the run first.
         """
-        session = self._open()
-        done = receipt.read(session.files) if session.state.finished_us is not None else None
-        if done is None:
-            raise NeedsAttention(f"the run in {self.out} is not finished; iterate over it first")
-        return done
+        with self._closing_after_failure():
+            session = self._open()
+            done = receipt.read(session.files) if session.state.finished_us is not None else None
+            if done is None:
+                raise NeedsAttention(
+                    f"the run in {self.out} is not finished; iterate over it first"
+                )
+            return done
 
     def close(self) -> None:
         """Let go of the folder and the server; the run can be opened again."""
         session, self._session, self._pipeline = self._session, None, None
         if session is not None:
             session.__exit__()
+
+    @contextmanager
+    def _closing_after_failure(self) -> Iterator[None]:
+        """Let go of the folder when something fails, so that another run can open it."""
+        try:
+            yield
+        except GeneratorExit:  # iteration was broken off, which is no failure
+            raise
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> Session:
         if self._session is None:
@@ -246,7 +272,7 @@ def make_config(
     """
     from batchyard.client.api import checked_url  # noqa: PLC0415 - the HTTP client
     from batchyard.client.journal import Config  # noqa: PLC0415
-    from batchyard.client.local import default_upstreams  # noqa: PLC0415
+    from batchyard.client.local import check_upstreams, default_upstreams  # noqa: PLC0415
 
     if local and base_url:
         raise InputError("--local starts a server of its own; it excludes --base-url")
@@ -254,6 +280,7 @@ def make_config(
         raise InputError("--upstream belongs to the server of --local")
     if local and not upstreams:
         upstreams = default_upstreams()
+    check_upstreams(upstreams)
     settings = approved.settings
     return Config(
         model=settings.model,

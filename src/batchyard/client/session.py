@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from batchyard.client import folder, journal, local, registry
@@ -140,14 +141,24 @@ class Session:
         if config is None:
             raise InputError(f"{self.files.out} holds no run")
         url, key = config.base_url, self._api_key
+        locate: Callable[[], str] | None = None
         if config.local:
             yard = local.LocalYard(
                 self.files.yard, self.files.yard_log, config.upstreams, clock=self._clock
             )
             self._stack.callback(self._stop_yard, yard)
-            url = yard.start(self._stop.wait, lambda text: self._tell(_notice(text)))
+            url = yard.start(self._stop.wait, self._say)
             key = local.KEY
-        api = Api(url, key, betas=config.betas, pause=self._stop.wait, now_us=self._clock.now_us)
+            locate = partial(yard.locate, self._stop.wait, self._say)
+        api = Api(
+            url,
+            key,
+            betas=config.betas,
+            pause=self._stop.wait,
+            now_us=self._clock.now_us,
+            locate=locate,
+            say=self._say,
+        )
         self._stack.callback(api.close)
         return Pipeline(
             writer,
@@ -166,6 +177,9 @@ class Session:
         """Record that the run was left on request."""
         self._journal().record(journal.Left())
 
+    def _say(self, text: str) -> None:
+        self._tell(Update(kind="notice", text=text))
+
     def _stop_yard(self, yard: local.LocalYard) -> None:
         # Who leaves does not wait: the server finishes the calls in flight and ends by itself.
         yard.stop(_LEAVING_TIMEOUT_S if self._stop.is_set() else local.STOP_TIMEOUT_S)
@@ -182,10 +196,6 @@ class Session:
         hashes = {entry.key: entry.sha256 for entry in self.files.read_documents()}
         now = {r.key: r.sha256 for shard in plan.shards for r in shard.requests}
         return changes + describe_changes(hashes, now)
-
-
-def _notice(text: str) -> Update:
-    return Update(kind="notice", text=text)
 
 
 def config_changes(before: Config, after: Config) -> list[str]:

@@ -1,0 +1,180 @@
+"""What ends a batch and what keeps house, over real stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from batchyard import limits, segments
+from batchyard.dispatch.ending import end_batch, read_manifest
+from batchyard.dispatch.keeper import Keeper
+from batchyard.errors import DamagedError
+from batchyard.model import Counts, Extent, Tokens
+from batchyard.testing.clock import ManualClock
+from store.making import LEASE, NOW, add, make_commit, take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchyard.ledger import Ledger
+    from batchyard.model import Batch
+    from batchyard.segments import Segments
+
+pytestmark = pytest.mark.anyio
+
+
+async def done(ledger: Ledger, store: Segments, name: str, *, at: int = NOW) -> Batch:
+    """Create a batch of two shards and commit both; it is finished and has not ended."""
+    pool = f"up/{name}"
+    batch = await add(ledger, name, pool, pool, at=at)
+    store.put(segments.requests_name(batch.id), [b"x"])
+    for _ in range(2):
+        await ledger.commit("me", [make_commit(await take(ledger, pool=pool))])
+    return batch
+
+
+class Before:
+    """Passes on to a ledger, and calls back before one of its methods."""
+
+    def __init__(self, real: Ledger, name: str, call: Callable[[], None]) -> None:
+        self._real = real
+        self._name = name
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            self._call()
+        return getattr(self._real, name)
+
+
+async def test_the_manifest_is_there_before_the_end_can_be_seen(
+    ledger: Ledger, store: Segments
+) -> None:
+    batch = await done(ledger, store, "a")
+    seen: list[list[Extent]] = []
+    watched: Any = Before(ledger, "end", lambda: seen.append(read_manifest(store, batch.id)))
+    await end_batch(watched, store, ManualClock(NOW), batch.id)
+    assert seen == [[Extent("seg.0.1", 10), Extent("seg.1.1", 10)]]
+    ended = await ledger.get("w", batch.id)
+    assert ended is not None
+    assert (ended.status, ended.tokens) == ("ended", Tokens(2, 4, 6, 8))
+
+
+async def test_ending_a_batch_again_leaves_its_manifest_as_it_is(
+    ledger: Ledger, store: Segments
+) -> None:
+    batch = await done(ledger, store, "a")
+    for _ in range(2):
+        await end_batch(ledger, store, ManualClock(NOW), batch.id)
+    assert len(read_manifest(store, batch.id)) == 2
+
+
+async def test_an_end_that_was_cut_short_after_the_manifest_is_made_up_by_a_sweep(
+    ledger: Ledger, store: Segments
+) -> None:
+    batch = await done(ledger, store, "a")
+    store.put(segments.manifest_name(batch.id), [b"whatever was there"])
+    await Keeper(ledger, store, ManualClock(NOW), owner="me").sweep()
+    ended = await ledger.get("w", batch.id)
+    assert ended is not None
+    assert ended.status == "ended"
+    assert len(read_manifest(store, batch.id)) == 2
+
+
+async def test_a_batch_that_does_not_add_up_stays_open_and_others_end(
+    ledger: Ledger, store: Segments, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = await add(ledger, "bad", "up/bad")
+    store.put(segments.requests_name(bad.id), [b"x"])
+    claim = await take(ledger, pool="up/bad")
+    await ledger.commit("me", [make_commit(claim, counts=Counts(succeeded=1))])
+    good = await done(ledger, store, "good")
+    with caplog.at_level(logging.ERROR):
+        await Keeper(ledger, store, ManualClock(NOW), owner="me").sweep()
+    assert bad.id in caplog.text
+    assert await ledger.get("w", bad.id) == bad
+    ended = await ledger.get("w", good.id)
+    assert ended is not None
+    assert ended.status == "ended"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"batch":"b","extents":[["s","1"]]}'])
+async def test_a_damaged_manifest_is_an_error_that_names_it(store: Segments, data: bytes) -> None:
+    name = segments.manifest_name("msgbatch_a")
+    store.put(name, [data])
+    with pytest.raises(DamagedError, match=name):
+        read_manifest(store, "msgbatch_a")
+
+
+async def test_a_manifest_is_json_for_people_too(ledger: Ledger, store: Segments) -> None:
+    batch = await done(ledger, store, "a")
+    await end_batch(ledger, store, ManualClock(NOW), batch.id)
+    name = segments.manifest_name(batch.id)
+    assert json.loads(store.read(name, 0, store.size(name))) == {
+        "batch": batch.id,
+        "extents": [["seg.0.1", 10], ["seg.1.1", 10]],
+    }
+
+
+# House keeping -----------------------------------------------------------------------------------
+
+
+async def test_a_sweep_takes_back_leases_of_others_only(ledger: Ledger, store: Segments) -> None:
+    await add(ledger, "a", "up/m", "up/m")
+    await take(ledger, "me")
+    await take(ledger, "dead")
+    await Keeper(ledger, store, ManualClock(LEASE + 1), owner="me").sweep()
+    assert [claim.index for claim in await ledger.claim("me", "up/m", LEASE, 9)] == [1]
+
+
+async def test_results_are_archived_29_days_after_the_creation_and_the_batch_stays(
+    ledger: Ledger, store: Segments
+) -> None:
+    batch = await done(ledger, store, "a")
+    clock = ManualClock(NOW)
+    keeper = Keeper(ledger, store, clock, owner="me")
+    await end_batch(ledger, store, clock, batch.id)
+    ended = await ledger.get("w", batch.id)
+    assert ended is not None
+    await clock.advance(limits.RETENTION_US / limits.SECOND_US - 1)
+    await keeper.sweep()
+    assert await ledger.get("w", batch.id) == ended
+    assert store.batches() == [batch.id]
+    await clock.advance(1)
+    for _ in range(2):
+        await keeper.sweep()
+        archived = await ledger.get("w", batch.id)
+        assert archived == dataclasses.replace(ended, archived_us=NOW + limits.RETENTION_US)
+        assert store.batches() == []
+    assert await ledger.known("w", "key-a", NOW) is None, "the create call was not forgotten"
+
+
+async def test_an_open_batch_is_never_archived(ledger: Ledger, store: Segments) -> None:
+    batch = await add(ledger, "a")
+    store.put(segments.requests_name(batch.id), [b"x"])
+    later = ManualClock(NOW + 2 * limits.RETENTION_US)
+    await Keeper(ledger, store, later, owner="me").sweep()
+    assert await ledger.get("w", batch.id) == batch
+    assert store.batches() == [batch.id]
+
+
+async def test_only_segments_that_no_batch_needs_are_leftovers(
+    ledger: Ledger, store: Segments
+) -> None:
+    clock = ManualClock(NOW)
+    keeper = Keeper(ledger, store, clock, owner="me")
+    kept = await done(ledger, store, "kept")
+    await end_batch(ledger, store, clock, kept.id)
+    opened = await add(ledger, "open")
+    store.put(segments.requests_name(opened.id), [b"x"])
+    # A create that was cut short before its row, and an archiving before its bytes were gone.
+    store.put(segments.requests_name("msgbatch_never"), [b"x"])
+    archived = await done(ledger, store, "archived")
+    await end_batch(ledger, store, clock, archived.id)
+    await ledger.archive(archived.id, NOW)
+    await keeper.clear_leftovers()
+    assert store.batches() == sorted([kept.id, opened.id])

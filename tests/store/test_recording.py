@@ -1,0 +1,196 @@
+"""The order in which results become durable: written, synced, committed, ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from batchyard import limits, result, segments
+from batchyard.dispatch.adopt import Adopted
+from batchyard.dispatch.ending import read_manifest
+from batchyard.dispatch.recorder import Recorder
+from batchyard.dispatch.shard import Request, ShardRun
+from batchyard.errors import StoreError
+from batchyard.testing.clock import ManualClock
+from store.making import LEASE, NOW, add, take
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchyard.ledger import Ledger
+    from batchyard.segments import Segments
+
+pytestmark = pytest.mark.anyio
+
+
+class Watched:
+    """A ledger, segments and an appender that note what is asked of them, in order."""
+
+    def __init__(self, ledger: Ledger, store: Segments) -> None:
+        self.seen: list[str] = []
+        self.ledger: Any = _Noting(ledger, self.seen, ("commit", "end"))
+        self.store: Any = _Appending(store, self.seen)
+
+
+class _Noting:
+    def __init__(self, real: Any, seen: list[str], names: Sequence[str]) -> None:
+        self._real = real
+        self._seen = seen
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._names:
+            self._seen.append(name)
+        return getattr(self._real, name)
+
+
+class _Appending(_Noting):
+    def __init__(self, real: Any, seen: list[str]) -> None:
+        super().__init__(real, seen, ("put",))
+
+    def appender(self, name: str) -> Any:
+        return _Noting(self._real.appender(name), self._seen, ("append", "sync", "close"))
+
+
+async def opened(ledger: Ledger, store: Segments, requests: int) -> ShardRun:
+    batch = await add(ledger, "a", requests=requests)
+    store.put(segments.requests_name(batch.id), [b"x"])
+    claim = await take(ledger, "me")
+    return ShardRun(claim, [Request(f"r{n}", b"{}") for n in range(requests)], Adopted())
+
+
+def answer(shard: ShardRun) -> None:
+    task: Any = None
+    request = shard.take(task)
+    assert request is not None
+    line = result.unsent(request.custom_id, "canceled")
+    shard.settle(request.custom_id, "canceled", line)
+
+
+class Running:
+    """A recorder that runs, and a clock that lets it."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.clock = ManualClock(NOW)
+        self.forgotten: list[ShardRun] = []
+        self.recorder = Recorder(
+            watched.ledger, watched.store, self.clock, "me", self.forgotten.append
+        )
+
+    async def finish(self) -> None:
+        self.recorder.finish()
+        await self.recorder.run()
+
+
+async def test_a_shard_is_written_synced_committed_and_then_its_batch_ends(
+    ledger: Ledger, store: Segments
+) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shard = await opened(ledger, store, 2)
+    for _ in range(2):
+        answer(shard)
+    running.recorder.note(shard)
+    await running.finish()
+    assert watched.seen == ["append", "sync", "commit", "close", "put", "end"]
+    assert running.forgotten == [shard]
+    (extent,) = read_manifest(store, shard.claim.batch)
+    assert store.size(extent.segment) == extent.length
+    batch = await ledger.get("w", shard.claim.batch)
+    assert batch is not None
+    assert batch.counts.canceled == 2
+
+
+async def test_a_shard_that_is_not_done_is_synced_at_the_end_and_not_committed(
+    ledger: Ledger, store: Segments
+) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shard = await opened(ledger, store, 2)
+    answer(shard)
+    running.recorder.note(shard)
+    await running.finish()
+    assert watched.seen == ["append", "sync"]
+    running.recorder.close(shard)
+
+
+async def test_a_shard_that_was_committed_is_not_taken_up_again(
+    ledger: Ledger, store: Segments
+) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shard = await opened(ledger, store, 1)
+    answer(shard)
+    running.recorder.note(shard)
+    await running.finish()
+    watched.seen.clear()
+    running.recorder.note(shard)
+    running.recorder.close(shard)
+    await running.finish()
+    assert watched.seen == []
+
+
+async def test_a_commit_that_is_refused_loses_the_shard(ledger: Ledger, store: Segments) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shard = await opened(ledger, store, 1)
+    await ledger.take_back(LEASE + 1, but="")
+    answer(shard)
+    running.recorder.note(shard)
+    await running.finish()
+    assert watched.seen == ["append", "sync", "commit", "close"]
+    assert shard.lost
+    assert running.forgotten == [shard]
+
+
+async def test_a_lost_shard_is_not_written(ledger: Ledger, store: Segments) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shard = await opened(ledger, store, 1)
+    answer(shard)
+    running.recorder.note(shard)
+    shard.lose()
+    running.recorder.close(shard)
+    await running.finish()
+    assert watched.seen == []
+
+
+async def test_a_failing_disk_ends_the_recorder_and_nothing_is_committed(
+    ledger: Ledger, store: Segments
+) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shard = await opened(ledger, store, 1)
+    answer(shard)
+
+    def fail(name: str) -> Any:
+        raise StoreError(f"cannot begin segment {name}: No space left on device")
+
+    watched.store.appender = fail
+    running.recorder.note(shard)
+    with pytest.raises(StoreError, match="No space left"):
+        await running.finish()
+    assert "commit" not in watched.seen
+
+
+async def test_answers_wait_while_the_disk_is_far_behind(ledger: Ledger, store: Segments) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shard = await opened(ledger, store, 2)
+    task: Any = None
+    request = shard.take(task)
+    assert request is not None
+    line = b"x" * (limits.UNWRITTEN_BYTES_MAX + 1)
+    shard.settle(request.custom_id, "canceled", line)
+    assert running.recorder.has_room
+    running.recorder.note(shard)
+    assert not running.recorder.has_room
+    waiting = asyncio.ensure_future(running.recorder.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await running.finish()
+    await waiting
+    assert running.recorder.has_room
+    running.recorder.close(shard)
