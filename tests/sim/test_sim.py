@@ -126,18 +126,18 @@ async def _many_processes(seed: int, root: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_one_process_may_die_at_any_moment(seed: int, tmp_path: Path) -> None:
-    _run(seed, _one_process(seed, tmp_path))
+def test_one_process_may_die_at_any_moment(seed: int, root: Path) -> None:
+    _run(seed, _one_process(seed, root))
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
 def test_a_worker_that_was_frozen_changes_nothing_that_others_have_done(
-    seed: int, tmp_path: Path
+    seed: int, root: Path
 ) -> None:
-    _run(seed, _many_processes(seed, tmp_path))
+    _run(seed, _many_processes(seed, root))
 
 
-def test_a_seed_is_the_same_story_every_time(tmp_path: Path) -> None:
-    first = asyncio.run(_one_process(7, tmp_path / "1"))
-    again = asyncio.run(_one_process(7, tmp_path / "2"))
+def test_a_seed_is_the_same_story_every_time(root: Path) -> None:
+    first = asyncio.run(_one_process(7, root / "1"))
+    again = asyncio.run(_one_process(7, root / "2"))
     assert first == again

@@ -36,7 +36,7 @@ async def _end_all(world: World) -> None:
         await world.check_ended(sent)
 
 
-def test_an_answer_after_the_grace_of_a_canceled_batch_changes_nothing(tmp_path: Path) -> None:
+def test_an_answer_after_the_grace_of_a_canceled_batch_changes_nothing(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.stuck = 1.0
         world.start()
@@ -50,11 +50,11 @@ def test_an_answer_after_the_grace_of_a_canceled_batch_changes_nothing(tmp_path:
         world.check_alive()
         await world.check_ended(sent)
 
-    _tell(tmp_path, story)
+    _tell(root, story)
 
 
 def test_a_pool_that_was_paused_for_a_batch_that_is_gone_takes_the_next_batch(
-    tmp_path: Path,
+    root: Path,
 ) -> None:
     async def story(world: World) -> None:
         world.chances.denied_401 = 1.0
@@ -72,10 +72,10 @@ def test_a_pool_that_was_paused_for_a_batch_that_is_gone_takes_the_next_batch(
         await _end_all(world)
         assert process.worker.troubles(pools) == {}
 
-    _tell(tmp_path, story)
+    _tell(root, story)
 
 
-def test_a_refused_upstream_is_called_again_only_after_the_pause(tmp_path: Path) -> None:
+def test_a_refused_upstream_is_called_again_only_after_the_pause(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.denied_401 = 1.0
         world.chances.slowest_s = 0.0
@@ -91,10 +91,10 @@ def test_a_refused_upstream_is_called_again_only_after_the_pause(tmp_path: Path)
         batch = await world.batch_of(next(iter(world.sent.values())))
         assert batch.counts.errored == 0, "a wrong key burnt requests"
 
-    _tell(tmp_path, story, slots=4)
+    _tell(root, story, slots=4)
 
 
-def test_a_worker_that_takes_its_own_lost_shard_again_keeps_it(tmp_path: Path) -> None:
+def test_a_worker_that_takes_its_own_lost_shard_again_keeps_it(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.exactly_s = 10.0
         process = world.start()
@@ -111,13 +111,13 @@ def test_a_worker_that_takes_its_own_lost_shard_again_keeps_it(tmp_path: Path) -
         )
         await _end_all(world)
 
-    _tell(tmp_path, story)
+    _tell(root, story)
 
 
-def test_a_batch_whose_bytes_are_damaged_holds_up_no_other(tmp_path: Path) -> None:
+def test_a_batch_whose_bytes_are_damaged_holds_up_no_other(root: Path) -> None:
     async def story(world: World) -> None:
         damaged = await world.create(requests=5)
-        (path,) = (tmp_path / "segments").rglob("requests")
+        (path,) = (root / "segments").rglob("requests")
         path.write_bytes(b"x" * path.stat().st_size)
         world.start()
         whole = await world.create(requests=5)
@@ -126,10 +126,10 @@ def test_a_batch_whose_bytes_are_damaged_holds_up_no_other(tmp_path: Path) -> No
         await world.check_ended(whole)
         assert (await world.batch_of(damaged)).ended_us is None
 
-    _tell(tmp_path, story)
+    _tell(root, story)
 
 
-def test_slots_that_were_stuck_in_a_canceled_batch_serve_the_next_one(tmp_path: Path) -> None:
+def test_slots_that_were_stuck_in_a_canceled_batch_serve_the_next_one(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.exactly_s = 10_000.0
         world.start()
@@ -145,10 +145,10 @@ def test_slots_that_were_stuck_in_a_canceled_batch_serve_the_next_one(tmp_path: 
         await _end_all(world)
         assert world.clock.monotonic_s() < 1_000
 
-    _tell(tmp_path, story, slots=4)
+    _tell(root, story, slots=4)
 
 
-def test_nothing_is_sent_while_a_worker_leaves(tmp_path: Path) -> None:
+def test_nothing_is_sent_while_a_worker_leaves(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.slowest_s = 10.0
         process = world.start()
@@ -161,10 +161,10 @@ def test_nothing_is_sent_while_a_worker_leaves(tmp_path: Path) -> None:
         await _end_all(world)
         assert set(world.calls_of.values()) == {1}, "what was in flight was not drained"
 
-    _tell(tmp_path, story, slots=2)
+    _tell(root, story, slots=2)
 
 
-def test_a_small_batch_is_not_stuck_behind_a_large_one(tmp_path: Path) -> None:
+def test_a_small_batch_is_not_stuck_behind_a_large_one(root: Path) -> None:
     """Fairness, counted in calls: the newcomer is served within about one more shard."""
 
     async def story(world: World) -> None:
@@ -179,10 +179,10 @@ def test_a_small_batch_is_not_stuck_behind_a_large_one(tmp_path: Path) -> None:
         assert world.calls - before <= 2 * 10 + 4
         await _end_all(world)
 
-    _tell(tmp_path, story, slots=4)
+    _tell(root, story, slots=4)
 
 
-def test_a_batch_that_expires_while_it_runs_keeps_what_was_sent_and_no_more(tmp_path: Path) -> None:
+def test_a_batch_that_expires_while_it_runs_keeps_what_was_sent_and_no_more(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.exactly_s = 9.0
         world.start()
@@ -193,10 +193,10 @@ def test_a_batch_that_expires_while_it_runs_keeps_what_was_sent_and_no_more(tmp_
         assert (batch.counts.succeeded, batch.counts.expired) == (3, 7)
         assert world.calls == 3
 
-    _tell(tmp_path, story, slots=1)
+    _tell(root, story, slots=1)
 
 
-def test_a_cancel_that_another_process_took_is_seen_at_the_next_renewal(tmp_path: Path) -> None:
+def test_a_cancel_that_another_process_took_is_seen_at_the_next_renewal(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.exactly_s = 9.0
         world.start()
@@ -211,10 +211,10 @@ def test_a_cancel_that_another_process_took_is_seen_at_the_next_renewal(tmp_path
         batch = await world.batch_of(sent)
         assert (batch.counts.succeeded, batch.counts.canceled) == (1, 9)
 
-    _tell(tmp_path, story, slots=1)
+    _tell(root, story, slots=1)
 
 
-def test_a_worker_that_lost_a_shard_before_it_adopted_sends_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_lost_a_shard_before_it_adopted_sends_nothing(root: Path) -> None:
     async def story(world: World) -> None:
         world.chances.exactly_s = 500.0
         first = world.start()
@@ -234,10 +234,10 @@ def test_a_worker_that_lost_a_shard_before_it_adopted_sends_nothing(tmp_path: Pa
         assert winner in world.processes
         await _end_all(world)
 
-    _tell(tmp_path, story)
+    _tell(root, story)
 
 
-def test_what_was_adopted_stays_though_a_zombie_writes_on(tmp_path: Path) -> None:
+def test_what_was_adopted_stays_though_a_zombie_writes_on(root: Path) -> None:
     """Else the segment of the second attempt would share an id with the first, and be dropped."""
 
     async def story(world: World) -> None:
@@ -263,4 +263,4 @@ def test_what_was_adopted_stays_though_a_zombie_writes_on(tmp_path: Path) -> Non
         await world.clock.advance(10)
         await _end_all(world)
 
-    _tell(tmp_path, story, slots=3)
+    _tell(root, story, slots=3)

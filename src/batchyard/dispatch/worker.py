@@ -188,7 +188,8 @@ class Worker:
         try:
             shard = await asyncio.to_thread(self._load, claim)
         except DamagedError as error:
-            # The others go on. When the lease has ended it is tried again, and named again.
+            # The others go on. This one is left to the next start: without its bytes, nothing that
+            # we could record would be true.
             log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, error)  # noqa: TRY400
             return
         if claim.attempt > 1:
@@ -239,11 +240,14 @@ class Worker:
         assert task is not None
         try:
             done = 0
-            while (taken := pool.take(task)) is not None:
-                if pool.is_hungry:
-                    self._wake.set()
+            while True:
                 if not self._recorder.has_room:
                     await self._recorder.room()
+                taken = pool.take(task)
+                if taken is None:
+                    break
+                if pool.is_hungry:
+                    self._wake.set()
                 await self._caller.run(pool, *taken)
                 self._recorder.note(taken[0])
                 done += 1
