@@ -81,6 +81,28 @@ def parse_retry_after(value: str | None, now_us: int, *, cap_s: float) -> float 
     return min(max(seconds, 0.0), cap_s)
 
 
+def list_limit(text: str | None) -> int:
+    """Read the `limit` of a list call.
+
+    Raises:
+        InvalidRequest: not a number from 1 to 1000.
+    """
+    if text is None:
+        return limits.LIST_LIMIT_DEFAULT
+    if not (text.isascii() and text.removeprefix("-").isdigit()):
+        raise InvalidRequest(
+            "limit: Input should be a valid integer, unable to parse string as an integer"
+        )
+    limit = int(text[:20])
+    if limit < 1:
+        raise InvalidRequest("limit: Input should be greater than or equal to 1")
+    if limit > limits.LIST_LIMIT_MAX:
+        raise InvalidRequest(
+            f"limit: Input should be less than or equal to {limits.LIST_LIMIT_MAX}"
+        )
+    return limit
+
+
 def is_custom_id(text: str) -> bool:
     """Whether `text` may be a `custom_id`: 1 to 64 of `a-z A-Z 0-9 _ -`."""
     return _CUSTOM_ID.fullmatch(text) is not None

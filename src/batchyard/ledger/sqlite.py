@@ -18,7 +18,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batchyard import wire
 from batchyard.errors import ConfigError, DamagedError, StoreError
 from batchyard.ledger import (
     Claim,
@@ -31,11 +30,13 @@ from batchyard.ledger import (
     Progress,
     Renewed,
     ShardResult,
+    columns,
 )
-from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from batchyard.model import Batch, Extent, ShardPlan, Tokens
 
 T = TypeVar("T")
 Row = sqlite3.Row
@@ -164,7 +165,7 @@ class SqliteLedger:
                     return None
                 bound["seq"] = row["seq"]
                 statement = "batches_after" if after else "batches_before"
-            found = [_batch(row) for row in db.execute(_SQL[statement], bound)]
+            found = [columns.read_batch(row) for row in db.execute(_SQL[statement], bound)]
             page = found[:limit]
             if statement == "batches_before":
                 page.reverse()
@@ -204,7 +205,7 @@ class SqliteLedger:
                 shards=row["shards"],
                 shards_done=row["shards_done"],
                 inflight=row["inflight"],
-                counts=_counts(row),
+                counts=columns.read_counts(row),
                 pools=pools,
             )
 
@@ -257,7 +258,7 @@ class SqliteLedger:
                     "attempt": shard.attempt,
                     "lease_us": lease_us,
                     "inflight": shard.inflight,
-                    **_bound_counts(shard.counts),
+                    **columns.bind_counts(shard.counts),
                 }
                 db.execute(_SQL["renew"], bound)
                 row = db.execute(_SQL["held"], bound).fetchone()
@@ -275,7 +276,7 @@ class SqliteLedger:
             "batch": claim.batch,
             "idx": claim.index,
             "attempt": claim.attempt,
-            "manifest": _dump_extents(extents),
+            "manifest": columns.dump_extents(extents),
         }
         return await self._writer.run(lambda db: db.execute(_SQL["adopt"], bound).rowcount == 1)
 
@@ -290,9 +291,9 @@ class SqliteLedger:
                     "batch": commit.batch,
                     "idx": commit.index,
                     "attempt": commit.attempt,
-                    "manifest": _dump_extents(commit.extents),
-                    "tokens": _dump_tokens(commit.tokens),
-                    **_bound_counts(commit.counts),
+                    "manifest": columns.dump_extents(commit.extents),
+                    "tokens": columns.dump_tokens(commit.tokens),
+                    **columns.bind_counts(commit.counts),
                 }
                 changed = db.execute(_SQL["commit"], bound).rowcount
                 if changed or db.execute(_SQL["committed"], bound).fetchone():
@@ -324,8 +325,8 @@ class SqliteLedger:
             return [
                 ShardResult(
                     index=row["idx"],
-                    extents=_load_extents(row["manifest"]),
-                    tokens=_load_tokens(row["tokens"]),
+                    extents=columns.load_extents(row["manifest"]),
+                    tokens=columns.load_tokens(row["tokens"]),
                 )
                 for row in rows
             ]
@@ -341,7 +342,7 @@ class SqliteLedger:
         """
 
         def run(db: sqlite3.Connection) -> bool:
-            bound = {"batch": batch_id, "now": now_us, "tokens": _dump_tokens(tokens)}
+            bound = {"batch": batch_id, "now": now_us, "tokens": columns.dump_tokens(tokens)}
             row = db.execute(_SQL["end"], bound).fetchone()
             if row is None:
                 return False
@@ -509,7 +510,7 @@ def _known(db: sqlite3.Connection, workspace: str, key: str, now_us: int) -> Kno
 
 def _get(db: sqlite3.Connection, workspace: str, batch_id: str) -> Batch | None:
     row = db.execute(_SQL["batch_get"], {"id": batch_id, "workspace": workspace}).fetchone()
-    return None if row is None else _batch(row)
+    return None if row is None else columns.read_batch(row)
 
 
 def _finished(db: sqlite3.Connection) -> list[str]:
@@ -531,63 +532,10 @@ def _claims(db: sqlite3.Connection, rows: Sequence[Row]) -> list[Claim]:
                 length=row["len"],
                 requests=row["n"],
                 version=batch["version"],
-                betas=_betas(batch["betas"]),
+                betas=columns.read_betas(batch["betas"]),
                 expires_us=batch["expires_us"],
                 canceled=batch["cancel_us"] is not None,
-                frozen=_load_extents(row["manifest"]),
+                frozen=columns.load_extents(row["manifest"]),
             )
         )
     return sorted(claims, key=lambda claim: (claim.batch, claim.index))
-
-
-def _batch(row: Row) -> Batch:
-    return Batch(
-        id=row["id"],
-        workspace=row["workspace"],
-        requests=row["requests"],
-        version=row["version"],
-        betas=_betas(row["betas"]),
-        billing=row["billing"],
-        created_us=row["created_us"],
-        expires_us=row["expires_us"],
-        cancel_us=row["cancel_us"],
-        ended_us=row["ended_us"],
-        archived_us=row["archived_us"],
-        counts=_counts(row),
-        tokens=_load_tokens(row["tokens"]),
-    )
-
-
-def _betas(text: str) -> tuple[str, ...]:
-    return tuple(text.split(",")) if text else ()
-
-
-def _counts(row: Row) -> Counts:
-    return Counts(row["succeeded"], row["errored"], row["canceled"], row["expired"])
-
-
-def _bound_counts(counts: Counts) -> dict[str, int]:
-    return {
-        "succeeded": counts.succeeded,
-        "errored": counts.errored,
-        "canceled": counts.canceled,
-        "expired": counts.expired,
-    }
-
-
-def _dump_extents(extents: Sequence[Extent]) -> str:
-    return wire.encode([[extent.segment, extent.length] for extent in extents]).decode()
-
-
-def _load_extents(text: str) -> tuple[Extent, ...]:
-    return tuple(Extent(segment, length) for segment, length in wire.decode(text))
-
-
-def _dump_tokens(tokens: Tokens) -> str:
-    return wire.encode(
-        [tokens.input, tokens.output, tokens.cache_write, tokens.cache_read]
-    ).decode()
-
-
-def _load_tokens(text: str) -> Tokens:
-    return Tokens(*wire.decode(text))

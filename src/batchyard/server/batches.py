@@ -122,7 +122,7 @@ class Batches:
         after, before = query.get("after_id"), query.get("before_id")
         page = await self._yard.ledger.page(
             caller.workspace,
-            limit=list_limit(query.get("limit")),
+            limit=wire.list_limit(query.get("limit")),
             after=after,
             before=None if after else before,
         )
@@ -202,28 +202,6 @@ async def find(yard: Yard, request: Request) -> Batch:
     if batch is None:
         raise _not_found(batch_id)
     return batch
-
-
-def list_limit(text: str | None) -> int:
-    """Read the `limit` of a list call.
-
-    Raises:
-        InvalidRequest: not a number from 1 to 1000.
-    """
-    if text is None:
-        return limits.LIST_LIMIT_DEFAULT
-    if not (text.isascii() and text.removeprefix("-").isdigit()):
-        raise InvalidRequest(
-            "limit: Input should be a valid integer, unable to parse string as an integer"
-        )
-    limit = int(text[:20])
-    if limit < 1:
-        raise InvalidRequest("limit: Input should be greater than or equal to 1")
-    if limit > limits.LIST_LIMIT_MAX:
-        raise InvalidRequest(
-            f"limit: Input should be less than or equal to {limits.LIST_LIMIT_MAX}"
-        )
-    return limit
 
 
 def _is_retry(request: Request) -> bool:

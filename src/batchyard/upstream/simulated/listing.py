@@ -9,7 +9,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from batchyard import limits, models
+from batchyard import models, wire
 from batchyard.errors import InvalidRequest, NotFound, shown
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def page(query: Mapping[str, str]) -> dict[str, Any]:
         InvalidRequest: a limit out of range or a cursor that is no model.
     """
     known = list(models.table().models)
-    limit = _limit(query.get("limit"))
+    limit = wire.list_limit(query.get("limit"))
     if "after_id" in query:
         start = _position(known, "after_id", query["after_id"]) + 1
         ids, more = known[start : start + limit], start + limit < len(known)
@@ -86,23 +86,6 @@ def info(model_id: str) -> dict[str, Any]:
         "max_tokens": model.max_output,
         "capabilities": _CAPABILITIES,
     }
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return limits.LIST_LIMIT_DEFAULT
-    if not (text.isascii() and text.isdigit()):
-        raise InvalidRequest(
-            "limit: Input should be a valid integer, unable to parse string as an integer"
-        )
-    limit = int(text[:10])
-    if limit < 1:
-        raise InvalidRequest("limit: Input should be greater than or equal to 1")
-    if limit > limits.LIST_LIMIT_MAX:
-        raise InvalidRequest(
-            f"limit: Input should be less than or equal to {limits.LIST_LIMIT_MAX}"
-        )
-    return limit
 
 
 def _position(known: list[str], name: str, model_id: str) -> int:

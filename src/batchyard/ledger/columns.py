@@ -1,0 +1,74 @@
+"""Between the rows of a ledger and our values. Pure; knows columns, not databases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from batchyard import wire
+from batchyard.model import Batch, Counts, Extent, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Row = Mapping[str, Any]
+
+
+def read_batch(row: Row) -> Batch:
+    """Return the batch of a row."""
+    return Batch(
+        id=row["id"],
+        workspace=row["workspace"],
+        requests=row["requests"],
+        version=row["version"],
+        betas=read_betas(row["betas"]),
+        billing=row["billing"],
+        created_us=row["created_us"],
+        expires_us=row["expires_us"],
+        cancel_us=row["cancel_us"],
+        ended_us=row["ended_us"],
+        archived_us=row["archived_us"],
+        counts=read_counts(row),
+        tokens=load_tokens(row["tokens"]),
+    )
+
+
+def read_betas(text: str) -> tuple[str, ...]:
+    """Return the beta values of a column."""
+    return tuple(text.split(",")) if text else ()
+
+
+def read_counts(row: Row) -> Counts:
+    """Return the four counts of a row."""
+    return Counts(row["succeeded"], row["errored"], row["canceled"], row["expired"])
+
+
+def bind_counts(counts: Counts) -> dict[str, int]:
+    """Return the counts as parameters."""
+    return {
+        "succeeded": counts.succeeded,
+        "errored": counts.errored,
+        "canceled": counts.canceled,
+        "expired": counts.expired,
+    }
+
+
+def dump_extents(extents: Sequence[Extent]) -> str:
+    """Write extents for a column."""
+    return wire.encode([[extent.segment, extent.length] for extent in extents]).decode()
+
+
+def load_extents(text: str) -> tuple[Extent, ...]:
+    """Read extents back."""
+    return tuple(Extent(segment, length) for segment, length in wire.decode(text))
+
+
+def dump_tokens(tokens: Tokens) -> str:
+    """Write token sums for a column."""
+    return wire.encode(
+        [tokens.input, tokens.output, tokens.cache_write, tokens.cache_read]
+    ).decode()
+
+
+def load_tokens(text: str) -> Tokens:
+    """Read token sums back."""
+    return Tokens(*wire.decode(text))
