@@ -100,7 +100,7 @@ def cost_micros(model_id: str, usage: Usage, tier: Tier) -> int | None:
     rounding those up would let the sum over many messages drift.
     """
     model = models.find(model_id)
-    if model is None:
+    if model is None or model.rates is None:
         return None
     table = models.table()
     rates = model.rates

@@ -12,7 +12,15 @@ from batchyard import limits, models, wire
 from batchyard.client import estimate
 from batchyard.client.documents import Sources
 from batchyard.client.outputs import output_names
-from batchyard.client.plan import Plan, Request, Settings, describe_changes, make, pack
+from batchyard.client.plan import (
+    Plan,
+    Request,
+    Settings,
+    _listed,
+    describe_changes,
+    make,
+    pack,
+)
 from batchyard.client.problems import InputError
 from batchyard.client.template import Template
 
@@ -73,7 +81,28 @@ def test_all_requests_that_would_be_refused_are_listed_together(tmp_path: Path):
     with pytest.raises(InputError, match=r"2 of 7 requests would be refused") as caught:
         plan(tmp_path, rows)
 
-    assert "blank: the prompt is empty" in caught.value.message
+    assert caught.value.message.splitlines()[1:] == ["  blank, void: the prompt is empty"]
+
+
+def test_documents_with_the_same_problem_are_counted(tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        plan(tmp_path, ROWS, model="claude-haiku-4-5", max_tokens=64_001)
+
+    assert caught.value.message.splitlines() == [
+        "5 of 5 requests would be refused; nothing was sent",
+        (
+            "  r0, r1, r2 and 2 more: invalid_request_error: max_tokens: 64001 > 64000, which is "
+            "the maximum allowed number of output tokens for claude-haiku-4-5-20251001"
+        ),
+    ]
+
+
+def test_the_list_of_problems_is_bounded():
+    lines = _listed({f"problem {n}": [f"a{n}", f"b{n}"] for n in range(13)}, 100).splitlines()
+
+    assert lines[0] == "26 of 100 requests would be refused; nothing was sent"
+    assert lines[10] == "  a9, b9: problem 9"
+    assert lines[11:] == ["  … and 6 more with other problems"]
 
 
 def test_too_many_output_tokens_are_refused_with_the_way_to_more(tmp_path: Path):

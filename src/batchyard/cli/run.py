@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,15 @@ Upstreams = Annotated[
 Betas = Annotated[
     list[str] | None, typer.Option("--beta", help="Value of the anthropic-beta header.")
 ]
+Models = Annotated[
+    Path | None,
+    typer.Option(
+        "--models",
+        envvar="BATCHYARD_MODELS",
+        metavar="FILE",
+        help="Table of models over the built-in one: caps, rules, prices.",
+    ),
+]
 ShardSize = Annotated[int, typer.Option(help="Requests in one batch, at most.")]
 Json = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
 
@@ -70,6 +80,7 @@ def run(  # noqa: PLR0913, PLR0917 - the options of the command
     upstream: Upstreams = None,
     beta: Betas = None,
     shard_size: ShardSize = limits.RUN_BATCH_REQUESTS_DEFAULT,
+    models: Models = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before sending.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew; the old state is kept beside the new.")
@@ -78,6 +89,7 @@ def run(  # noqa: PLR0913, PLR0917 - the options of the command
 ) -> None:
     """Write a report for every document. The same command continues an interrupted run."""
     with guarded(out):
+        _use_models(models)
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
         from batchyard.client.api import checked_key  # noqa: PLC0415
         from batchyard.client.folder import Files  # noqa: PLC0415
@@ -114,10 +126,12 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of the command
     upstream: Upstreams = None,
     beta: Betas = None,
     shard_size: ShardSize = limits.RUN_BATCH_REQUESTS_DEFAULT,
+    models: Models = None,
     show: Annotated[bool, typer.Option("--show", help="Print the first prompt.")] = False,
 ) -> None:
     """Show what a run would send and cost. Sends nothing, writes nothing."""
     with guarded():
+        _use_models(models)
         from batchyard.client import local as embedded  # noqa: PLC0415
 
         planned, config = _planned(
@@ -130,6 +144,21 @@ def plan(  # noqa: PLR0913, PLR0917 - the options of the command
         if show:
             render.say()
             render.say(planned.first_prompt)
+
+
+def _use_models(path: Path | None) -> None:
+    """Lay the table of models at `path` over the built-in one, here and in a server of this run."""
+    if path is None:
+        return
+    from batchyard import models  # noqa: PLC0415
+    from batchyard.client.problems import InputError  # noqa: PLC0415
+    from batchyard.errors import ConfigError  # noqa: PLC0415
+
+    try:
+        models.use(path)
+    except ConfigError as error:
+        raise InputError(error.message) from None
+    os.environ["BATCHYARD_MODELS"] = str(path.absolute())
 
 
 def _planned(  # noqa: PLR0913, PLR0917 - the options of the command

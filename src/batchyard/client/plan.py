@@ -29,7 +29,8 @@ API_VERSION = "2023-06-01"  # understood by the hosted API, by relays and by the
 SHARD_BYTES_MAX = min(limits.BATCH_BODY_BYTES_MAX, 256_000_000)
 OUTPUT_TOKENS_GUESS = 2_000
 _OPEN, _CLOSE = b'{"requests":[', b"]}"
-_PROBLEMS_SHOWN = 5
+_PROBLEMS_SHOWN = 10  # different ones
+_DOCUMENTS_SHOWN = 3  # of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,7 @@ def make(
     _check_settings(settings)
     names = output_names([(doc.key, doc.is_row) for doc in documents], settings.suffix)
     requests: list[Request] = []
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     sizes: Counter[int] = Counter()
     first_prompt = ""
     owners: dict[str, str] = {}
@@ -164,7 +165,7 @@ def make(
         params = _params(user, instructions, settings)
         problem = _problem(params, user, settings)
         if problem:
-            problems.append(f"{doc.key}: {problem}")
+            problems.setdefault(problem, []).append(doc.key)
             continue
         custom_id = to_custom_id(doc.key)
         if custom_id in owners:
@@ -245,8 +246,9 @@ def closest_model(model_id: str) -> str | None:
     """Return the known model that an unknown `claude-` id was probably meant to be."""
     if models.find(model_id) is not None or not model_id.startswith("claude-"):
         return None
-    known = difflib.get_close_matches(model_id, models.table().models, 1, 0.0)
-    return known[0] if known else None
+    usable = [each.id for each in models.table().models.values() if each.lifecycle != "retired"]
+    closest = difflib.get_close_matches(model_id, usable, 1, 0.0)
+    return closest[0] if closest else None
 
 
 def _problem(params: bytes, user: str, settings: Settings) -> str | None:
@@ -260,18 +262,28 @@ def _problem(params: bytes, user: str, settings: Settings) -> str | None:
     problem = validate.check(params, version=API_VERSION, betas=settings.betas)
     if problem is None:
         return None
+    text = f"{problem.type}: {problem.message}"
     model = models.find(settings.model)
-    if model is not None and model.extended and "max_tokens" in problem.message:
-        return f"{problem.message} (up to 300000 with --beta {models.EXTENDED_OUTPUT_BETA})"
-    return problem.message
+    longer = models.EXTENDED_OUTPUT_BETA
+    if model is None or not model.extended or longer in settings.betas:
+        return text
+    if settings.max_tokens > model.max_output:
+        return f"{text} (up to {models.EXTENDED_OUTPUT_TOKENS} with --beta {longer})"
+    return text
 
 
-def _listed(problems: Sequence[str], documents: int) -> str:
-    head = f"{len(problems)} of {documents} requests would be refused; nothing was sent"
-    shown = [f"  {problem}" for problem in problems[:_PROBLEMS_SHOWN]]
+def _listed(problems: Mapping[str, Sequence[str]], documents: int) -> str:
+    """Return what people read of problems and the documents that have them."""
+    refused = sum(map(len, problems.values()))
+    lines = [f"{refused} of {documents} requests would be refused; nothing was sent"]
+    for text, keys in list(problems.items())[:_PROBLEMS_SHOWN]:
+        more = len(keys) - _DOCUMENTS_SHOWN
+        names = ", ".join(keys[:_DOCUMENTS_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+        lines.append(f"  {names}: {text}")
     if len(problems) > _PROBLEMS_SHOWN:
-        shown.append(f"  … and {len(problems) - _PROBLEMS_SHOWN} more")
-    return "\n".join([head, *shown])
+        left = sum(map(len, list(problems.values())[_PROBLEMS_SHOWN:]))
+        lines.append(f"  … and {left:,} more with other problems")
+    return "\n".join(lines)
 
 
 def _tokens(sizes: Mapping[int, int], settings: Settings) -> Tokens:

@@ -5,43 +5,44 @@ What the table does not tell is null, or the epoch for the release date, as the 
 
 from __future__ import annotations
 
-import re
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from batchyard import models, wire
 from batchyard.errors import InvalidRequest, NotFound, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import datetime
+    from collections.abc import Iterable
 
-_DATE = re.compile(r"-(\d{4})(\d\d)(\d\d)$")
-_LINES = ("haiku", "sonnet", "opus", "fable", "mythos")
 _UNKNOWN_DATE = "1970-01-01T00:00:00Z"
-_YES = {"supported": True}
-_NO = {"supported": False}
-_CAPABILITIES = {
-    "batch": _YES,
-    "citations": _NO,
-    "code_execution": _NO,
-    "context_management": _NO,
-    "effort": _NO | dict.fromkeys(("low", "medium", "high", "xhigh", "max"), _NO),
-    "image_input": _YES,
-    "pdf_input": _YES,
-    "server_tools": _NO | {"code_execution": _NO, "web_search": _NO},
-    "structured_outputs": _YES,
-    "thinking": _NO
-    | {"types": dict.fromkeys(("adaptive", "between_tools", "disabled", "enabled"), _NO)},
-}  # of the simulated model: what it takes and acts on
+_SHOWN_UNASKED = ("active", "deprecated")
+# A list in a query: repeated, or with brackets as the official clients write it.
+_LIFECYCLE = ("lifecycle", "lifecycle[]")
 
 
-def page(query: Mapping[str, str]) -> dict[str, Any]:
-    """Return one page of the list for `limit`, `after_id` and `before_id`.
+def page(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return one page of the list.
+
+    Args:
+        pairs: of the query: `limit`, `after_id`, `before_id`, and `lifecycle`, which may come
+            several times. Without it retired models are left out.
 
     Raises:
-        InvalidRequest: a limit out of range or a cursor that is no model.
+        InvalidRequest: a limit out of range, a cursor that is no model, or no such lifecycle.
     """
-    known = list(models.table().models)
+    given = list(pairs)
+    query = dict(given)
+    wanted = [value for name, value in given if name in _LIFECYCLE]
+    for index, each in enumerate(wanted):
+        if each not in get_args(models.Lifecycle):
+            raise InvalidRequest(
+                f"lifecycle.{index}: Input should be 'active', 'deprecated' or 'retired'"
+            )
+    known = [
+        model.id
+        for model in models.table().models.values()
+        if model.lifecycle in (wanted or _SHOWN_UNASKED)
+    ]
     limit = wire.list_limit(query.get("limit"))
     if "after_id" in query:
         start = _position(known, "after_id", query["after_id"]) + 1
@@ -59,7 +60,6 @@ def page(query: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-@cache
 def info(model_id: str) -> dict[str, Any]:
     """Return what is known of one model.
 
@@ -69,23 +69,55 @@ def info(model_id: str) -> dict[str, Any]:
     model = models.find(model_id)
     if model is None:
         raise NotFound(f"model: {shown(model_id, 256)}")
-    date = _DATE.search(model_id)
-    words = _DATE.sub("", model_id).split("-")
-    digits = [word for word in words if word.isdigit()]
-    names = [word.capitalize() for word in words if not word.isdigit()]
     return {
         "type": "model",
         "id": model_id,
-        "display_name": " ".join([*names, ".".join(digits)]).strip(),
-        "created_at": f"{date[1]}-{date[2]}-{date[3]}T00:00:00Z" if date else _UNKNOWN_DATE,
-        "lifecycle": "active",
-        "line": next((line for line in _LINES if line in words), None),
-        "deprecated_at": None,
-        "retires_at": None,
-        "max_input_tokens": None,
+        "display_name": model.display_name,
+        "created_at": _time(model.created) or _UNKNOWN_DATE,
+        "lifecycle": model.lifecycle,
+        "line": model.line,
+        "deprecated_at": _time(model.deprecated),
+        "retires_at": _time(model.retires),
+        "max_input_tokens": model.max_input,
         "max_tokens": model.max_output,
-        "capabilities": _CAPABILITIES,
+        "capabilities": _capabilities(model),
     }
+
+
+def _capabilities(model: models.Model) -> dict[str, Any]:
+    has = model.capabilities
+    manages, searches, runs = (
+        each in has for each in ("context_management", "web_search", "code_execution")
+    )
+    thinks = bool(model.thinking - {"disabled"})
+    return {
+        "batch": _is(model.lifecycle != "retired"),
+        "citations": _is("citations" in has),
+        "code_execution": _is(runs),
+        "context_management": _is(manages)
+        | {
+            "clear_thinking_20251015": _is(manages and thinks),
+            "clear_tool_uses_20250919": _is(manages),
+            "compact_20260112": _is("compaction" in has),
+        },
+        "effort": _is(bool(model.effort))
+        | {level: _is(level in (model.effort or ())) for level in get_args(models.Effort)},
+        "image_input": _is("image_input" in has),
+        "pdf_input": _is("pdf_input" in has),
+        "server_tools": _is(searches or runs)
+        | {"code_execution": _is(runs), "web_search": _is(searches)},
+        "structured_outputs": _is("structured_outputs" in has),
+        "thinking": _is(thinks)
+        | {"types": {each: _is(each in model.thinking) for each in get_args(models.Thinking)}},
+    }
+
+
+def _is(supported: bool) -> dict[str, Any]:  # noqa: FBT001 - the one thing that it says
+    return {"supported": supported}
+
+
+def _time(day: datetime.date | None) -> str | None:
+    return f"{day.isoformat()}T00:00:00Z" if day is not None else None
 
 
 def _position(known: list[str], name: str, model_id: str) -> int:

@@ -28,7 +28,7 @@ _UNSEEN_TOKENS = 1_500  # a document behind a URL or a file id
 # What the Messages endpoint takes and batches refuse.
 _SYNC_ONLY = (
     "stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint",
-    "research_preview_2026_02",
+    "research_preview_2026_02", "billing_policy",
 )  # fmt: skip
 
 
@@ -113,10 +113,17 @@ def read(params: bytes, *, version: str, betas: tuple[str, ...], counting: bool 
         request = _request.decode(params)
     except msgspec.ValidationError as error:
         raise InvalidRequest(_explain(str(error))) from None
-    if request.model.startswith("claude-") and models.find(request.model) is None:
-        raise NotFound(f"model: {request.model}")
-    _check(request)
+    _check_model(request.model)
+    _check_tools(request)
     return request
+
+
+def _check_model(name: str) -> None:
+    """Refuse what the hosted API does not have, or has no longer; other makers' models are fine."""
+    model = models.find(name)
+    is_gone = model.lifecycle == "retired" if model else name.startswith("claude-")
+    if is_gone:
+        raise NotFound(f"model: {name}")
 
 
 def _as_batches_want_it(params: bytes, *, counting: bool) -> bytes | None:
@@ -130,32 +137,23 @@ def _as_batches_want_it(params: bytes, *, counting: bool) -> bytes | None:
     relaxed = {key: value for key, value in fields.items() if key not in _SYNC_ONLY}
     if type(fields.get("max_tokens")) is int and fields["max_tokens"] == 0:
         relaxed["max_tokens"] = 1
-    if counting:
-        relaxed["max_tokens"] = 1
+    if counting:  # a thinking budget may be as large as an answer can be
+        model = models.find(str(fields.get("model")))
+        relaxed["max_tokens"] = model.max_output if model else 1
     return None if relaxed == fields else wire.encode(relaxed)
 
 
-def _check(request: Request) -> None:
-    for index, tool in enumerate(request.tools or ()):
-        if not isinstance(tool.get("name"), str) and "type" not in tool:
-            raise InvalidRequest(f"tools.{index}.name: Field required")
-    for index, text in enumerate(request.stop_sequences or ()):
-        if not text.strip():
-            raise InvalidRequest(
-                f"stop_sequences.{index}: each stop sequence must contain non-whitespace"
-            )
+def _check_tools(request: Request) -> None:
+    """Check what the answer rests on and the generic rules leave to the upstream."""
     choice = request.tool_choice
-    if choice is None:
+    if choice is None or choice.type not in validate.FORCED_CHOICES:
         return
-    if choice.type not in {"auto", "any", "tool", "none"}:
-        raise InvalidRequest("tool_choice.type: Input should be 'auto', 'any', 'tool' or 'none'")
-    if choice.type == "tool":
-        if choice.name is None:
-            raise InvalidRequest("tool_choice.tool.name: Field required")
-        if all(tool.get("name") != choice.name for tool in request.tools or ()):
-            raise InvalidRequest(f"tool_choice: Tool '{choice.name}' not found in provided tools")
-    if choice.type == "any" and not request.tools:
-        raise InvalidRequest("tool_choice: `any` needs at least one tool")
+    if not request.tools:
+        raise InvalidRequest(
+            f"tool_choice: `{choice.type}` may only be specified while providing tools"
+        )
+    if choice.type == "tool" and all(tool.get("name") != choice.name for tool in request.tools):
+        raise InvalidRequest(f"tool_choice: Tool '{choice.name}' not found in provided tools")
 
 
 def _explain(text: str) -> str:
