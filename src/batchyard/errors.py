@@ -22,11 +22,13 @@ class BatchyardError(Exception):
         retry_after_s: int | None = None,
         should_retry: bool | None = None,
         allow: str | None = None,
+        error_code: str | None = None,
     ) -> None:
         self.message = message or (type(self).__doc__ or "").strip()
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.allow = allow
+        self.error_code = error_code
         super().__init__(self.message)
 
 
@@ -42,6 +44,13 @@ class Unauthenticated(BatchyardError):
 
     status = 401
     type = "authentication_error"
+
+
+class PaymentRequired(BatchyardError):
+    """The account has no credit left."""
+
+    status = 402
+    type = "billing_error"
 
 
 class Forbidden(BatchyardError):
@@ -70,6 +79,34 @@ class TooLarge(BatchyardError):
 
     status = 413
     type = "request_too_large"
+
+
+class RangeNotSatisfiable(BatchyardError):
+    """The range lies outside the results."""
+
+    status = 416
+    type = "invalid_request_error"
+
+
+class HeadTooLarge(BatchyardError):
+    """The request head is too large."""
+
+    status = 431
+    type = "invalid_request_error"
+
+
+class RateLimited(BatchyardError):
+    """Too many requests."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
+class Overloaded(BatchyardError):
+    """Overloaded."""
+
+    status = 529
+    type = "overloaded_error"
 
 
 class Internal(BatchyardError):

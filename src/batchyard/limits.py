@@ -29,10 +29,29 @@ RETENTION_US = 29 * DAY_US
 # Polling. Source: observed on the hosted API, on an unfinished retrieve.
 RETRIEVE_RETRY_AFTER_S = 10
 
-# Requests to the yard.
+# Requests to the yard: the head, the pace of a body, the connections.
+HEAD_BYTES_MAX = 16 * KIB
+HEAD_FIELDS_MAX = 100
+URL_BYTES_MAX = 8 * KIB
+HEAD_TIMEOUT_S = 10.0  # from the opening of a connection, or the first byte after an answer
+UNREAD_TIMEOUT_S = 10.0  # for the rest of a body that nobody wants, after the answer
+BODY_RATE_MIN = 1_000  # bytes per second of waiting for a body, over each window of
+BODY_WINDOW_S = 30.0
+CONNECTIONS_MAX = 10_000  # fewer where descriptors are short
+FULL_RETRY_AFTER_S = 5
+
+# The JSON of `params`. A value costs up to 100 bytes while it is checked.
+PARAMS_DEPTH_MAX = 100
+PARAMS_VALUES_MAX = 1_000_000
+
+# Requests to the yard: what they say.
 BETA_VALUES_MAX = 32
 BETA_VALUE_CHARS_MAX = 128
 CREDENTIAL_CHARS_MAX = 512
+DRY_RUN_PROBLEMS_MAX = 1_000
+REQUESTS_PER_MINUTE_DEFAULT = 60_000  # calls of a workspace to all batch endpoints
+QUEUED_REQUESTS_DEFAULT = 10_000_000  # of a workspace, in batches that have not ended
+QUEUE_FULL_RETRY_AFTER_S = 60
 IDEMPOTENCY_KEY_CHARS_MAX = 256
 IDEMPOTENCY_WINDOW_US = 24 * HOUR_US
 SDK_RETRY_WINDOW_US = HOUR_US

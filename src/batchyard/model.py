@@ -47,6 +47,8 @@ class Batch:
     expires_us: int
     version: str
     betas: tuple[str, ...] = ()
+    user_profile: str | None = None
+    """The user profile that its requests are attributed to."""
     billing: Billing
     cancel_us: int | None = None
     ended_us: int | None = None

@@ -108,11 +108,22 @@ def is_custom_id(text: str) -> bool:
     return _CUSTOM_ID.fullmatch(text) is not None
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class Entry(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One request of a create body: its id, and its `params` as a view into the body."""
 
     custom_id: str
     params: msgspec.Raw
+
+
+# What a body and each of its requests have at least, beside ids and params, and what a key that is
+# there twice adds at least.
+_EMPTY_BODY = b'{"requests":[]}'
+_EMPTY_ENTRY = b'{"custom_id":"","params":}'
+_LEAST_MEMBER = b'"params":0,'
+_ONE_KEY = re.compile(rb'\s*\{\s*"[^"]*"\s*:\s*')
+_BEFORE_PARAMS = re.compile(rb'\{\s*"[^"]*"\s*:\s*("[^"]*"\s*,\s*"[^"]*"\s*:\s*)?')
+_AFTER_PARAMS = re.compile(rb'\s*(,\s*"[^"]*"\s*:\s*"[^"]*"\s*)?\}')
+_WHITE_CHUNK_BYTES = 64 * limits.KIB
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,7 +137,8 @@ def split(body: bytes | memoryview) -> list[Entry]:
     """Split a create body into its requests, checking the envelope and nothing inside `params`.
 
     Args:
-        body: the whole body, already known to be UTF-8. The entries are views into it.
+        body: the whole body. The entries are views into it. That it is UTF-8 is checked here for
+            all but `params`.
 
     Raises:
         InvalidRequest: the first thing that is wrong, in the words of the hosted API.
@@ -135,9 +147,14 @@ def split(body: bytes | memoryview) -> list[Entry]:
         entries = _decode_envelope(body)
     except RecursionError:
         raise InvalidRequest("The request body is not valid JSON: nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The request body is not valid JSON: not UTF-8 ({error.reason})"
+        ) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}") from None
     _check_entries(entries)
+    _check_members(body, entries)
     return entries
 
 
@@ -178,6 +195,58 @@ def _check_entries(entries: Sequence[Entry]) -> None:
     for index, entry in enumerate(entries):
         if bytes(memoryview(entry.params)[:1]) != b"{":
             raise InvalidRequest(f"requests.{index}.params: Input should be a valid dictionary")
+
+
+def _check_members(body: bytes | memoryview, entries: Sequence[Entry]) -> None:
+    """Refuse keys that are there twice, of which the decoder has kept the last.
+
+    Nearly all bodies are compact: not one byte more than their ids and params need.
+    """
+    needed = len(_EMPTY_BODY) + len(entries) * (len(_EMPTY_ENTRY) + 1) - 1
+    needed += sum(len(memoryview(entry.params)) + len(entry.custom_id) for entry in entries)
+    if len(body) - needed < len(_LEAST_MEMBER):
+        return
+    requests = msgspec.json.decode(body, type=dict[str, msgspec.Raw])["requests"]
+    if not _ONE_KEY.fullmatch(body[: _end_of_value(body) - len(memoryview(requests))]):
+        raise InvalidRequest('Duplicate key "requests"')
+    raws = msgspec.json.decode(requests, type=list[msgspec.Raw])
+    for index, (raw, entry) in enumerate(zip(raws, entries, strict=True)):
+        needed = len(_EMPTY_ENTRY) + len(memoryview(entry.params)) + len(entry.custom_id)
+        if len(memoryview(raw)) - needed < len(_LEAST_MEMBER):
+            continue
+        if not _is_two_members(memoryview(raw), memoryview(entry.params)):
+            raise InvalidRequest(
+                f"requests.{index}: Duplicate key; custom_id and params are allowed once each"
+            )
+
+
+def _is_two_members(raw: memoryview, params: memoryview) -> bool:
+    """Whether an entry has nothing but its `params` and one other member."""
+    before = _BEFORE_PARAMS.match(raw)
+    if before is None:
+        return False
+    end = before.end() + len(params)
+    after = _AFTER_PARAMS.fullmatch(raw[end:])
+    return (
+        after is not None
+        and raw[before.end() : end] == params
+        and (before[1] is None) != (after[1] is None)
+    )
+
+
+def _end_of_value(body: bytes | memoryview) -> int:
+    """Return where the value of the last member of an object ends."""
+    return _end_of_text(body, _end_of_text(body, len(body)) - 1)
+
+
+def _end_of_text(body: bytes | memoryview, end: int) -> int:
+    """Return `end` without the white space before it."""
+    while True:
+        start = max(0, end - _WHITE_CHUNK_BYTES)
+        text = bytes(body[start:end]).rstrip(b" \t\r\n")
+        if text or not start:
+            return start + len(text)
+        end = start
 
 
 def _custom_id_problem(custom_id: object) -> str | None:
@@ -226,4 +295,7 @@ def _entry_problem(raw: msgspec.Raw) -> str | None:
         return f".custom_id: {problem}"
     if "params" not in entry:
         return ".params: Field required"
+    for key in entry:
+        if key not in {"custom_id", "params"}:
+            return f".{shown(key)}: Extra inputs are not permitted"
     return None

@@ -191,6 +191,7 @@ class ScriptedUpstream:
     world: World
     chances: Chances
     billing: Billing = "simulated"
+    fetches_urls: bool = True
 
     async def send(self, call: Call) -> Outcome:
         world, rng, chances = self.world, self.world.rng, self.chances

@@ -35,6 +35,7 @@ def make_batch(name: str, *, workspace: str = "w", requests: int = 2, at: int = 
         expires_us=at + DAY,
         version="2023-06-01",
         betas=("beta-1", "beta-2"),
+        user_profile="profile-1",
         billing="standard",
     )
 

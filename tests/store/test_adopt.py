@@ -44,6 +44,7 @@ def make_claim(*frozen: Extent) -> Claim:
         requests=100,
         version="",
         betas=(),
+        user_profile=None,
         expires_us=NOW,
         canceled=False,
         frozen=frozen,

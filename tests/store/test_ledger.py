@@ -128,6 +128,7 @@ async def test_a_claim_tells_all_that_a_worker_needs(ledger: Ledger) -> None:
         "requests": 7,
         "version": "2023-06-01",
         "betas": ("beta-1", "beta-2"),
+        "user_profile": "profile-1",
         "expires_us": NOW + DAY,
         "canceled": False,
         "frozen": (),

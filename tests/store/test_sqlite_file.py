@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from store.making import LEASE, NOW, add, make_commit, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 anyio = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ def _newer(path: Path) -> None:
         (_foreign, "is a database of another program"),
         (lambda path: _foreign(path, wal=True), "is a database of another program"),
         (_other_application, "is a database of another program"),
-        (_newer, "has schema version 2; this program knows version 1"),
+        (_newer, "has schema version 3; this program knows versions 1 to 2"),
         (lambda path: path.write_bytes(random.Random(1).randbytes(5_000)), "is not a ledger"),
         (lambda path: path.write_bytes(b"x"), "is not a ledger"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 600), "is not a ledger"),
@@ -227,7 +227,11 @@ async def test_a_file_of_a_ledger_is_read_by_nobody_else(tmp_path: Path) -> None
 # Plans ---------------------------------------------------------------------------------------
 
 # What may walk over a whole index: only of open batches or of running shards, which are few.
-_SMALL = ("SCAN b USING INDEX batches_open", "SCAN shards USING INDEX shards_running")
+_SMALL = (
+    "SCAN b USING INDEX batches_open",
+    "SCAN batches USING INDEX batches_open",
+    "SCAN shards USING INDEX shards_running",
+)
 _WHOLE = {"ids"}  # reads everything, at start only
 
 
@@ -270,3 +274,32 @@ def _fill(db: sqlite3.Connection) -> None:
     )
     db.execute("ANALYZE")
     db.execute("COMMIT")
+
+
+@anyio
+async def test_a_file_of_version_1_is_opened_and_keeps_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    db = sqlite3.connect(path)
+    db.executescript(Path(__file__).with_name("schema_1.sql").read_text("utf-8"))
+    db.execute(
+        "INSERT INTO batches (id, workspace, requests, version, betas, billing, created_us,"
+        " expires_us) VALUES ('msgbatch_old', 'w', 3, '2023-06-01', 'b', 'standard', 5, 6)"
+    )
+    db.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    for _ in ("migrated", "as it is"):
+        ledger = sqlite.SqliteLedger(path)
+        old = await ledger.get("w", "msgbatch_old")
+        assert old is not None
+        assert (old.requests, old.created_us, old.user_profile) == (3, 5, None)
+        await ledger.close()
+    with sqlite3.connect(path) as found, sqlite3.connect(":memory:") as fresh:
+        for statement in sqlite.schema():
+            fresh.execute(statement)
+        columns = "SELECT name, type FROM pragma_table_info(?) ORDER BY name"
+        for table in ("batches", "shards", "creates"):
+            rows = [db.execute(columns, (table,)).fetchall() for db in (found, fresh)]
+            assert rows[0] == rows[1], table
+        assert found.execute("PRAGMA user_version").fetchone()[0] == sqlite.SCHEMA_VERSION

@@ -43,6 +43,7 @@ def claim(requests: int) -> Claim:
         requests=requests,
         version="",
         betas=(),
+        user_profile=None,
         expires_us=0,
         canceled=False,
         frozen=(),

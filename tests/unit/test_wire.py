@@ -58,6 +58,21 @@ SHAPES = [
     (body({"custom_id": "a", "params": None}), NOT_A_DICTIONARY),
     (body({"custom_id": "a", "params": []}), NOT_A_DICTIONARY),
     (body({"custom_id": "a", "params": "x"}), NOT_A_DICTIONARY),
+    (body(OK | {"x": 1}), "requests.0.x: Extra inputs are not permitted"),
+    (body(OK, entry("b") | {"a\nb": {}}), "requests.1.a\\nb: Extra inputs are not permitted"),
+    (body({"custom_id": "a", "x": 1}), "requests.0.params: Field required"),
+]
+TWICE = "requests.1: Duplicate key; custom_id and params are allowed once each"
+# With the second request of a body, compact and not.
+REPEATED = [
+    b'{"custom_id":"b","params":{},"params":{}}',
+    b'{"custom_id":"b","params":{},"params":{"a":1}}',
+    b'{"params":1,"custom_id":"b","params":{}}',
+    b'{"params":"","custom_id":"b","params":{"long":"enough to reach over the rest"}}',
+    b'{"params":{"a":1},"params":{},"custom_id":"b"}',
+    b'{"custom_id":"a","custom_id":"b","params":{}}',
+    b'{"custom_id":"b","params":{},"custom_id":"b"}',
+    b'{"custom_id":"b","params":{},"custom\\u005fid":"c"}',
 ]
 NOT_JSON = [
     b"",
@@ -98,6 +113,44 @@ def test_a_wrong_envelope_is_refused_in_the_words_of_the_hosted_api(
     data: bytes, message: str
 ) -> None:
     assert refusal(data) == message
+
+
+@pytest.mark.parametrize("repeated", REPEATED)
+@pytest.mark.parametrize("space", [b"", b" ", b" " * 40])
+def test_a_key_of_a_request_that_is_there_twice_is_refused(repeated: bytes, space: bytes) -> None:
+    assert (
+        refusal(b'{"requests":[{"custom_id":"a","params":{}},%b%b]}' % (space, repeated)) == TWICE
+    )
+    spaced = repeated.replace(b",", b"%b,%b" % (space, space))
+    assert refusal(b'{"requests":[{"custom_id":"a","params":{}},%b]}' % spaced) == TWICE
+
+
+@pytest.mark.parametrize("space", ["", " ", " " * 100_000])
+@pytest.mark.parametrize("first", ["[]", '[{"custom_id":"b","params":{}}]'])
+def test_requests_twice_are_refused(first: str, space: str) -> None:
+    second = body(OK).decode()[1:]
+    data = f'{space}{{{space}"requests"{space}:{first}{space},{second}{space}'
+    assert refusal(data.encode()) == 'Duplicate key "requests"'
+
+
+@pytest.mark.parametrize("space", [b"", b" ", b"\r\n\t", b" " * 100_000])
+def test_white_space_and_escaped_keys_are_no_second_keys(space: bytes) -> None:
+    one = b'{ "params" : {"x":"\\"params\\":0,"} ,S"custom\\u005fid" : "a"S}'
+    other = b'{S"custom_id":S"b"S,S"params":S{S}S}'
+    data = b'S{S"request\\u0073"S:S[%b,S%bS]S}S' % (one, other)
+    assert [e.custom_id for e in wire.split(data.replace(b"S", space))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"requests":[{"custom_id":"\xff","params":{}}]}',
+        b'{"requests":[{"custom_id":"a","params":{},"\xff":1}]}',
+        b'{"\xff":1}',
+    ],
+)
+def test_bytes_that_are_no_utf8_are_refused_outside_of_params(data: bytes) -> None:
+    assert refusal(data).startswith("The request body is not valid JSON: ")
 
 
 @pytest.mark.parametrize("custom_id", BAD_IDS)
@@ -174,10 +227,6 @@ def test_params_come_out_byte_for_byte_as_they_were_sent(
 
 @given(st.binary(max_size=200))
 def test_no_bytes_bring_out_anything_but_a_refusal(data: bytes) -> None:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return  # refused before
     with pytest.raises(InvalidRequest):
         wire.split(data)
 

@@ -35,7 +35,7 @@ def serve(
     from batchyard.cli import render  # noqa: PLC0415
     from batchyard.errors import ConfigError, DataDirectoryInUse  # noqa: PLC0415
     from batchyard.server import config as settings  # noqa: PLC0415
-    from batchyard.server import run  # noqa: PLC0415
+    from batchyard.server import place, run  # noqa: PLC0415
 
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -49,7 +49,7 @@ def serve(
             upstreams=upstream or (),
         )
         run.check(loaded)
-        with run.lock(loaded.data):
+        with place.lock(loaded.data):
             uvloop.run(run.serve(loaded, lifeline=lifeline, announce=render.emit))
     except DataDirectoryInUse as error:
         render.complain(error.message)

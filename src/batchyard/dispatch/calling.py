@@ -10,10 +10,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from batchyard import limits, result, validate
+from batchyard import limits, result
 from batchyard.clock import wait_first
-from batchyard.dispatch import retry
-from batchyard.errors import StoreError, shown
+from batchyard.dispatch import checking, retry
+from batchyard.errors import StoreError
 from batchyard.upstream import Call
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Caller:
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self._clock = clock
         self._rng = rng
+        self.waiting = 0
+        """Requests in flight that wait for time to pass, not for an answer."""
 
     async def run(self, pool: Pool, shard: ShardRun, request: Request) -> None:
         """Bring one request to its result.
@@ -43,14 +45,17 @@ class Caller:
         """
         claim = shard.claim
         custom_id = request.custom_id
-        problem = validate.check(request.params, version=claim.version, betas=claim.betas)
+        problem = checking.check(
+            request.params,
+            pool.upstream,
+            version=claim.version,
+            betas=claim.betas,
+            user_profile=claim.user_profile,
+        )
         if problem is not None:
             shard.fail(custom_id, problem.type, problem.message, None)
             return
-        if pool.upstream is None:
-            model = shown(validate.model_of(request.params))
-            shard.fail(custom_id, "not_found_error", f"model: {model}", None)
-            return
+        assert pool.upstream is not None  # or there is a problem
         try:
             await self._call(pool, pool.upstream, shard, request)
         except StoreError:
@@ -72,7 +77,14 @@ class Caller:
     ) -> None:
         claim = shard.claim
         custom_id = request.custom_id
-        call = Call(request.params, claim.version, claim.betas, claim.workspace)
+        call = Call(
+            request.params,
+            claim.version,
+            claim.betas,
+            claim.workspace,
+            claim.user_profile,
+            custom_id,
+        )
         counted = tries = 0
         while True:
             if pool.pause_reason is not None:
@@ -93,6 +105,10 @@ class Caller:
                     pool.answered()
                     shard.fail(custom_id, error_type, text, request_id)
                     return
+                case retry.Unsent(why):
+                    pool.answered()
+                    shard.settle(custom_id, why, result.unsent(custom_id, why))
+                    return
                 case retry.Pause(error_type, text):
                     shard.note_try(custom_id, error_type, text)
                     pool.pause(text, self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S)
@@ -108,11 +124,18 @@ class Caller:
                     if action.reached:
                         shard.note_try(custom_id, action.type, action.message)
                     delay = retry.backoff_s(tries, action.retry_after_s, self._rng)
-                    await wait_first(self._clock, shard.stopped, delay)
+                    await self._wait(shard, delay)
 
     async def _while_paused(self, pool: Pool, shard: ShardRun) -> None:
         while not shard.stopped.is_set():
             left = pool.paused_until_s - self._clock.monotonic_s()
             if left <= 0:
                 return
-            await wait_first(self._clock, shard.stopped, left)
+            await self._wait(shard, left)
+
+    async def _wait(self, shard: ShardRun, seconds: float) -> None:
+        self.waiting += 1
+        try:
+            await wait_first(self._clock, shard.stopped, seconds)
+        finally:
+            self.waiting -= 1

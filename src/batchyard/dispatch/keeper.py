@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batch
 
 if TYPE_CHECKING:
@@ -32,11 +33,18 @@ class Keeper:
         self._ledger = ledger
         self._store = store
         self._clock = clock
+        self._activity = Activity()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no sweep is under way."""
+        return self._activity.is_quiet
 
     async def run(self) -> None:
         """Sweep for ever."""
         while True:
-            await self.sweep()
+            with self._activity.piece():
+                await self.sweep()
             await self._clock.sleep(limits.KEEPER_INTERVAL_S)
 
     async def sweep(self) -> None:

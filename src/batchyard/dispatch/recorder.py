@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batch
 from batchyard.ledger import Commit
 
@@ -36,12 +37,15 @@ class Recorder:
         clock: Clock,
         owner: str,
         forget: Callable[[ShardRun], None],
+        *,
+        flush_s: float = limits.FLUSH_INTERVAL_S,
     ) -> None:
         self._ledger = ledger
         self._segments = segments
         self._clock = clock
         self._owner = owner
         self._forget = forget
+        self._flush_s = flush_s
         self._dirty: set[ShardRun] = set()
         self._unsynced: set[ShardRun] = set()
         self._work = asyncio.Event()
@@ -52,6 +56,12 @@ class Recorder:
         self._finishing = False
         self._writing = False
         self._leaving: list[ShardRun] = []
+        self._activity = Activity()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all there is has been written, and all that is done committed."""
+        return not self._dirty and self._activity.is_quiet
 
     def note(self, shard: ShardRun) -> None:
         """Take notice that a shard has new lines, or is done."""
@@ -85,9 +95,10 @@ class Recorder:
                 await self._work.wait()
             self._work.clear()
             if not self._finishing:
-                await self._clock.sleep(limits.FLUSH_INTERVAL_S)
+                await self._clock.sleep(self._flush_s)
             finishing = self._finishing
-            await self._round(sync=finishing)
+            with self._activity.piece():
+                await self._round(sync=finishing)
 
     async def _round(self, *, sync: bool) -> None:
         """Write all new lines, sync what is due (or everything), commit what is done."""

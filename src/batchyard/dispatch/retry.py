@@ -7,12 +7,12 @@ faults are those of a loopback server that answers wrongly in every way (tests/s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from batchyard import limits, result, wire
-from batchyard.upstream import Failure, FailureKind, Outcome, Reply
+from batchyard.upstream import Failure, FailureKind, Outcome, Reply, Verdict
 
 if TYPE_CHECKING:
     import random
@@ -55,7 +55,14 @@ class Pause:
     message: str
 
 
-Action = Done | Fail | Again | Pause
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """The request counts as never sent."""
+
+    why: Literal["canceled", "expired"]
+
+
+Action = Done | Fail | Again | Pause | Unsent
 
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
@@ -96,6 +103,10 @@ def decide(outcome: Outcome, now_us: int) -> Action:
     """
     if isinstance(outcome, Failure):
         return _failure(outcome)
+    if isinstance(outcome, Verdict):
+        if outcome.kind == "errored":
+            return Fail(outcome.type, outcome.message, None)
+        return Unsent(outcome.kind)
     if outcome.status == 200:
         try:
             return Done(result.read_message(outcome.body))

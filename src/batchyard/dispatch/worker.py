@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import ids, limits, segments
 from batchyard.clock import wait_first
+from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.adopt import Adopted, adopt
 from batchyard.dispatch.calling import Caller
 from batchyard.dispatch.pool import Pool
@@ -40,7 +41,7 @@ _VOIDS_PER_ROUND = 8
 class Worker:
     """One worker: all pools of one process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, by keyword
         self,
         *,
         ledger: Ledger,
@@ -51,6 +52,7 @@ class Worker:
         clock: Clock,
         rng: random.Random,
         calls_max: int = limits.CALLS_MAX,
+        flush_s: float = limits.FLUSH_INTERVAL_S,
     ) -> None:
         """Make a worker.
 
@@ -63,6 +65,7 @@ class Worker:
             clock: of leases, deadlines and waits.
             rng: of the jitter.
             calls_max: requests in flight over all pools.
+            flush_s: how long answers gather before they are written.
         """
         self._ledger = ledger
         self._store = store
@@ -73,7 +76,7 @@ class Worker:
         self._calls_max = calls_max
         self.owner = ids.nonce()
         self._caller = Caller(clock, rng)
-        self._recorder = Recorder(ledger, store, clock, self.owner, self._forget)
+        self._recorder = Recorder(ledger, store, clock, self.owner, self._forget, flush_s=flush_s)
         self._pools: dict[str, Pool] = {}
         self._held: dict[tuple[str, int], ShardRun] = {}
         self._homeless: set[str] = set()
@@ -83,6 +86,20 @@ class Worker:
         self._idle = asyncio.Event()
         self._busy = 0
         self._calls: set[asyncio.Task[None]] = set()
+        self._activity = Activity()
+
+    def is_quiet(self, answering: int) -> bool:
+        """Whether nothing happens before time passes or a client calls.
+
+        Args:
+            answering: calls that an upstream has and that wait for time only.
+        """
+        return (
+            not self._wake.is_set()
+            and self._activity.is_quiet
+            and self._recorder.is_quiet
+            and self._busy == answering + self._caller.waiting
+        )
 
     def wake(self) -> None:
         """Look for work now: there may be new shards."""
@@ -137,7 +154,9 @@ class Worker:
     async def _claiming(self) -> None:
         while not self._leaving.is_set():
             self._wake.clear()
-            if not await self._claim_round():
+            with self._activity.piece():
+                found = await self._claim_round()
+            if not found:
                 await wait_first(self._clock, self._wake, limits.IDLE_POLL_S)
 
     async def _claim_round(self) -> bool:
@@ -269,7 +288,8 @@ class Worker:
         while True:
             await self._clock.sleep(limits.RENEW_INTERVAL_S)
             if self._held:
-                await self._renew()
+                with self._activity.piece():
+                    await self._renew()
 
     async def _renew(self) -> None:
         shards = dict(self._held)

@@ -70,6 +70,7 @@ class Claim:
     requests: int
     version: str
     betas: tuple[str, ...]
+    user_profile: str | None
     expires_us: int
     canceled: bool
     frozen: tuple[Extent, ...]
@@ -156,6 +157,9 @@ class Ledger(Protocol):
 
     async def progress(self, batch_id: str) -> Progress:
         """Return how far the shards of an open batch are."""
+
+    async def queued(self, workspace: str) -> int:
+        """Return how many requests of a workspace are in batches that have not ended."""
 
     async def pools_ready(self) -> Sequence[str]:
         """Return the pools that have a shard to claim."""

@@ -21,6 +21,7 @@ def read_batch(row: Row) -> Batch:
         requests=row["requests"],
         version=row["version"],
         betas=read_betas(row["betas"]),
+        user_profile=row["user_profile"],
         billing=row["billing"],
         created_us=row["created_us"],
         expires_us=row["expires_us"],

@@ -19,7 +19,8 @@ CREATE TABLE batches (
   errored     INTEGER NOT NULL DEFAULT 0,
   canceled    INTEGER NOT NULL DEFAULT 0,
   expired     INTEGER NOT NULL DEFAULT 0,
-  tokens      TEXT NOT NULL DEFAULT '[0,0,0,0]'  -- input, output, cache write, cache read
+  tokens      TEXT NOT NULL DEFAULT '[0,0,0,0]', -- input, output, cache write, cache read
+  user_profile TEXT                              -- anthropic-user-profile-id of the create call
 ) STRICT;
 
 CREATE INDEX batches_of_workspace ON batches (workspace, seq);

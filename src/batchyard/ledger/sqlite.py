@@ -43,7 +43,9 @@ Row = sqlite3.Row
 Query = Callable[[sqlite3.Connection], T]
 
 APPLICATION_ID = 0x62796172  # "byar"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What a file of an older version needs, by that version, in the transaction that opens it.
+_MIGRATIONS = {1: ("ALTER TABLE batches ADD COLUMN user_profile TEXT",)}
 
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -107,6 +109,7 @@ class SqliteLedger:
                     "requests": batch.requests,
                     "version": batch.version,
                     "betas": ",".join(batch.betas),
+                    "user_profile": batch.user_profile,
                     "billing": batch.billing,
                     "created_us": batch.created_us,
                     "expires_us": batch.expires_us,
@@ -210,6 +213,12 @@ class SqliteLedger:
             )
 
         return await self._reader.run(run)
+
+    async def queued(self, workspace: str) -> int:
+        """Return how many requests of a workspace are in batches that have not ended."""
+        return await self._reader.run(
+            lambda db: int(db.execute(_SQL["queued"], {"workspace": workspace}).fetchone()[0])
+        )
 
     async def pools_ready(self) -> Sequence[str]:
         """Return the pools that have a shard to claim."""
@@ -407,6 +416,8 @@ class _Connection:
         Raises:
             StoreError: whether it happened is unknown; `failure` raises it too.
         """
+        if self._db is None:  # a request that is still under way when the process ends
+            raise StoreError("the ledger is closed")
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, self._run, query)
@@ -452,8 +463,11 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
             db.execute(pragma)
         with db:
             db.execute("BEGIN IMMEDIATE")
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
                 _create_schema(db)
+            elif version < SCHEMA_VERSION:
+                _migrate(db, version)
             db.execute(_SQL["take_back_all"])
     db.row_factory = sqlite3.Row
     return db
@@ -463,13 +477,24 @@ def _quoted(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def _create_schema(db: sqlite3.Connection) -> None:
+def schema() -> list[str]:
+    """Return the statements that make an empty ledger."""
     # executescript would commit the open transaction; sqlite3 runs single statements only.
-    schema = resources.files("batchyard.ledger").joinpath("schema.sql").read_text("utf-8")
-    for statement in re.sub(r"--[^\n]*", "", schema).split(";"):
-        if statement.strip():
-            db.execute(statement)
+    text = resources.files("batchyard.ledger").joinpath("schema.sql").read_text("utf-8")
+    return list(filter(str.strip, re.sub(r"--[^\n]*", "", text).split(";")))
+
+
+def _create_schema(db: sqlite3.Connection) -> None:
+    for statement in schema():
+        db.execute(statement)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _migrate(db: sqlite3.Connection, version: int) -> None:
+    for step in range(version, SCHEMA_VERSION):
+        for statement in _MIGRATIONS[step]:
+            db.execute(statement)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
@@ -486,11 +511,12 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> None:
         pages = db.execute("PRAGMA page_count").fetchone()[0]
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"{path} is not a ledger: {error}") from None
-    if application == APPLICATION_ID and version == SCHEMA_VERSION:
+    if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
         return
     if application == APPLICATION_ID:
         raise ConfigError(
-            f"{path} has schema version {version}; this program knows version {SCHEMA_VERSION}"
+            f"{path} has schema version {version}; this program knows versions 1 to "
+            f"{SCHEMA_VERSION}"
         )
     if not pages and path.stat().st_size:
         # SQLite takes any file shorter than a page for an empty database.
@@ -533,6 +559,7 @@ def _claims(db: sqlite3.Connection, rows: Sequence[Row]) -> list[Claim]:
                 requests=row["n"],
                 version=batch["version"],
                 betas=columns.read_betas(batch["betas"]),
+                user_profile=batch["user_profile"],
                 expires_us=batch["expires_us"],
                 canceled=batch["cancel_us"] is not None,
                 frozen=columns.load_extents(row["manifest"]),

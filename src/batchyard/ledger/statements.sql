@@ -1,8 +1,10 @@
 -- Every statement of the ledger, by name. Parameters are bound, never pasted.
 
 -- name: batch_insert
-INSERT INTO batches (id, workspace, requests, version, betas, billing, created_us, expires_us)
-VALUES (:id, :workspace, :requests, :version, :betas, :billing, :created_us, :expires_us)
+INSERT INTO batches
+  (id, workspace, requests, version, betas, user_profile, billing, created_us, expires_us)
+VALUES
+  (:id, :workspace, :requests, :version, :betas, :user_profile, :billing, :created_us, :expires_us)
 RETURNING seq
 
 -- name: shard_insert
@@ -59,6 +61,11 @@ FROM shards WHERE batch = :batch
 
 -- name: progress_pools
 SELECT DISTINCT pool FROM shards WHERE batch = :batch AND state < 2
+
+-- name: queued
+-- How many requests of a workspace are in batches that have not ended.
+SELECT coalesce(sum(requests), 0) FROM batches INDEXED BY batches_open
+WHERE ended_us IS NULL AND workspace = :workspace;
 
 -- name: pools_ready
 -- Pools with a ready shard, by skipping through the index.
@@ -120,7 +127,7 @@ WHERE (batch, idx) IN (
 RETURNING batch, idx, workspace, pool, off, len, n, attempt, manifest
 
 -- name: batch_of_shard
-SELECT version, betas, expires_us, cancel_us FROM batches WHERE id = :batch
+SELECT version, betas, user_profile, expires_us, cancel_us FROM batches WHERE id = :batch
 
 -- name: renew
 UPDATE shards SET lease_us = :lease_us, inflight = :inflight, succeeded = :succeeded,

@@ -23,6 +23,8 @@ DEFAULT_WORKSPACE = "wrkspc_default"
 VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
 
 _BETA = re.compile(r"[A-Za-z0-9._:-]+")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_WORKSPACE = re.compile(r"wrkspc_[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +36,33 @@ class Caller:
     """SHA-256 of the key, hexadecimal."""
     version: str
     betas: tuple[str, ...]
+    user_profile: str | None = None
 
 
 class KeyRing(Protocol):
     """Which keys there are."""
 
-    def workspace_of(self, digest: str) -> str | None:
-        """Return the workspace of the key with this SHA-256 (hexadecimal), None when unknown."""
+    def workspace_of(self, digest: str, asked: str | None) -> str | None:
+        """Return the workspace that a key acts in, None when the key is unknown.
+
+        Args:
+            digest: SHA-256 of the key, hexadecimal.
+            asked: the workspace that the request names, if any.
+
+        Raises:
+            NotFound: the key may not act in that workspace.
+        """
 
 
 class OpenKeyRing:
-    """Any key opens the default workspace: only for a yard that listens on loopback alone."""
+    """Any key opens any workspace, the default one unless another is named.
 
-    def workspace_of(self, digest: str) -> str | None:
-        """Return the default workspace."""
-        return DEFAULT_WORKSPACE
+    Only for a yard that listens on loopback alone.
+    """
+
+    def workspace_of(self, digest: str, asked: str | None) -> str | None:
+        """Return the workspace that was asked for, or the default one."""
+        return asked or DEFAULT_WORKSPACE
 
 
 def identify(request: Request, keys: KeyRing) -> Caller:
@@ -56,13 +70,29 @@ def identify(request: Request, keys: KeyRing) -> Caller:
 
     Raises:
         Unauthenticated: no key, or an unknown one.
-        InvalidRequest: a bad version or beta header.
+        InvalidRequest: a bad version, beta or workspace header.
+        NotFound: a workspace that is not the key's.
     """
     digest = hashlib.sha256(_credential(request).encode()).hexdigest()
-    workspace = keys.workspace_of(digest)
+    version, betas = _version(request), _betas(request)
+    workspace = keys.workspace_of(digest, _workspace(request))
     if workspace is None:
         raise Unauthenticated
-    return Caller(workspace, digest, _version(request), _betas(request))
+    return Caller(workspace, digest, version, betas, _user_profile(request))
+
+
+def _workspace(request: Request) -> str | None:
+    asked = request.headers.get("anthropic-workspace-id")
+    if asked is not None and not _WORKSPACE.fullmatch(asked):
+        raise InvalidRequest("anthropic-workspace-id header must be a valid workspace ID.")
+    return asked
+
+
+def _user_profile(request: Request) -> str | None:
+    profile = request.headers.get("anthropic-user-profile-id")
+    if profile is not None and not _TOKEN.fullmatch(profile):
+        raise InvalidRequest("anthropic-user-profile-id header must be a valid user profile ID.")
+    return profile
 
 
 def _credential(request: Request) -> str:

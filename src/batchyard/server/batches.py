@@ -13,16 +13,16 @@ from weakref import WeakValueDictionary
 from starlette.responses import Response
 
 from batchyard import ids, limits, wire
-from batchyard.errors import InvalidRequest, NotFound, shown
+from batchyard.errors import InvalidRequest, NotFound, RateLimited, shown
 from batchyard.ledger import CreateKey
 from batchyard.model import Batch
 from batchyard.server import uploads
-from batchyard.server.auth import Caller, identify
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from batchyard.ledger import Known
+    from batchyard.server.auth import Caller
     from batchyard.server.uploads import Upload
     from batchyard.server.yard import Yard
 
@@ -36,7 +36,7 @@ class Batches:
 
     async def create(self, request: Request) -> Response:
         """Accept a batch; 200 means that it is on stable storage."""
-        caller = identify(request, self._yard.keys)
+        caller = request.state.caller
         named = request.headers.get("idempotency-key")
         if named is not None and not 0 < len(named) <= limits.IDEMPOTENCY_KEY_CHARS_MAX:
             raise InvalidRequest(
@@ -57,7 +57,7 @@ class Batches:
     def _create_key(self, caller: Caller, upload: Upload, named: str | None) -> CreateKey:
         """Return by what a repeat of this call will be recognised."""
         asked = hashlib.sha256(upload.digest)
-        asked.update(f"{caller.version}\n{','.join(caller.betas)}".encode())
+        asked.update(f"{caller.version}\n{','.join(caller.betas)}\n{caller.user_profile}".encode())
         now = self._yard.clock.now_us()
         if named is not None:
             return CreateKey(
@@ -85,10 +85,16 @@ class Batches:
 
     async def _create(self, caller: Caller, upload: Upload, key: CreateKey) -> Batch:
         yard = self._yard
+        queued = await yard.ledger.queued(caller.workspace)
+        if queued >= yard.queued_max:
+            raise _queue_full(queued, yard.queued_max)
         batch_id = ids.mint("msgbatch")
         accepted = await asyncio.to_thread(
             uploads.accept, upload, batch_id, yard.routes, yard.store
         )
+        if queued + accepted.requests > yard.queued_max:
+            await asyncio.to_thread(yard.store.delete_batch, batch_id)
+            raise _queue_full(queued, yard.queued_max)
         now = yard.clock.now_us()
         batch = Batch(
             id=batch_id,
@@ -98,6 +104,7 @@ class Batches:
             expires_us=now + limits.PROCESSING_WINDOW_US,
             version=caller.version,
             betas=caller.betas,
+            user_profile=caller.user_profile,
             billing=yard.billing_of({shard.pool for shard in accepted.shards}),
         )
         known = await yard.ledger.create(batch, accepted.shards, key)
@@ -117,9 +124,9 @@ class Batches:
 
     async def list(self, request: Request) -> Response:
         """Return one page of the batches of the workspace, newest first."""
-        caller = identify(request, self._yard.keys)
+        caller = request.state.caller
         query = request.query_params
-        after, before = query.get("after_id"), query.get("before_id")
+        after, before = query.get("after_id") or None, query.get("before_id") or None
         page = await self._yard.ledger.page(
             caller.workspace,
             limit=wire.list_limit(query.get("limit")),
@@ -140,7 +147,7 @@ class Batches:
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a batch; an ended one stays as it is."""
-        caller = identify(request, self._yard.keys)
+        caller = request.state.caller
         batch_id = request.path_params["batch_id"]
         now = self._yard.clock.now_us()
         batch = await self._yard.ledger.cancel(caller.workspace, batch_id, now)
@@ -169,7 +176,7 @@ class Batches:
         """Return the MessageBatch of the wire. Counts move only when the whole batch has ended."""
         ended = batch.ended_us is not None
         counts = batch.counts
-        url = f"{_origin(self._yard, request)}/v1/messages/batches/{batch.id}/results"
+        url = f"{origin(self._yard, request)}/v1/messages/batches/{batch.id}/results"
         return {
             "id": batch.id,
             "type": "message_batch",
@@ -196,7 +203,7 @@ async def find(yard: Yard, request: Request) -> Batch:
     Raises:
         NotFound: there is none in the caller's workspace.
     """
-    caller = identify(request, yard.keys)
+    caller = request.state.caller
     batch_id = request.path_params["batch_id"]
     batch = await yard.ledger.get(caller.workspace, batch_id)
     if batch is None:
@@ -217,11 +224,20 @@ def _same(known: Known, key: CreateKey) -> Batch:
     return known.batch
 
 
+def _queue_full(queued: int, most: int) -> RateLimited:
+    return RateLimited(
+        "This request would exceed your organization's limit on batch requests in the processing "
+        f"queue: {queued} of {most} are taken",
+        retry_after_s=limits.QUEUE_FULL_RETRY_AFTER_S,
+    )
+
+
 def _not_found(batch_id: str) -> NotFound:
     return NotFound(f"Message Batch {shown(batch_id)} not found.")
 
 
-def _origin(yard: Yard, request: Request) -> str:
+def origin(yard: Yard, request: Request) -> str:
+    """Return the address that clients use, without a `/` at its end."""
     # Without public_url, the Host is one that the guard has found on the allow-list.
     return yard.public_url or f"{request.url.scheme}://{request.headers['host']}"
 

@@ -6,6 +6,9 @@ port = 8787
 data = "batchyard-data"
 public_url = "https://batches.example.com"
 allowed_hosts = ["batches.internal"]
+requests_per_minute = 60000
+queued_requests = 10000000
+models = "models.toml"
 
 [[upstream]]
 name = "claude"
@@ -14,6 +17,7 @@ models = ["claude-*"]
 key_env = "ANTHROPIC_API_KEY"
 slots = 64
 timeout = 3600
+fetches_urls = true
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ class UpstreamConfig:
     key: str | None = field(default=None, repr=False)
     slots: int = limits.POOL_SLOTS_DEFAULT
     timeout_s: float = limits.UPSTREAM_TIMEOUT_S
+    fetches_urls: bool = False
 
     @property
     def is_simulated(self) -> bool:
@@ -63,6 +68,9 @@ class Config:
     data: Path
     public_url: str | None
     allowed_hosts: frozenset[str]
+    requests_per_minute: int = limits.REQUESTS_PER_MINUTE_DEFAULT
+    queued_requests: int = limits.QUEUED_REQUESTS_DEFAULT
+    models: Path | None = None
     upstreams: tuple[UpstreamConfig, ...]
 
 
@@ -72,6 +80,9 @@ class _Server(msgspec.Struct, forbid_unknown_fields=True):
     data: str | None = None
     public_url: str | None = None
     allowed_hosts: list[str] = []
+    requests_per_minute: int | None = None
+    queued_requests: int | None = None
+    models: str | None = None
 
 
 class _Upstream(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,6 +92,7 @@ class _Upstream(msgspec.Struct, forbid_unknown_fields=True):
     key_env: str | None = None
     slots: int = limits.POOL_SLOTS_DEFAULT
     timeout: float = limits.UPSTREAM_TIMEOUT_S
+    fetches_urls: bool | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -121,6 +133,19 @@ def load(
         data=data or Path(environment.get("BATCHYARD_DATA") or server.data or "batchyard-data"),
         public_url=_public_url(environment.get("BATCHYARD_PUBLIC_URL") or server.public_url),
         allowed_hosts=frozenset(name.lower() for name in hosts),
+        requests_per_minute=_count(
+            "requests_per_minute",
+            environment.get("BATCHYARD_REQUESTS_PER_MINUTE"),
+            server.requests_per_minute,
+            limits.REQUESTS_PER_MINUTE_DEFAULT,
+        ),
+        queued_requests=_count(
+            "queued_requests",
+            environment.get("BATCHYARD_QUEUED_REQUESTS"),
+            server.queued_requests,
+            limits.QUEUED_REQUESTS_DEFAULT,
+        ),
+        models=_path(environment.get("BATCHYARD_MODELS") or server.models),
         upstreams=_upstreams(entries, environment),
     )
 
@@ -148,6 +173,19 @@ def _flag(text: str) -> _Upstream:
             "or sim=simulated:"
         )
     return _Upstream(name=name, url=url)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _count(name: str, environment: str | None, file: int | None, default: int) -> int:
+    value: object = environment or (default if file is None else file)
+    text = str(value)
+    count = int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+    if count < 1:
+        raise ConfigError(f"{name} {shown(value)}: a whole number from 1 is allowed")
+    return count
 
 
 def _port(flag: int | None, environment: str | None, file: int | None) -> int:
@@ -227,6 +265,7 @@ def _upstream(entry: _Upstream, environment: Mapping[str, str]) -> UpstreamConfi
         key=_key(entry, parts, environment),
         slots=entry.slots,
         timeout_s=entry.timeout,
+        fetches_urls=_is_hosted(parts) if entry.fetches_urls is None else entry.fetches_urls,
     )
 
 
@@ -240,6 +279,8 @@ def _key(entry: _Upstream, url: SplitResult, environment: Mapping[str, str]) -> 
     own = f"BATCHYARD_UPSTREAM_{entry.name.upper().replace('-', '_')}_KEY"
     if environment.get(own):
         return environment[own]
-    if (url.scheme, url.hostname) == ("https", "api.anthropic.com"):
-        return environment.get("ANTHROPIC_API_KEY")
-    return None
+    return environment.get("ANTHROPIC_API_KEY") if _is_hosted(url) else None
+
+
+def _is_hosted(url: SplitResult) -> bool:
+    return (url.scheme, url.hostname) == ("https", "api.anthropic.com")

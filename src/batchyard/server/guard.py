@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BODY_IDLE_S = 60.0
+BODY_TIMEOUT = "request_body_timeout"
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -48,7 +49,8 @@ class Guard:
         if scope["type"] != "http":
             return
         request_id = ids.mint("req")
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         started = False
 
         async def framed(message: Message) -> None:
@@ -59,7 +61,12 @@ class Guard:
                     *message["headers"],
                     (b"request-id", request_id.encode()),
                     (b"batchyard-version", __version__.encode()),
+                    *state.get("headers", ()),  # of the caller: see `door.py`
                 ]
+                names = {name for name, _ in message["headers"]}
+                if message["status"] >= 400 and b"connection" not in names and _expects(scope):
+                    # The client may or may not send the body now: only closing is unambiguous.
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -101,6 +108,10 @@ class Guard:
             raise Forbidden("Requests from web pages are not allowed.")
 
 
+def _expects(scope: Scope) -> bool:
+    return any(name == b"expect" for name, _ in scope["headers"])
+
+
 def host_name(host: str) -> str | None:
     """Return the name in a `Host` value, lower case, without port."""
     try:
@@ -111,9 +122,10 @@ def host_name(host: str) -> str | None:
 
 def error_response(error: BatchyardError, request_id: str) -> Response:
     """Return the envelope of an error with its headers."""
+    details = {} if error.error_code is None else {"details": {"error_code": error.error_code}}
     body = {
         "type": "error",
-        "error": {"type": error.type, "message": error.message},
+        "error": {"type": error.type, "message": error.message, **details},
         "request_id": request_id,
     }
     headers = {}
@@ -123,7 +135,7 @@ def error_response(error: BatchyardError, request_id: str) -> Response:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     if error.allow is not None:
         headers["allow"] = error.allow
-    if isinstance(error, TooLarge):
+    if isinstance(error, TooLarge) or error.error_code == BODY_TIMEOUT:
         headers["connection"] = "close"
     return Response(wire.encode(body), error.status, headers=headers, media_type="application/json")
 
@@ -136,16 +148,11 @@ async def body_chunks(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
         InvalidRequest: coded, of another type, too slow, or cut off.
     """
     _check_body_headers(request, bytes_max)
+    pace = _Pace()
     length = 0
     more = True
     while more:
-        try:
-            async with asyncio.timeout(BODY_IDLE_S):
-                message = await request.receive()
-        except TimeoutError:
-            raise InvalidRequest(
-                f"The request body stopped: nothing came for {BODY_IDLE_S:.0f} s"
-            ) from None
+        message = await pace.next(request)
         if message["type"] == "http.disconnect":
             raise InvalidRequest("The request body ended early")
         chunk = message.get("body", b"")
@@ -155,6 +162,44 @@ async def body_chunks(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
         if chunk:
             yield chunk
         more = message.get("more_body", False)
+
+
+class _Pace:
+    """How fast a body arrives, counted over the time that we waited for it and not over our own."""
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+        self._bytes = 0
+
+    async def next(self, request: Request) -> Message:
+        """Return the next message.
+
+        Raises:
+            InvalidRequest: nothing came for `BODY_IDLE_S`, or over a window of `BODY_WINDOW_S`
+                less than `BODY_RATE_MIN`.
+        """
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        try:
+            async with asyncio.timeout(BODY_IDLE_S):
+                message = await request.receive()
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The request body stopped: nothing came for {BODY_IDLE_S:g} s",
+                error_code=BODY_TIMEOUT,
+            ) from None
+        self._waited_s += clock() - started
+        self._bytes += len(message.get("body", b""))
+        if self._waited_s > limits.BODY_WINDOW_S:
+            if self._bytes < limits.BODY_RATE_MIN * self._waited_s and message.get("more_body"):
+                raise InvalidRequest(
+                    f"The request body arrived too slowly: below {limits.BODY_RATE_MIN} bytes per "
+                    f"second for {limits.BODY_WINDOW_S:g} s",
+                    error_code=BODY_TIMEOUT,
+                )
+            self._waited_s = 0.0
+            self._bytes = 0
+        return message
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
@@ -169,16 +214,21 @@ def _check_body_headers(request: Request, bytes_max: int) -> None:
     coding = request.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise InvalidRequest(
-            f"content-encoding: {shown(coding)} is not supported; send the body as it is"
+            f"content-encoding: {shown(coding)} is not supported; send the body as it is",
+            error_code="request_body_encoding_unsupported",
         )
     content_type, _, rest = request.headers.get("content-type", "application/json").partition(";")
     if content_type.strip().lower() != "application/json":
         raise InvalidRequest(
             f"content-type: {shown(content_type)} is not supported; use application/json"
         )
-    charset = rest.lower().replace(" ", "").replace('"', "")
-    if "charset=" in charset and "charset=utf-8" not in charset:
-        raise InvalidRequest("content-type: the charset must be UTF-8")
+    for parameter in rest.split(";"):
+        name, _, value = parameter.partition("=")
+        charset = value.strip().strip('"').lower()
+        if name.strip().lower() == "charset" and charset not in {"utf-8", "utf8"}:
+            raise InvalidRequest(
+                "content-type: the charset must be UTF-8", error_code="unsupported_charset"
+            )
 
 
 def _too_large(bytes_max: int) -> str:

@@ -11,7 +11,6 @@ import msgspec
 
 from batchyard import limits
 from batchyard.errors import InvalidRequest, NotFound, shown
-from batchyard.server.auth import Caller, identify
 from batchyard.server.guard import read_body
 from batchyard.server.streaming import while_connected
 from batchyard.upstream import Forward
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from batchyard.server.auth import Caller
     from batchyard.server.yard import Yard
     from batchyard.upstream import Upstream
 
@@ -39,7 +39,7 @@ class Messages:
 
     async def post(self, request: Request) -> ForwardedResponse:
         """Pass on `POST /v1/messages` or `/v1/messages/count_tokens`, streamed answers as well."""
-        caller = identify(request, self._yard.keys)
+        caller = request.state.caller
         body = await read_body(request, limits.MESSAGE_BODY_BYTES_MAX)
         try:
             model = _head.decode(body).model
@@ -52,7 +52,7 @@ class Messages:
 
     async def models(self, request: Request) -> ForwardedResponse:
         """Pass on `GET /v1/models` to the first upstream, `/v1/models/{id}` to the model's."""
-        caller = identify(request, self._yard.keys)
+        caller = request.state.caller
         model = request.path_params.get("model_id")
         if model is None:
             upstream = next(iter(self._yard.upstreams.values()))
@@ -79,6 +79,7 @@ class Messages:
             betas=caller.betas,
             workspace=caller.workspace,
             body=body,
+            user_profile=caller.user_profile,
         )
         return ForwardedResponse(upstream, forward)
 

@@ -1,31 +1,41 @@
 """The results of an ended batch, streamed as they lie on disk: no parsing, no merge.
 
-The length is announced, so a transfer that is cut is always noticed; on an error in the middle the
-connection is aborted. A reader that is gone, or reads nothing for a while, is let go.
+A transfer that is cut is always noticed: it comes in chunks, the last of which says so. Not every
+client notices that less came than was announced. On an error in the middle the connection is
+closed. A reader that is gone, or reads nothing for a while, is let go. The bytes never change, so a
+range continues a cut transfer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import TYPE_CHECKING
 
 from batchyard import limits
 from batchyard.dispatch.ending import read_manifest
-from batchyard.errors import NotFound
+from batchyard.errors import NotFound, RangeNotSatisfiable
+from batchyard.server import byte_range
 from batchyard.server.batches import find
+from batchyard.server.byte_range import Span
+from batchyard.server.guard import error_response
 from batchyard.server.streaming import while_connected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from batchyard.model import Extent
+    from batchyard.segments import Segments
     from batchyard.server.yard import Yard
 
 WRITE_IDLE_S = 60.0
 _CHUNK_BYTES = limits.MIB
+_GZIP_LEVEL = 1  # the next levels cost twice the time for a tenth of the size
+_GZIP_WBITS = 31  # zlib's code for a gzip header and trailer
+_GZIP_BYTES_MIN = 1_024
 
 
 class Results:
@@ -34,41 +44,59 @@ class Results:
     def __init__(self, yard: Yard) -> None:
         self._yard = yard
 
-    async def respond(self, request: Request) -> ResultsResponse:
-        """Return the stream of result lines."""
+    async def respond(self, request: Request) -> ASGIApp:
+        """Return the stream of result lines, or the part of it that a range names."""
         batch = await find(self._yard, request)
         if batch.ended_us is None or batch.archived_us is not None:
             raise NotFound(
                 f"Message Batch {batch.id} has no available results.", should_retry=False
             )
         extents = await asyncio.to_thread(read_manifest, self._yard.store, batch.id)
-        return ResultsResponse(self._yard, extents)
+        length = sum(extent.length for extent in extents)
+        span = byte_range.read(request.headers.get("range"), length)
+        if request.headers.get("if-range") not in {None, f'"{batch.id}"'}:
+            span = None
+        if span is not None and span.is_empty:
+            error = RangeNotSatisfiable(f"range: the results have {length} bytes")
+            response = error_response(error, request.state.request_id)
+            response.headers["content-range"] = f"bytes */{length}"
+            return response
+        gzip = (
+            span is None
+            and length >= _GZIP_BYTES_MIN
+            and _accepts_gzip(request.headers.get("accept-encoding", ""))
+        )
+        return ResultsResponse(self._yard.store, extents, batch.id, span, gzip=gzip)
 
 
 class ResultsResponse:
     """One response, sent piece by piece."""
 
-    def __init__(self, yard: Yard, extents: Sequence[Extent]) -> None:
-        self._store = yard.store
+    def __init__(
+        self,
+        store: Segments,
+        extents: Sequence[Extent],
+        tag: str,
+        span: Span | None,
+        *,
+        gzip: bool,
+    ) -> None:
+        self._store = store
         self._extents = extents
+        self._tag = tag.encode()
+        self._length = sum(extent.length for extent in extents)
+        self._span = span
+        self._gzip = gzip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         await while_connected(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        length = sum(extent.length for extent in self._extents)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"application/x-jsonl"),
-                    (b"content-length", str(length).encode()),
-                ],
-            }
-        )
-        async for chunk in self._chunks():
+        status = 200 if self._span is None else 206
+        await send({"type": "http.response.start", "status": status, "headers": self._headers()})
+        chunks = self._chunks(self._span or Span(0, self._length))
+        async for chunk in _gzipped(chunks) if self._gzip else chunks:
             body = {"type": "http.response.body", "body": chunk, "more_body": True}
             try:
                 async with asyncio.timeout(WRITE_IDLE_S):
@@ -77,8 +105,48 @@ class ResultsResponse:
                 return  # a reader that reads nothing is let go
         await send({"type": "http.response.body", "body": b""})
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"content-type", b"application/x-jsonl"),
+            (b"accept-ranges", b"bytes"),
+            (b"vary", b"accept-encoding"),
+        ]
+        if self._gzip:  # other bytes, so another tag
+            return [*headers, (b"etag", b'"%b-gzip"' % self._tag), (b"content-encoding", b"gzip")]
+        headers.append((b"etag", b'"%b"' % self._tag))
+        span = self._span
+        if span is not None:
+            what = b"bytes %d-%d/%d" % (span.start, span.end - 1, self._length)
+            headers += [
+                (b"content-range", what),
+                (b"content-length", b"%d" % (span.end - span.start)),
+            ]
+        return headers
+
+    async def _chunks(self, span: Span) -> AsyncIterator[bytes]:
+        begin = 0  # of the extent, in the whole body
         for extent in self._extents:
-            for offset in range(0, extent.length, _CHUNK_BYTES):
-                size = min(_CHUNK_BYTES, extent.length - offset)
+            start, end = max(span.start, begin), min(span.end, begin + extent.length)
+            for offset in range(start - begin, end - begin, _CHUNK_BYTES):
+                size = min(_CHUNK_BYTES, end - begin - offset)
                 yield await asyncio.to_thread(self._store.read, extent.segment, offset, size)
+            begin += extent.length
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Whether an `Accept-Encoding` names gzip, and not with a weight of 0."""
+    for item in header.lower().split(","):
+        coding, _, parameters = item.partition(";")
+        if coding.strip() == "gzip":
+            weight = parameters.replace(" ", "").removeprefix("q=")
+            return weight == "" or weight.strip("0.") != ""
+    return False
+
+
+async def _gzipped(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WBITS)
+    async for chunk in chunks:
+        packed = await asyncio.to_thread(packer.compress, chunk)
+        if packed:
+            yield packed
+    yield packer.flush()

@@ -6,7 +6,6 @@ and written out again in dispatch order by a thread.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import mmap
 import tempfile
@@ -14,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from batchyard import limits, segments, wire
+from batchyard import limits, segments, strict, wire
 from batchyard.dispatch.routes import Routes, dispatch_order
 from batchyard.errors import InvalidRequest
 from batchyard.segments.requests import plan_shards, records, sizes_of
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from batchyard.model import ShardPlan
     from batchyard.segments import Segments
+    from batchyard.wire import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +52,15 @@ async def spooled(request: Request, directory: Path) -> AsyncIterator[Upload]:
     """Receive the body of a request into a file that is gone afterwards.
 
     Raises:
-        InvalidRequest, TooLarge: it is not UTF-8, too slow, too large, …
+        InvalidRequest, TooLarge: it is coded, too slow, too large, …
     """
     digest = hashlib.sha256()
-    torn = b""  # the start of a character whose rest comes with the next chunk
     with tempfile.TemporaryFile(dir=directory, buffering=limits.DISK_CHUNK_BYTES) as file:
-        try:
-            async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
-                file.write(chunk)
-                digest.update(chunk)
-                if torn or not chunk.isascii():
-                    torn = _check_utf8(torn + chunk)
-            codecs.utf_8_decode(torn, "strict", True)  # noqa: FBT003 - has no keyword
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(
-                f"The request body is not valid JSON: not UTF-8 ({error.reason})"
-            ) from None
+        async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
+            file.write(chunk)
+            digest.update(chunk)
         file.flush()
         yield Upload(file, digest.digest())
-
-
-def _check_utf8(data: bytes) -> bytes:
-    """Return what an unfinished character at the end has of bytes."""
-    _, used = codecs.utf_8_decode(data, "strict", False)  # noqa: FBT003 - has no keyword
-    return data[used:]
 
 
 def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Accepted:
@@ -85,20 +70,30 @@ def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Ac
         InvalidRequest: the envelope is wrong; nothing was written.
         StoreError: the segment could not be written.
     """
-    upload.file.seek(0, 2)
-    if upload.file.tell() == 0:
-        raise InvalidRequest("The request body is not valid JSON: it is empty")
-    # Not closed by hand: the requests, and the traceback of an error, hold views into it, and to
-    # close it under them would fail. It goes with the last of them.
-    body = mmap.mmap(upload.file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _accept(memoryview(body), batch_id, routes, store)
-
-
-def _accept(body: memoryview, batch_id: str, routes: Routes, store: Segments) -> Accepted:
-    entries = wire.split(body)
+    entries = entries_of(upload)
     pools = routes.pools(entries)
     order = dispatch_order(pools)
     sizes = sizes_of(entries)
     shards = plan_shards(entries, sizes, pools, order)
     store.put(segments.requests_name(batch_id), records(entries, sizes, order))
     return Accepted(len(entries), shards)
+
+
+def entries_of(upload: Upload) -> list[Entry]:
+    """Split an upload into its requests, which are views into it. Blocks.
+
+    Raises:
+        InvalidRequest: the envelope is wrong, or the JSON of a request could be read in two ways.
+    """
+    upload.file.seek(0, 2)
+    if upload.file.tell() == 0:
+        raise InvalidRequest("The request body is not valid JSON: it is empty")
+    # Not closed by hand: the requests, and the traceback of an error, hold views into it, and to
+    # close it under them would fail. It goes with the last of them.
+    body = mmap.mmap(upload.file.fileno(), 0, access=mmap.ACCESS_READ)
+    entries = wire.split(memoryview(body))
+    for index, entry in enumerate(entries):
+        problem = strict.problem(bytes(entry.params))
+        if problem is not None:
+            raise InvalidRequest(f"requests.{index}.params{problem}")
+    return entries

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batchyard.clock import Clock
+    from batchyard.dispatch.keeper import Keeper
     from batchyard.dispatch.routes import Routes
     from batchyard.dispatch.worker import Worker
     from batchyard.ledger import Ledger
     from batchyard.model import Billing
     from batchyard.segments import Segments
     from batchyard.server.auth import KeyRing
+    from batchyard.server.rates import Rates
     from batchyard.upstream import Upstream
 
 
@@ -26,15 +28,24 @@ class Yard:
     ledger: Ledger
     store: Segments
     worker: Worker
+    keeper: Keeper
     routes: Routes
     upstreams: Mapping[str, Upstream]
     clock: Clock
     keys: KeyRing
+    rates: Rates
+    queued_max: int
+    """Requests that a workspace may have in batches that have not ended."""
     spool: Path
     public_url: str | None
     """Origin and path prefix that clients use; None takes each request's own."""
     allowed_hosts: frozenset[str]
     """Values of `Host` that are answered, without port, lower case."""
+
+    def upstream_of_pool(self, pool: str) -> Upstream | None:
+        """Return what the requests of a pool run on."""
+        name = self.routes.upstream_of_pool(pool)
+        return None if name is None else self.upstreams[name]
 
     def billing_of(self, pools: set[str]) -> Billing:
         """Return what calls in these pools cost: the dearest of them."""

@@ -25,6 +25,9 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     version: str
     betas: tuple[str, ...]
     workspace: str
+    user_profile: str | None = None
+    custom_id: str = ""
+    """For a simulated model that is told what becomes of which request; never sent anywhere."""
 
 
 class FailureKind(enum.StrEnum):
@@ -52,7 +55,15 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-Outcome = Reply | Failure
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """What becomes of a request, said outright: only a simulated model knows that."""
+
+    kind: Literal["errored", "canceled", "expired"]
+    type: str = "api_error"
+    message: str = ""
+
+
+Outcome = Reply | Failure | Verdict
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -65,6 +76,7 @@ class Forward(msgspec.Struct, frozen=True):
     betas: tuple[str, ...]
     workspace: str
     body: bytes = b""
+    user_profile: str | None = None
 
 
 class Forwarded(Protocol):
@@ -87,6 +99,8 @@ class Upstream(Protocol):
 
     name: str
     billing: Billing
+    fetches_urls: bool
+    """Whether it may be sent URLs of images and documents, which it will fetch."""
 
     def send(self, call: Call) -> Coroutine[None, None, Outcome]:
         """Make one call of `POST /v1/messages` and return what came back. Raises nothing."""
