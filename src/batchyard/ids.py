@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Literal
 
-Kind = Literal["msgbatch", "msg", "req", "workerreq", "toolu", "wrkspc"]
+Kind = Literal["msgbatch", "msg", "req", "workerreq", "toolu", "srvtoolu", "wrkspc"]
 
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _SUFFIX_CHARS = 22

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anthropic.types import ModelCapabilities, ModelInfo
 
 from batchyard.clock import SystemClock
 from batchyard.errors import ConfigError
@@ -180,14 +181,21 @@ async def test_tokens_count_everything_in_the_prompt() -> None:
         {"system": "You are terse."},
         {"system": [{"type": "text", "text": "You are terse."}]},
         {"tools": [TOOL]},
-        {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
         {"messages": [{"role": "user", "content": [
-            {"type": "document", "source": {"type": "text", "data": "Gears. " * 50}}]}]},
+            {"type": "image", "source": {"type": "file", "file_id": "f"}}]}]},
         {"messages": [{"role": "user", "content": [
-            {"type": "document", "source": {"type": "base64", "data": "AAAA" * 50}}]}]},
+            {"type": "document", "source": {
+                "type": "text", "media_type": "text/plain", "data": "Gears. " * 50}}]}]},
         {"messages": [{"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "t", "content": [
-                {"type": "text", "text": "Gears. " * 50}]}]}]},
+            {"type": "document", "source": {
+                "type": "base64", "media_type": "application/pdf", "data": "AAAA" * 50}}]}]},
+        {"messages": [
+            {"role": "user", "content": "Describe gears."},
+            {"role": "assistant", "content": [
+                {"type": "tool_use", "id": "t", "name": "save", "input": {}}]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t", "content": [
+                    {"type": "text", "text": "Gears. " * 50}]}]}]},
     ):  # fmt: skip
         assert (await message(upstream, **more))["usage"]["input_tokens"] > small
 
@@ -205,10 +213,12 @@ BAD: dict[str, tuple[object, int, str, str]] = {
                  "max_tokens: must be greater than or equal to 1"),
     "sampling": (params(temperature=1), 400, "invalid_request_error",
                  "temperature: Extra inputs are not permitted"),
+    "retired model": (params(model="claude-3-haiku-20240307"), 404, "not_found_error",
+                      "model: claude-3-haiku-20240307"),
     "unknown model": (params(model="claude-does-not-exist-9"), 404, "not_found_error",
                       "model: claude-does-not-exist-9"),
     "blank stop": (params(stop_sequences=[" "]), 400, "invalid_request_error",
-                   "stop_sequences.0: "),
+                   "stop_sequences: each stop sequence must contain non-whitespace"),
     "tool not there": (params(tools=[TOOL], tool_choice={"type": "tool", "name": "x"}), 400,
                        "invalid_request_error", "tool_choice: Tool 'x' not found in provided"),
     "tool without name": (params(tools=[TOOL], tool_choice={"type": "tool"}), 400,
@@ -218,7 +228,8 @@ BAD: dict[str, tuple[object, int, str, str]] = {
     "odd choice": (params(tool_choice={"type": "odd"}), 400, "invalid_request_error",
                    "tool_choice.type: "),
     "tools no list": (params(tools={}), 400, "invalid_request_error", "tools: "),
-    "nameless tool": (params(tools=[{}]), 400, "invalid_request_error", "tools.0.name: "),
+    "nameless tool": (params(tools=[{}]), 400, "invalid_request_error",
+                      "tools.0.custom.name: Field required"),
     "format": (params(output_config={"format": {"type": "xml"}}), 400, "invalid_request_error",
                "output_config.format.type: "),
     "schema missing": (params(output_config={"format": {"type": "json_schema"}}), 400,
@@ -228,9 +239,10 @@ BAD: dict[str, tuple[object, int, str, str]] = {
         "output_config.format.schema.properties.a.if: "),
     "tool schema": (params(tools=[{"name": "t", "input_schema": {"type": "string"}}],
                            tool_choice={"type": "any"}), 400, "invalid_request_error",
-                    "tools.0.input_schema.type: "),
+                    "tools.0.custom.input_schema.type: Input should be 'object'"),
     "odd ttl": (params(cache_control={"type": "ephemeral", "ttl": [1]}), 400,
-                "invalid_request_error", "cache_control.ttl: Input should be '5m' or '1h'"),
+                "invalid_request_error",
+                "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"),
     "cache control": (params(cache_control={"type": "odd"}), 400, "invalid_request_error",
                       "cache_control.type: Input should be 'ephemeral'"),
 }  # fmt: skip
@@ -354,6 +366,21 @@ def read_events(data: bytes) -> list[dict[str, Any]]:
     return found
 
 
+async def test_a_thinking_budget_is_counted_without_max_tokens() -> None:
+    fields = params(thinking={"type": "enabled", "budget_tokens": 20_000})
+    del fields["max_tokens"]
+    assert (await forward(model(), "POST", "/v1/messages/count_tokens", fields))[0] == 200
+
+
+async def test_a_beta_of_a_direct_call_lets_its_types_through() -> None:
+    fields = params(tools=[{"type": "mcp_toolset", "mcp_server_name": "m"}])
+    body = json.dumps(fields).encode()
+    for betas, status in (((), 400), (("mcp-client-2025-11-20",), 200)):
+        call = Forward("POST", "/v1/messages", NEW, betas, "wrkspc_a", body)
+        async with model().forward(call) as reply:
+            assert reply.status == status
+
+
 async def test_a_stream_carries_the_same_message() -> None:
     whole = await message(model())
     status, headers, data = await forward(
@@ -408,14 +435,57 @@ async def test_the_models_come_in_pages_both_ways() -> None:
     assert [each["id"] for each in page["data"]] == ids[1:3]
 
 
+async def listed(query: str) -> list[str]:
+    page = json.loads((await forward(model(), "GET", f"/v1/models?limit=1000&{query}"))[2])
+    return [each["id"] for each in page["data"]]
+
+
+async def test_retired_models_are_listed_only_when_asked_for() -> None:
+    usual = await listed("")
+    assert "claude-sonnet-4-5" in usual
+    assert "claude-3-haiku-20240307" not in usual
+    assert "claude-3-haiku-20240307" in await listed("lifecycle[]=retired")
+    both = await listed("lifecycle[]=active&lifecycle[]=deprecated")
+    assert both == usual
+    assert set(await listed("lifecycle=deprecated")) < set(usual)
+
+
 async def test_a_model_is_described_as_far_as_it_is_known() -> None:
     status, _, data = await forward(model(), "GET", "/v1/models/claude-haiku-4-5-20251001")
     found = json.loads(data)
     assert status == 200
     assert found["display_name"] == "Claude Haiku 4.5"
-    assert found["created_at"] == "2025-10-01T00:00:00Z"
+    assert found["created_at"] == "2025-10-15T00:00:00Z"
     assert (found["line"], found["max_tokens"], found["lifecycle"]) == ("haiku", 64_000, "active")
-    assert found["capabilities"]["batch"] == {"supported": True}
+    assert found["max_input_tokens"] == 200_000
+    can = found["capabilities"]
+    assert can["batch"] == {"supported": True}
+    assert not can["effort"]["supported"]
+    assert [kind for kind, each in can["thinking"]["types"].items() if each["supported"]] == [
+        "disabled",
+        "enabled",
+    ]
+
+
+async def test_an_end_of_life_is_told() -> None:
+    found = json.loads((await forward(model(), "GET", "/v1/models/claude-sonnet-4-5"))[2])
+    assert (found["lifecycle"], found["retires_at"]) == ("deprecated", "2026-11-30T00:00:00Z")
+    found = json.loads((await forward(model(), "GET", "/v1/models/claude-opus-5-5"))[2])
+    assert (found["deprecated_at"], found["retires_at"]) == (None, None)
+    assert found["created_at"] == "1970-01-01T00:00:00Z"
+
+
+async def test_every_model_is_one_of_the_official_client() -> None:
+    whole = json.loads(
+        (await forward(model(), "GET", "/v1/models?limit=1000&lifecycle=retired&lifecycle=active"))[
+            2
+        ]
+    )
+    for each in whole["data"]:
+        read = ModelInfo.model_validate(each, strict=False)
+        assert read.capabilities is not None
+        assert each.keys() == ModelInfo.model_fields.keys()
+        assert each["capabilities"].keys() == ModelCapabilities.model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -430,6 +500,7 @@ async def test_a_model_is_described_as_far_as_it_is_known() -> None:
         ("GET", "/v1/models?limit=1001", 400),
         ("GET", "/v1/models?limit=x", 400),
         ("GET", "/v1/models?after_id=x", 400),
+        ("GET", "/v1/models?lifecycle=gone", 400),
     ],
 )
 async def test_other_paths_get_the_envelope_too(method: str, path: str, status: int) -> None:

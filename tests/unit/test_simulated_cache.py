@@ -252,9 +252,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "other ttl": (params([text("x", FIVE)], cache_control=HOUR), "cache_control: "),
     "order": (params([text("x", HOUR)]), "messages.0.content.0.cache_control.ttl: a ttl='1h'"),
     "ttl": (params([text("x", {"type": "ephemeral", "ttl": "2h"})]),
-            "messages.0.content.0.cache_control.ttl: Input should be '5m' or '1h'"),
-    "kind": (params([text("x", {"type": "x"})]), "messages.0.content.0.cache_control.type: "),
-    "shape": (params([text("x") | {"cache_control": 5}]), "messages.0.content.0.cache_control: "),
+            "messages.0.content.0.text.cache_control.ephemeral.ttl: Input should be '5m' or '1h'"),
+    "kind": (params([text("x", {"type": "x"})]), "messages.0.content.0.text.cache_control.type: "),
+    "shape": (params([text("x") | {"cache_control": 5}]),
+              "messages.0.content.0.text.cache_control: "),
 }  # fmt: skip
 
 
@@ -264,6 +265,14 @@ async def test_contradicting_breakpoints_are_refused(name: str) -> None:
     status, body = await Asker().raw(fields)
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     assert body["error"]["message"].startswith(words)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_they_are_refused_of_models_of_other_makers_too(name: str) -> None:
+    fields, _ = REFUSED[name]
+    status, body = await Asker().raw(fields | {"model": "qwen3:8b"})
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
+    assert "cache_control" in body["error"]["message"]
 
 
 def test_the_least_recently_used_entries_make_room() -> None:

@@ -14,26 +14,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DELTA_CHARS = 40
+_KNOWN_AT_THE_END = frozenset({"output_tokens_details", "server_tool_use"})
+_Part = tuple[str, str, str, int]
 
 
 def events(message: dict[str, Any]) -> Iterator[bytes]:
     """Yield each event of `message`, blank line included."""
     usage = message["usage"]
+    begun = {key: value for key, value in usage.items() if key not in _KNOWN_AT_THE_END}
     start = message | {
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": usage | {"output_tokens": min(1, usage["output_tokens"])},
+        "usage": begun | {"output_tokens": min(1, usage["output_tokens"])},
     }
     yield _event("message_start", {"message": start})
     for index, block in enumerate(message["content"]):
-        kind, key, empty, text = _in_pieces(block)
+        empty, parts = _in_pieces(block)
         yield _event("content_block_start", {"index": index, "content_block": block | empty})
         if index == 0:
             yield _event("ping", {})
-        for at in range(0, len(text), _DELTA_CHARS):
-            delta = {"type": kind, key: text[at : at + _DELTA_CHARS]}
-            yield _event("content_block_delta", {"index": index, "delta": delta})
+        for kind, key, text, chars in parts:
+            for at in range(0, len(text), chars):
+                delta = {"type": kind, key: text[at : at + chars]}
+                yield _event("content_block_delta", {"index": index, "delta": delta})
         yield _event("content_block_stop", {"index": index})
     names = ("container", "stop_reason", "stop_sequence", "stop_details")
     delta = {name: message[name] for name in names}
@@ -41,12 +45,22 @@ def events(message: dict[str, Any]) -> Iterator[bytes]:
     yield _event("message_stop", {})
 
 
-def _in_pieces(block: dict[str, Any]) -> tuple[str, str, dict[str, Any], str]:
-    """Return type and key of the deltas of a block, what it starts with, and the text to come."""
-    if block["type"] == "tool_use":
-        text = wire.encode(block["input"]).decode()
-        return "input_json_delta", "partial_json", {"input": {}}, text
-    return "text_delta", "text", {"text": ""}, block["text"]
+def _in_pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[_Part]]:
+    """Return what a block starts with, and type, key, text and length of the deltas to come."""
+    match block["type"]:
+        case "tool_use" | "server_tool_use":
+            text = wire.encode(block["input"]).decode()
+            return {"input": {}}, [("input_json_delta", "partial_json", text, _DELTA_CHARS)]
+        case "thinking":
+            signature = block["signature"]
+            return {"thinking": "", "signature": ""}, [
+                ("thinking_delta", "thinking", block["thinking"], _DELTA_CHARS),
+                ("signature_delta", "signature", signature, len(signature)),
+            ]
+        case "text":
+            return {"text": ""}, [("text_delta", "text", block["text"], _DELTA_CHARS)]
+        case _:  # results of server tools come whole
+            return {}, []
 
 
 def _event(name: str, fields: dict[str, Any]) -> bytes:

@@ -1,15 +1,18 @@
 """The simulated model: an upstream that calls nothing, for demos, tests and the emulator.
 
 Answers as the Messages API would in form, and says in every text that it is simulated. This file is
-the shell around `simulated_answer`: routes, time and the envelope of errors. It does not simulate
-thinking, server tools, citations, refusals, rate limits, or which models refuse which parameters.
+the shell around `answer`: routes, time and the envelope of errors. It thinks when it is asked to,
+and searches once when it has a web search tool. It does not simulate other server tools, citations,
+thinking of models that always think, rate limits, or which models refuse which parameters; it
+refuses, pauses or breaks off only when it is told to (`send_as`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,9 +24,10 @@ from batchyard.errors import (
     NotFound,
     shown,
 )
+from batchyard.models import EXTENDED_OUTPUT_BETA
 from batchyard.upstream import Call, Forward, Outcome, Reply
 from batchyard.upstream.simulated import listing
-from batchyard.upstream.simulated.answer import Answer, answer, count
+from batchyard.upstream.simulated.answer import USUAL, Answer, Wish, answer, count
 from batchyard.upstream.simulated.cache import PromptCache
 from batchyard.upstream.simulated.request import read
 from batchyard.upstream.simulated.stream import events
@@ -123,6 +127,7 @@ class Simulated:
     """An `Upstream` without a model behind it."""
 
     billing: Billing = "simulated"
+    fetches_urls = True  # it fetches nothing
 
     def __init__(self, name: str, settings: Settings, clock: Clock) -> None:
         self.name = name
@@ -130,18 +135,30 @@ class Simulated:
         self._clock = clock
         self._cache = PromptCache()
         self._requests = itertools.count(1)
+        self.waiting = 0
+        """How many calls of `send` wait for time to pass."""
         self._request_prefix = ids.from_number("req", settings.seed << 64)[:-10]
 
     async def send(self, call: Call) -> Outcome:
         """Answer one call of `POST /v1/messages`. Raises nothing; always lets others run."""
-        request_id = self._request_id()
+        return await self.send_as(call, USUAL)
+
+    async def send_as(self, call: Call, wish: Wish) -> Outcome:
+        """Answer one call as wished, unless the request is at fault. Raises nothing."""
         try:
-            found = self._answer(read(call.params, version=call.version, betas=call.betas), call)
+            request = read(call.params, version=call.version, betas=call.betas)
+            found = self._answer(request, call, call.custom_id, wish)
         except BatchyardError as error:
             await self._clock.sleep(0)
+            request_id = self._worker_request_id(call)
             return Reply(error.status, _error_body(error, request_id), request_id=request_id)
-        await self._wait(found)
-        return Reply(200, wire.encode(found.message), request_id=request_id)
+        waits = self._settings.latency > 0
+        self.waiting += waits
+        try:
+            await self._wait(found)
+        finally:
+            self.waiting -= waits
+        return Reply(200, wire.encode(found.message), request_id=self._request_id())
 
     @asynccontextmanager
     async def forward(self, request: Forward) -> AsyncIterator[_Simulated]:
@@ -160,11 +177,25 @@ class Simulated:
     async def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
 
+    def reseed(self, seed: int) -> None:
+        """Give other answers from now on."""
+        self._settings = replace(self._settings, seed=seed)
+
     def _request_id(self) -> str:
         # Minting a whole id for each would cost as much as reading the request.
         return f"{self._request_prefix}{next(self._requests):010d}"
 
-    def _answer(self, request: Request, call: Call | Forward) -> Answer:
+    def _worker_request_id(self, call: Call) -> str:
+        """Return the id of a call that failed: part of its result, so not a matter of order."""
+        if not call.custom_id:
+            return self._request_id()
+        data = f"{self._settings.seed} {call.custom_id} ".encode() + call.params
+        number = int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")
+        return ids.from_number("workerreq", number)
+
+    def _answer(
+        self, request: Request, call: Call | Forward, custom_id: str = "", wish: Wish = USUAL
+    ) -> Answer:
         return answer(
             request,
             seed=self._settings.seed,
@@ -172,6 +203,8 @@ class Simulated:
             workspace=call.workspace,
             cache=self._cache,
             now_s=self._clock.monotonic_s(),
+            custom_id=custom_id,
+            wish=wish,
         )
 
     async def _wait(self, found: Answer) -> None:
@@ -194,7 +227,8 @@ class Simulated:
             return _JSON, [wire.encode(listing.info(one_model))]
         match url.path:
             case "/v1/models":
-                return _JSON, [wire.encode(listing.page(dict(parse_qsl(url.query))))]
+                query = parse_qsl(url.query, keep_blank_values=True)  # `limit=` is no number
+                return _JSON, [wire.encode(listing.page(query))]
             case "/v1/messages/count_tokens":
                 return _JSON, [wire.encode({"input_tokens": count(_read(request, counting=True))})]
             case _:
@@ -224,8 +258,9 @@ class _Simulated:
 
 
 def _read(request: Forward, *, counting: bool = False) -> Request:
-    # The beta for extended output holds in batches only, so no beta lifts the cap here.
-    return read(request.body, version=request.version, betas=(), counting=counting)
+    # The beta for extended output holds in batches only, so it does not lift the cap here.
+    betas = tuple(beta for beta in request.betas if beta != EXTENDED_OUTPUT_BETA)
+    return read(request.body, version=request.version, betas=betas, counting=counting)
 
 
 def _error_body(error: BatchyardError, request_id: str) -> bytes:

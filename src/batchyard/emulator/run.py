@@ -1,0 +1,119 @@
+"""Run an emulator: a yard, with the scripted model, the turnable clock and the layers around it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from batchyard.emulator.clock import SPEED_MAX, TurnableClock
+from batchyard.emulator.control import Control
+from batchyard.emulator.faults import Faults
+from batchyard.emulator.fixtures import Fixtures, OneWorkspace, make_batch
+from batchyard.emulator.machine import Machine
+from batchyard.emulator.model import ScriptedModel
+from batchyard.emulator.script import Script
+from batchyard.limits import QUEUED_REQUESTS_DEFAULT, REQUESTS_PER_MINUTE_DEFAULT
+from batchyard.server import app, assemble
+from batchyard.server.config import Config, UpstreamConfig
+from batchyard.server.run import listen, run, url_of
+from batchyard.upstream.simulated import Settings, Simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from starlette.types import ASGIApp
+
+_NAME = "simulated"
+_FLUSH_S = 0.001  # nobody waits for answers to gather
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulation:
+    """What to emulate."""
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    speed: float = 1.0
+    seed: int | None = None
+    """None takes the script's, or 0."""
+    latency: float = 0.0
+    """Seconds that an answer takes, typically; single ones lie up to a half below or above."""
+    words: int = 180
+    slots: int = 64
+    """Requests that are answered at once, for each model."""
+    script: Script = field(default_factory=Script)
+    fixtures: bool = False
+    requests_per_minute: int = REQUESTS_PER_MINUTE_DEFAULT
+    queued_requests: int = QUEUED_REQUESTS_DEFAULT
+    models: Path | None = None
+
+
+async def emulate(
+    what: Emulation, *, leaving: asyncio.Event, tell: Callable[[str, Machine], None]
+) -> None:
+    """Run an emulator until `leaving` is set. The caller holds the lock on the data directory.
+
+    Args:
+        what: to emulate.
+        leaving: set by whoever ends it.
+        tell: called once, when requests are answered, with the URL.
+
+    Raises:
+        ConfigError: the data or the address cannot be used.
+        InvalidRequest: the speed is out of range.
+        ExceptionGroup: the store failed.
+    """
+    clock = TurnableClock()
+    clock.set_speed(what.speed)
+    seed = (what.script.seed or 0) if what.seed is None else what.seed
+    settings = Settings(
+        latency=what.latency, jitter=0.5 if what.latency else 0.0, words=what.words, seed=seed
+    )
+    model = ScriptedModel(Simulated(_NAME, settings, clock), what.script, clock=clock, seed=seed)
+    machine = Machine(clock, model)
+    listener = listen(what.host, what.port)
+    async with assemble.opened(
+        _config(what),
+        clock,
+        upstreams={_NAME: model},
+        keys=OneWorkspace() if what.fixtures else None,
+        flush_s=_FLUSH_S,
+    ) as yard:
+
+        def layer(routes: ASGIApp) -> ASGIApp:
+            faults = Faults(Fixtures(routes) if what.fixtures else routes, clock, model)
+            machine.join(yard, faults)
+            return Control(faults, machine)
+
+        application = app.build(yard, layer)
+        started = asyncio.Event()
+
+        async def prepare() -> None:
+            await started.wait()
+            if what.fixtures:
+                await make_batch(yard)
+            tell(url_of(listener), machine)
+            await leaving.wait()
+            clock.set_speed(SPEED_MAX)  # nobody waits for calls in flight
+
+        async with asyncio.TaskGroup() as group:
+            preparing = group.create_task(prepare())
+            await run(yard, application, listener, leaving=leaving, tell=started.set)
+            preparing.cancel()
+
+
+def _config(what: Emulation) -> Config:
+    return Config(
+        host=what.host,
+        port=what.port,
+        data=what.data,
+        public_url=None,
+        allowed_hosts=frozenset(),
+        requests_per_minute=what.requests_per_minute,
+        queued_requests=what.queued_requests,
+        models=what.models,
+        upstreams=(UpstreamConfig(name=_NAME, url="simulated:", slots=what.slots),),
+    )

@@ -1,0 +1,153 @@
+"""`batchyard emulate` as a process, and what the pytest plugin costs those who do not use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anthropic
+import pytest
+
+from helpers_upstream import DEADLINE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "batchyard", "emulate", *arguments]
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    process = subprocess.Popen(
+        command("--port", "0", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("BATCHYARD")},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate(timeout=DEADLINE_S)
+        yield process, json.loads(line)
+    finally:
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def create(url: str) -> Any:
+    client = anthropic.Anthropic(base_url=url, api_key="any")
+    params = {
+        "model": "claude-haiku-4-5",
+        "max_tokens": 60,
+        "messages": [{"role": "user", "content": "Hello"}],
+    }
+    return client, client.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once_and_removes_its_state(number: int) -> None:
+    with running("--latency", "80000") as (process, ready):
+        assert ready["pid"] == process.pid
+        create(ready["url"])
+        assert Path(ready["data"]).is_dir()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0
+        assert errors == ""
+        assert not Path(ready["data"]).exists()
+
+
+def test_state_that_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
+    data = tmp_path / "state"
+    with running("--data", str(data)) as (process, ready):
+        _, batch = create(ready["url"])
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE_S)
+    with running("--data", str(data)) as (_, ready):
+        client = anthropic.Anthropic(base_url=ready["url"], api_key="any")
+        assert client.messages.batches.retrieve(batch.id).id == batch.id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--speed", "0"), "speed"),
+        (("--speed", "1e9"), "speed"),
+        (("--host", "0.0.0.0"), "loopback"),
+        (("--script", "missing.toml"), "missing.toml"),
+        (("--seed", "-1"), "--seed"),
+        (("--latency", "-1"), "--latency"),
+        (("--models", "missing.toml"), "missing.toml"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = subprocess.run(
+        command("--port", "0", *arguments),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_two_emulators_do_not_share_a_data_directory(tmp_path: Path) -> None:
+    data = str(tmp_path / "state")
+    with running("--data", data):
+        second = subprocess.run(
+            command("--port", "0", "--data", data),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert second.returncode == 3
+        assert "in use" in second.stderr
+
+
+def test_batchyard_testing_imports_no_test_library_and_the_plugin_no_server() -> None:
+    code = """
+import sys
+import batchyard.testing
+batchyard.testing.Emulator, batchyard.testing.ManualClock
+found = {"pytest", "unittest", "hypothesis"} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=DEADLINE_S)
+    code = """
+import sys
+import batchyard.testing.pytest_plugin
+found = {"uvicorn", "starlette", "msgspec", "batchyard.emulator"} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=DEADLINE_S)
+
+
+def test_the_example_of_the_fixture_runs_as_a_user_would_run_it(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "test_batches.py"
+    (tmp_path / example.name).write_text(example.read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
