@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crash.checking import assert_holds
 from helpers_upstream import Upstream
 from helpers_yard import Yard
 
@@ -22,9 +23,10 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 def yard(upstream: Upstream, tmp_path: Path) -> Iterator[Yard]:
-    """A running yard; no defect may show in its log, whenever it is killed."""
+    """A running yard; whenever it is killed, what it leaves holds and its log shows no defect."""
     with Yard(tmp_path / "data", upstream.url, slots=16) as running:
         yield running
+    assert_holds(running.data)
     log = running.read_log()
     assert "Traceback" not in log, log
     assert "defect" not in log, log

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crash.checking import assert_holds, kill
 from helpers_upstream import Exchange, Upstream, follow_prompt
 from helpers_yard import BATCHES, Yard, answer_text, assert_answered, poll, request
 
@@ -64,7 +65,7 @@ def test_a_batch_goes_on_where_the_kill_left_it(tmp_path: Path, answers: int) ->
         batch = yard.create([request(prompt) for prompt in prompts])
         upstream.wait_calls("kill-", answers + in_flight)
         poll(lambda: written_lines(yard) == answers, lambda: f"{written_lines(yard)} lines")
-        yard.kill()
+        kill(yard)
         budget.left = float("inf")
 
         yard.start()
@@ -75,6 +76,7 @@ def test_a_batch_goes_on_where_the_kill_left_it(tmp_path: Path, answers: int) ->
         assert_answered(yard.results(batch["id"]), prompts)
         assert repeated(upstream) == in_flight, "more was asked again than was in flight"
         assert "Traceback" not in yard.read_log()
+        kill(yard)
 
 
 def test_a_batch_survives_one_kill_after_another(tmp_path: Path) -> None:
@@ -96,15 +98,16 @@ def test_a_batch_survives_one_kill_after_another(tmp_path: Path) -> None:
             upstream.wait_until(
                 lambda: sum(upstream.in_flight.values()) == SLOTS, "all slots are in use"
             )
-            yard.kill()
+            kill(yard)
             upstream.wait_until(lambda: not upstream.in_flight, "the connections are gone")
             yard.start()
         budget.left = float("inf")
-        yard.kill()
+        kill(yard)
         yard.start()
         yard.wait_ended(batch["id"])
         assert_answered(yard.results(batch["id"]), prompts)
         assert repeated(upstream) <= (kills + 1) * SLOTS
+        kill(yard)
 
 
 def test_results_stay_the_same_after_a_kill(yard: Yard) -> None:
@@ -112,12 +115,12 @@ def test_results_stay_the_same_after_a_kill(yard: Yard) -> None:
     yard.wait_ended(batch["id"])
     path = f"{BATCHES}/{batch['id']}/results"
     before = yard.get(path).body
-    yard.kill()
+    kill(yard)
     yard.start()
     assert yard.get(path).body == before
     deleted = yard.request("DELETE", f"{BATCHES}/{batch['id']}")
     assert deleted.status == 200
-    yard.kill()
+    kill(yard)
     yard.start()
     assert yard.get(f"{BATCHES}/{batch['id']}").status == 404
     assert yard.files() == []
@@ -128,7 +131,7 @@ def test_a_canceled_batch_stays_canceled_after_a_kill(yard: Yard, upstream: Upst
     batch = yard.create([request(f"{name}|hold:no") for name in prompts_of("gone", 900)])
     upstream.wait_calls("gone-", SLOTS)
     canceled = yard.post(f"{BATCHES}/{batch['id']}/cancel", b"").json()
-    yard.kill()
+    kill(yard)
     yard.start()
     ended = yard.wait_ended(batch["id"])
     assert ended["cancel_initiated_at"] == canceled["cancel_initiated_at"]
@@ -144,7 +147,7 @@ def test_many_open_batches_do_not_delay_the_start(yard: Yard, upstream: Upstream
         for b in range(40)
     ]
     upstream.wait_calls("many-", SLOTS)
-    yard.kill()
+    kill(yard)
     yard.start()
     listed = [batch["id"] for batch in yard.get(f"{BATCHES}?limit=1000").json()["data"]]
     assert listed == batches[::-1]
@@ -202,17 +205,19 @@ def test_a_torn_tail_costs_only_what_it_tore(tmp_path: Path, tear: str) -> None:
     ):
         batch = yard.create([request(prompt) for prompt in prompts])
         poll(lambda: written_lines(yard) == 300, lambda: f"{written_lines(yard)} lines")
-        yard.kill()
+        kill(yard)
         segments = unnamed_segments(yard)
         assert segments
         for segment in segments:
             segment.write_bytes(TEARS[tear](segment.read_bytes(), rng))
+        assert_holds(yard.data)
         budget.left = float("inf")
         yard.start()
         ended = yard.wait_ended(batch["id"])
         assert ended["request_counts"]["succeeded"] == len(prompts)
         assert_answered(yard.results(batch["id"]), prompts)
         assert "Traceback" not in yard.read_log()
+        kill(yard)
 
 
 def test_a_segment_is_torn_at_every_life(tmp_path: Path) -> None:
@@ -227,21 +232,23 @@ def test_a_segment_is_torn_at_every_life(tmp_path: Path) -> None:
         batch = yard.create([request(prompt) for prompt in prompts])
         for _ in range(8):
             upstream.wait_until(lambda: budget.left <= 0, "the budget is used up")
-            yard.kill()
+            kill(yard)
             for segment in unnamed_segments(yard):
                 data = segment.read_bytes()
                 kept = data[: rng.randrange(len(data) + 1)]
                 segment.write_bytes(kept + rng.choice([b"", b"\n", b"{", rng.randbytes(50)]))
+            assert_holds(yard.data)
             budget.left = rng.randrange(10, 80)
             yard.start()
         budget.left = float("inf")
-        yard.kill()
+        kill(yard)
         yard.start()
         yard.wait_ended(batch["id"])
         results = yard.results(batch["id"])
         assert Counter(answer_text(result) for result in results.values()).most_common(1)[0][1] == 1
         assert_answered(results, prompts)
         assert "Traceback" not in yard.read_log()
+        kill(yard)
 
 
 def test_a_segment_of_a_late_worker_is_not_taken_twice(tmp_path: Path) -> None:
@@ -254,15 +261,17 @@ def test_a_segment_of_a_late_worker_is_not_taken_twice(tmp_path: Path) -> None:
     ):
         batch = yard.create([request(prompt) for prompt in prompts])
         poll(lambda: written_lines(yard) == 100, lambda: f"{written_lines(yard)} lines")
-        yard.kill()
+        kill(yard)
         (segment,) = unnamed_segments(yard)
         lines = segment.read_bytes().splitlines(keepends=True)
         segment.write_bytes(b"".join(lines[:60]))
         attempt = segment.with_name("0.1.ffffffffffffffff")
         attempt.write_bytes(b"".join(lines[40:]))
+        assert_holds(yard.data)
         budget.left = float("inf")
         yard.start()
         ended = yard.wait_ended(batch["id"])
         assert ended["request_counts"]["succeeded"] == len(prompts)
         assert_answered(yard.results(batch["id"]), prompts)
         assert "Traceback" not in yard.read_log()
+        kill(yard)

@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from crash.checking import kill
 from helpers_upstream import DEADLINE_S
 from helpers_yard import BATCHES, HEADERS, Yard, assert_answered, poll, request
 
@@ -33,7 +34,7 @@ def test_a_body_that_was_half_sent_leaves_nothing(yard: Yard, upstream: Upstream
             connection.sendall(head(len(body)) + body[:sent])
             # Another request is answered, so the server has had its chance to read this one.
             assert yard.get(BATCHES).status == 200
-            yard.kill()
+            kill(yard)
         yard.start()
         assert yard.get(BATCHES).json()["data"] == []
         assert yard.files() == []
@@ -50,7 +51,7 @@ def test_what_was_answered_with_200_is_there_after_a_kill(yard: Yard) -> None:
             connection.sendall(head(len(body)) + body)
             # Head and body are two writes, so the kill may come between them: the head counts.
             answer = connection.recv(12)
-            yard.kill()
+            kill(yard)
         assert answer == b"HTTP/1.1 200"
         yard.start()
         listed = {batch["id"] for batch in yard.get(BATCHES).json()["data"]}
@@ -75,7 +76,7 @@ def test_a_create_that_was_cut_down_is_whole_or_absent(yard: Yard) -> None:
             connection.sendall(body[-1:])
             watcher.join()
             assert steps.is_set()
-            yard.kill()
+            kill(yard)
         yard.start()
         known = [batch["id"] for batch in yard.get(BATCHES).json()["data"]]
         owned = {path.name for path in (yard.data / "segments").glob("??/*")}
@@ -104,12 +105,12 @@ def test_an_idempotency_key_holds_over_a_kill(yard: Yard) -> None:
     body = body_of(["key-over-kill"])
     headers = HEADERS | {"idempotency-key": "k"}
     first = yard.post(BATCHES, body, headers).json()["id"]
-    yard.kill()
+    kill(yard)
     yard.start()
     assert yard.post(BATCHES, body, headers).json()["id"] == first
     retried = HEADERS | {"x-stainless-retry-count": "1"}
     second = yard.post(BATCHES, body).json()["id"]
-    yard.kill()
+    kill(yard)
     yard.start()
     assert yard.post(BATCHES, body, retried).json()["id"] == second
     assert second != first

@@ -1,7 +1,8 @@
 """SIGKILL at random moments under load, again and again, on one data directory.
 
 Two clients create batches and now and then cancel or delete one, and keep a journal of what was
-acknowledged. In the end everything in the journal must be true.
+acknowledged. In the end everything in the journal must be true, and after each kill every invariant
+that `batchyard check` knows.
 
     BATCHYARD_CRASH_KILLS=3000 .venv/bin/pytest -s tests/crash/test_random_kills.py
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from crash.checking import assert_holds
 from helpers_upstream import DEADLINE_S, Exchange, Upstream, follow_prompt, text_of
 from helpers_yard import BATCHES, HEADERS, Yard, poll, request
 
@@ -34,6 +36,8 @@ SEED = int(os.environ.get("BATCHYARD_CRASH_SEED", "20261121"))
 CLIENTS = 2
 OPEN_REQUESTS_MAX = 2_000
 SLOTS = 16
+CHECKS_MAX = 40
+"""A check reads all there is: after so many kills, only one in as many is followed by one."""
 # An answer that came so long before a kill must have been written. Loose: the machine may be busy.
 WRITTEN_AFTER_S = 10.0
 
@@ -198,12 +202,14 @@ def test_nothing_acknowledged_is_lost_at_any_moment(tmp_path: Path) -> None:
         for client in clients:
             client.start()
         try:
-            for _ in range(KILLS):
+            for number in range(KILLS):
                 kinds[until_kill(rng, yard, upstream, journal)] += 1
                 before = time.monotonic()
                 yard.kill()
                 upstream.wait_until(lambda: not upstream.in_flight, "the connections are gone")
                 kills.append((before, time.monotonic()))
+                if number < CHECKS_MAX or number % CHECKS_MAX == 0:
+                    assert_holds(yard.data)
                 failed = [client.failure for client in clients if client.failure is not None]
                 assert not failed, failed
         finally:
@@ -216,6 +222,7 @@ def test_nothing_acknowledged_is_lost_at_any_moment(tmp_path: Path) -> None:
         assert [client.failure for client in clients] == [None] * CLIENTS
         with yard:
             check(yard, journal)
+        assert_holds(yard.data)
         report = {
             "seed": SEED,
             "kills": KILLS,

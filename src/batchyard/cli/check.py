@@ -1,0 +1,93 @@
+"""`batchyard check`: prove what a data directory promises, or say what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchyard.cli import render
+from batchyard.cli.exits import guarded
+from batchyard.errors import ConfigError, DataDirectoryInUse
+
+if TYPE_CHECKING:
+    from batchyard.verify import Finding, Summary
+
+_ERRORS, _USAGE, _IN_USE = 1, 2, 3
+
+
+def check(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Data directory of a yard that is not running.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Check a data directory without changing it: is everything there, once, and sound?"""
+    with guarded():
+        from batchyard import verify  # noqa: PLC0415 - `--help` starts without it
+
+        def tell(finding: Finding) -> None:
+            if as_json:
+                render.emit(_object(finding))
+            else:
+                render.say(_line(finding))
+
+        try:
+            summary = verify.check(directory, tell)
+        except DataDirectoryInUse as error:
+            render.complain(error.message)
+            raise SystemExit(_IN_USE) from None
+        except ConfigError as error:
+            render.complain(error.message)
+            raise SystemExit(_USAGE) from None
+        if as_json:
+            render.emit({"event": "summary", **_fields(summary)})
+        else:
+            render.say(_sentence(summary))
+        if summary.errors:
+            raise SystemExit(_ERRORS)
+
+
+def _line(finding: Finding) -> str:
+    where = f" {finding.where}" if finding.where else ""
+    # One line, whatever the names of files hold.
+    return f"{finding.level} {finding.rule}{where}: {finding.text}".replace("\n", " ")
+
+
+def _object(finding: Finding) -> dict[str, object]:
+    return {
+        "event": "finding",
+        "level": finding.level,
+        "rule": str(finding.rule),
+        "batch": finding.batch,
+        "shard": finding.shard,
+        "segment": finding.segment,
+        "offset": finding.offset,
+        "text": finding.text,
+    }
+
+
+def _fields(summary: Summary) -> dict[str, int]:
+    return {
+        "batches": summary.batches,
+        "shards": summary.shards,
+        "requests": summary.requests,
+        "results": summary.results,
+        "errors": summary.errors,
+        "notes": summary.notes,
+    }
+
+
+def _sentence(summary: Summary) -> str:
+    fields = _fields(summary)
+    seen = ", ".join(
+        f"{fields[name]:,} {name}" for name in ("batches", "shards", "requests", "results")
+    )
+    notes = f" ({_count(summary.notes, 'note')})" if summary.notes else ""
+    verdict = _count(summary.errors, "error") if summary.errors else "all holds"
+    return f"checked {seen}: {verdict}{notes}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,28 @@
+"""What must hold of a data directory whenever its yard is dead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchyard.verify import Finding, check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helpers_yard import Yard
+
+
+def assert_holds(data: Path) -> None:
+    """Check a data directory that no yard works on."""
+    if not any((data / name).exists() for name in ("ledger.db", "segments")):
+        return  # killed before it had made anything
+    findings: list[Finding] = []
+    check(data, findings.append)
+    errors = [f"{f.rule} {f.where}: {f.text}" for f in findings if f.level == "error"]
+    assert not errors, errors
+
+
+def kill(yard: Yard) -> None:
+    """Kill a yard, and check what it leaves."""
+    yard.kill()
+    assert_holds(yard.data)
