@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 from batchyard import __version__
+from batchyard.cli import check as check_command
+from batchyard.cli import emulate as emulate_command
+from batchyard.cli import probe as probe_command
 from batchyard.cli import render
 from batchyard.cli import run as run_command
 from batchyard.cli import serve as serve_command
@@ -50,6 +53,9 @@ app.command("ls")(status_command.ls)
 app.command("cancel")(status_command.cancel)
 app.command("report")(status_command.report)
 app.command("serve")(serve_command.serve)
+app.command("emulate")(emulate_command.emulate)
+app.command("probe")(probe_command.probe)
+app.command("check")(check_command.check)
 
 
 def main() -> None:
