@@ -131,6 +131,10 @@ class StoreError(BatchyardError):
     """The ledger or a segment could not be read or written."""
 
 
+class DiskFull(StoreError):
+    """The disk is full: nothing was changed, and it may be tried again when there is room."""
+
+
 class DamagedError(StoreError):
     """Stored bytes are not what was written: one batch is affected, not the store."""
 

@@ -73,6 +73,8 @@ class ShardPlan:
     offset: int
     length: int
     requests: int
+    crc: int | None = None
+    """CRC-32 of the range; None for what was stored before there were checksums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +83,5 @@ class Extent:
 
     segment: str
     length: int
+    blocks: tuple[int, ...] = ()
+    """CRC-32 of each mebibyte; empty for what was stored before there were checksums."""

@@ -21,10 +21,10 @@ from batchyard.dispatch.routes import Route, Routes, dispatch_order
 from batchyard.dispatch.worker import Worker
 from batchyard.ledger import CreateKey
 from batchyard.ledger.sqlite import SqliteLedger
-from batchyard.model import Batch, ShardPlan
+from batchyard.model import Batch, Extent, ShardPlan
 from batchyard.result import read_line
 from batchyard.segments.directory import DirectorySegments
-from batchyard.segments.requests import plan_shards, records, sizes_of
+from batchyard.segments.requests import Records, plan_shards, sizes_of
 from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Call, Failure, FailureKind, Outcome, Reply
 
@@ -117,10 +117,13 @@ class _WatchedAppender:
         self._closed = False
         self.name = real.name
 
-    def append(self, chunks: Sequence[bytes]) -> int:
+    def append(self, chunks: Sequence[bytes]) -> None:
         assert not self._closed, "appended to a closed segment"
-        self._length = self._real.append(chunks)
-        return self._length
+        self._real.append(chunks)
+        self._length = self._real.extent().length
+
+    def extent(self) -> Extent:
+        return self._real.extent()
 
     def sync(self) -> None:
         assert not self._closed, "synced a closed segment"
@@ -401,7 +404,9 @@ class World:
                 )
                 for part in plan_shards(entries, sizes, pools, order[start : start + size])
             )
-        self.store.put(segments.requests_name(batch_id), records(entries, sizes, order))
+        records = Records(entries, sizes, order, shards)
+        self.store.put(segments.requests_name(batch_id), records.chunks())
+        shards = records.shards()
         now = self.clock.now_us()
         window = window_s if chosen else rng.choice([20, 300, 86_400, 86_400])
         batch = Batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from batchyard import limits, result, segments
 from batchyard.dispatch import adopt as adopting
 from batchyard.dispatch.adopt import Adopted, Tally
-from batchyard.errors import StoreError
+from batchyard.errors import DamagedError, StoreError
 from batchyard.ledger import Claim
 from batchyard.model import Extent
 from batchyard.price import Usage
@@ -41,6 +42,7 @@ def make_claim(*frozen: Extent) -> Claim:
         pool="p",
         offset=0,
         length=0,
+        crc=None,
         requests=100,
         version="",
         betas=(),
@@ -131,9 +133,10 @@ def test_whole_segments_are_taken_and_made_durable(store: Segments) -> None:
     write(store, name(2), BYTES[2:])
     adopted = adopt(store, make_claim())
     assert adopted.covered == {"a", "b", "c", "d", "e"}
+    first, second = WHOLE[: ENDS[1]], WHOLE[ENDS[1] :]
     assert adopted.extents == [
-        Extent(name(1), ENDS[1]),
-        Extent(name(2), len(WHOLE) - ENDS[1]),
+        Extent(name(1), len(first), (zlib.crc32(first),)),
+        Extent(name(2), len(second), (zlib.crc32(second),)),
     ]
     assert adopted.tally == tally_of(LINES)
 
@@ -186,7 +189,9 @@ def test_any_flipped_bit_still_gives_whole_lines_of_known_shape_and_no_id_twice(
 def test_an_id_twice_in_one_segment_ends_it() -> None:
     adopted = adopt_bytes(BYTES[0] + BYTES[1] + BYTES[0] + BYTES[2])
     assert adopted.covered == {"a", "b"}
-    assert adopted.extents == [Extent(f"{segments.results_prefix(BATCH, 0)}s", ENDS[1])]
+    checksum = zlib.crc32(BYTES[0] + BYTES[1])
+    name = f"{segments.results_prefix(BATCH, 0)}s"
+    assert adopted.extents == [Extent(name, ENDS[1], (checksum,))]
 
 
 def test_an_id_that_the_shard_does_not_have_ends_a_segment() -> None:
@@ -214,7 +219,8 @@ def test_frozen_extents_are_read_as_long_as_they_were_frozen_and_come_first(
     frozen = Extent(name(1), ENDS[1])
     adopted = adopt(store, make_claim(frozen))
     assert adopted.covered == {"a", "b", "x"}
-    assert adopted.extents == [frozen, Extent(name(2), len(line("x")))]
+    second = Extent(name(2), len(line("x")), (zlib.crc32(line("x")),))
+    assert adopted.extents == [frozen, second]
     assert adopted.tally == tally_of([*LINES[:2], ("x", "succeeded")])
 
 
@@ -308,3 +314,12 @@ def test_damage_on_disk_is_met_as_in_memory(tmp_path: Path, store: Segments) -> 
         with path.open("r+b") as file:
             file.truncate(cut)
         assert len(adopt(store, make_claim()).covered) == sum(end <= cut for end in ENDS)
+
+
+def test_a_frozen_extent_whose_bytes_have_changed_is_damaged(store: Segments) -> None:
+    write(store, name(1), BYTES)
+    whole = Extent(name(1), len(WHOLE), (zlib.crc32(WHOLE),))
+    assert adopt(store, make_claim(whole)).covered == {"a", "b", "c", "d", "e"}
+    other = Extent(name(1), len(WHOLE), (zlib.crc32(WHOLE) ^ 1,))
+    with pytest.raises(DamagedError, match="mebibyte at 0"):
+        adopt(store, make_claim(other))

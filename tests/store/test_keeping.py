@@ -116,7 +116,7 @@ async def test_a_manifest_is_json_for_people_too(ledger: Ledger, store: Segments
     name = segments.manifest_name(batch.id)
     assert json.loads(store.read(name, 0, store.size(name))) == {
         "batch": batch.id,
-        "extents": [["seg.0.1", 10], ["seg.1.1", 10]],
+        "extents": [["seg.0.1", 10, []], ["seg.1.1", 10, []]],
     }
 
 

@@ -125,6 +125,7 @@ async def test_a_claim_tells_all_that_a_worker_needs(ledger: Ledger) -> None:
         "pool": "up/m",
         "offset": 0,
         "length": 100,
+        "crc": None,
         "requests": 7,
         "version": "2023-06-01",
         "betas": ("beta-1", "beta-2"),

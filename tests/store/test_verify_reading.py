@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchyard import limits, result, segments, wire
 from batchyard.model import Extent
 from batchyard.result import read_message
-from batchyard.segments.requests import read_records, records, sizes_of
+from batchyard.segments.requests import Records, plan_shards, read_records, sizes_of
 from batchyard.verify.batch import BatchCheck
 from batchyard.verify.files import BatchFiles
 from batchyard.verify.findings import Finding, Reporter
@@ -41,7 +41,9 @@ def segment_of(ids: list[str], texts: list[str]) -> bytes:
         for custom_id, text in zip(unique, texts, strict=False)
     ]
     entries = wire.split(wire.encode({"requests": requests}))
-    return b"".join(records(entries, sizes_of(entries), range(len(entries))))
+    sizes, order = sizes_of(entries), range(len(entries))
+    shards = plan_shards(entries, sizes, ["p"] * len(entries), order)
+    return b"".join(Records(entries, sizes, order, shards).chunks())
 
 
 def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Batch
 from batchyard.result import read_message
 from batchyard.segments.directory import DirectorySegments
-from batchyard.segments.requests import plan_shards, read_records, records, sizes_of
+from batchyard.segments.requests import Records, plan_shards, read_records, sizes_of
 from batchyard.testing import ManualClock
 from batchyard.verify import Finding, Summary, check
 
@@ -110,7 +110,9 @@ class Maker:
             order = range(start, min(start + self.per_shard, requests))
             (plan,) = plan_shards(entries, sizes, ["up/m"] * requests, order)
             shards.append(replace(plan, index=len(shards), offset=offset))
-        self.store.put(segments.requests_name(batch_id), records(entries, sizes, range(requests)))
+        records = Records(entries, sizes, range(requests), shards)
+        self.store.put(segments.requests_name(batch_id), records.chunks())
+        shards = records.shards()
         now = self.clock.now_us()
         batch = Batch(
             id=batch_id,
@@ -162,7 +164,7 @@ class Maker:
                 run.settle(custom_id, kind, result.unsent(custom_id, kind))  # type: ignore[arg-type]
         if run.appender is None:
             run.appender = self.store.appender(run.segment_name())
-        run.length = run.appender.append(run.take_lines())
+        run.appender.append(run.take_lines())
         run.appender.sync()
 
     async def commit(self, run: ShardRun) -> None:

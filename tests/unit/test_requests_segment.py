@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from batchyard import limits
 from batchyard.dispatch.routes import dispatch_order
 from batchyard.errors import StoreError
-from batchyard.segments.requests import plan_shards, read_records, records, sizes_of
+from batchyard.segments.requests import Records, plan_shards, read_records, sizes_of
 from batchyard.wire import Entry
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def make(*params: bytes) -> list[Entry]:
 
 
 def written(entries: list[Entry], order: list[int]) -> bytes:
-    return b"".join(bytes(part) for part in records(entries, sizes_of(entries), order))
+    sizes = sizes_of(entries)
+    shards = plan_shards(entries, sizes, ["p"] * len(entries), order)
+    return b"".join(Records(entries, sizes, order, shards).chunks())
 
 
 def planned(entries: list[Entry], pools: list[str]) -> list[ShardPlan]:

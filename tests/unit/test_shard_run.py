@@ -40,6 +40,7 @@ def claim(requests: int) -> Claim:
         pool="p",
         offset=0,
         length=0,
+        crc=None,
         requests=requests,
         version="",
         betas=(),

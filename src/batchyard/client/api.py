@@ -18,8 +18,8 @@ from urllib.parse import quote, urlsplit
 from pyreqwest.client import SyncClient, SyncClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
-from batchyard import __version__
-from batchyard.client import crash, durable
+from batchyard import __version__, crash
+from batchyard.client import durable
 from batchyard.client.answers import (
     Answer,
     ApiError,

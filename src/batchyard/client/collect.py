@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from batchyard import price, wire
-from batchyard.client import crash, durable
+from batchyard import crash, price, wire
+from batchyard.client import durable
 from batchyard.client.custom_ids import from_custom_id
 from batchyard.errors import shown
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from batchyard import ids, wire
-from batchyard.client import crash, durable, journal
+from batchyard import crash, ids, wire
+from batchyard.client import durable, journal
 from batchyard.client.outputs import STATE_DIR
 from batchyard.client.problems import JournalError, RunInUse, Unwritable
 

@@ -13,7 +13,8 @@ import os
 import unicodedata
 from typing import TYPE_CHECKING
 
-from batchyard.client import crash, durable
+from batchyard import crash
+from batchyard.client import durable
 from batchyard.client.problems import NeedsAttention, Unwritable
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batchyard import limits
-from batchyard.client import collect, crash, journal, receipt
+from batchyard import crash, limits
+from batchyard.client import collect, journal, receipt
 from batchyard.client.answers import ApiError, Unreachable
 from batchyard.client.journal import Phase
 from batchyard.client.outputs import Tree

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from batchyard import limits
-from batchyard.client import crash, journal, reconcile
+from batchyard import crash, limits
+from batchyard.client import journal, reconcile
 from batchyard.client.answers import ApiError, CreateUnknown, NotCreated, Unreachable
 from batchyard.client.api import CREATE_ANSWER_TIMEOUT_S, UPLOAD_BYTES_PER_S_MIN
 from batchyard.client.folder import idempotency_key

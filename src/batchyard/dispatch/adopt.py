@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from batchyard import limits, result, segments
+from batchyard import result, segments
+from batchyard.checksum import BLOCK_BYTES, blocks_of, is_block
+from batchyard.errors import DamagedError
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
@@ -71,11 +73,16 @@ def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
         known: the ids of its requests. A line with another id is damaged.
 
     Raises:
-        StoreError: a frozen extent cannot be read back, or a sync failed.
+        DamagedError: a frozen extent is not what it was.
+        StoreError: it cannot be read back, or a sync failed.
     """
     adopted = Adopted()
     for extent in claim.frozen:
-        _take(adopted, extent.segment, list(_lines(store, extent.segment, extent.length, known)))
+        _verify(store, extent)
+        lines = list(_lines(store, extent.segment, extent.length, known))
+        if (lines[-1].end if lines else 0) != extent.length:
+            raise DamagedError(f"segment {extent.segment} holds damaged lines")
+        _take(adopted, lines, extent)
     frozen = {extent.segment for extent in claim.frozen}
     for name in store.names(segments.results_prefix(claim.batch, claim.index)):
         if name in frozen:
@@ -84,7 +91,8 @@ def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
         if lines and adopted.covered.isdisjoint(line.custom_id for line in lines):
             # It may be only in the page cache of a process that died.
             store.sync(name)
-            _take(adopted, name, lines)
+            length = lines[-1].end
+            _take(adopted, lines, Extent(name, length, blocks_of(_chunks(store, name, length))))
     return adopted
 
 
@@ -96,21 +104,32 @@ class _Line:
     end: int
 
 
-def _take(adopted: Adopted, name: str, lines: list[_Line]) -> None:
+def _take(adopted: Adopted, lines: list[_Line], extent: Extent) -> None:
     for line in lines:
         adopted.covered.add(line.custom_id)
         adopted.tally.add(line.kind, line.usage)
-    adopted.extents.append(Extent(name, lines[-1].end if lines else 0))
+    adopted.extents.append(extent)
+
+
+def _verify(store: Segments, extent: Extent) -> None:
+    for index, chunk in enumerate(_chunks(store, extent.segment, extent.length)):
+        if not is_block(chunk, index, extent.blocks):
+            raise DamagedError(
+                f"segment {extent.segment} is damaged in the mebibyte at {index * BLOCK_BYTES}"
+            )
+
+
+def _chunks(store: Segments, name: str, length: int) -> Iterator[bytes]:
+    for offset in range(0, length, BLOCK_BYTES):
+        yield store.read(name, offset, min(BLOCK_BYTES, length - offset))
 
 
 def _lines(store: Segments, name: str, length: int, known: AbstractSet[str]) -> Iterator[_Line]:
     """Yield the lines of the first `length` bytes, up to the first that is torn or damaged."""
     seen: set[str] = set()
-    position = end = 0
+    end = 0
     rest = b""
-    while position < length:
-        chunk = store.read(name, position, min(limits.MIB, length - position))
-        position += len(chunk)
+    for chunk in _chunks(store, name, length):
         *whole, rest = (rest + chunk).split(b"\n")
         for text in whole:
             try:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from batchyard import limits, result
+from batchyard import crash, limits, result
 from batchyard.clock import wait_first
 from batchyard.dispatch import checking, retry
 from batchyard.errors import StoreError
@@ -92,7 +92,9 @@ class Caller:
             if shard.stopped.is_set():
                 shard.give_up(custom_id)
                 return
+            crash.point("call")
             outcome = await upstream.send(call)
+            crash.point("called")
             action = retry.decide(outcome, self._clock.now_us())
             tries += 1
             match action:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from batchyard import segments, wire
+from batchyard import crash, segments, wire
 from batchyard.errors import DamagedError
 from batchyard.model import Extent, Tokens
 
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class _Extent(msgspec.Struct, frozen=True, array_like=True):
+    segment: str
+    length: int
+    blocks: tuple[int, ...] = ()  # missing in files from before there were checksums
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What the result of a batch consists of: the extents, in this order."""
 
     batch: str
-    extents: list[tuple[str, int]]
+    extents: list[_Extent]
 
 
 _manifest = msgspec.json.Decoder(Manifest)
@@ -40,9 +46,11 @@ async def end_batch(ledger: Ledger, store: Segments, clock: Clock, batch_id: str
     shards = await ledger.results(batch_id)
     if not shards:
         return  # it has ended; writing now would replace its manifest by an empty one
-    manifest = Manifest(batch_id, [(e.segment, e.length) for s in shards for e in s.extents])
+    extents = [_Extent(e.segment, e.length, e.blocks) for s in shards for e in s.extents]
+    manifest = Manifest(batch_id, extents)
     name = segments.manifest_name(batch_id)
     await asyncio.to_thread(store.put, name, [wire.encode(manifest)])
+    crash.point("manifest_written")
     try:
         ended = await ledger.end(batch_id, clock.now_us(), _sum(shards))
     except DamagedError as error:
@@ -61,9 +69,9 @@ def read_manifest(store: Segments, batch_id: str) -> list[Extent]:
     name = segments.manifest_name(batch_id)
     try:
         manifest = _manifest.decode(store.read(name, 0, store.size(name)))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"the manifest {name} is damaged: {error}") from None
-    return [Extent(segment, length) for segment, length in manifest.extents]
+    return [Extent(e.segment, e.length, e.blocks) for e in manifest.extents]
 
 
 def _sum(shards: Sequence[ShardResult]) -> Tokens:

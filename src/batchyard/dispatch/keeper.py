@@ -10,11 +10,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from batchyard import limits
+from batchyard import crash, limits
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batch
+from batchyard.errors import DiskFull
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchyard.clock import Clock
     from batchyard.ledger import Ledger
     from batchyard.segments import Segments
@@ -27,8 +30,25 @@ _ARCHIVE_PER_SWEEP = 100
 class Keeper:
     """Keeps house for one ledger and its segments."""
 
-    def __init__(self, ledger: Ledger, store: Segments, clock: Clock, *, owner: str) -> None:
-        """Make a keeper for the process whose worker is `owner`."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Segments,
+        clock: Clock,
+        *,
+        owner: str,
+        tidy: Callable[[], None] | None = None,
+    ) -> None:
+        """Make a keeper.
+
+        Args:
+            ledger: whose.
+            store: its segments.
+            clock: of all lifetimes.
+            owner: the worker of this process, whose shards nobody takes.
+            tidy: a further duty of each sweep; blocks for a moment only.
+        """
+        self._tidy = tidy
         self._owner = owner
         self._ledger = ledger
         self._store = store
@@ -44,7 +64,10 @@ class Keeper:
         """Sweep for ever."""
         while True:
             with self._activity.piece():
-                await self.sweep()
+                try:
+                    await self.sweep()
+                except DiskFull as error:
+                    log.warning("sweep cut short: %s", error)
             await self._clock.sleep(limits.KEEPER_INTERVAL_S)
 
     async def sweep(self) -> None:
@@ -57,12 +80,15 @@ class Keeper:
             await end_batch(self._ledger, self._store, self._clock, batch_id)
         await self._archive(now)
         await self._ledger.forget_creates(now)
+        if self._tidy is not None:
+            await asyncio.to_thread(self._tidy)
 
     async def _archive(self, now_us: int) -> None:
         before = now_us - limits.RETENTION_US
         for batch_id in await self._ledger.outdated(before, _ARCHIVE_PER_SWEEP):
             # Not `now_us`: this sweep may have ended the batch after that.
             await self._ledger.archive(batch_id, self._clock.now_us())
+            crash.point("archived")
             await asyncio.to_thread(self._store.delete_batch, batch_id)
             log.info("archived batch=%s", batch_id)
 

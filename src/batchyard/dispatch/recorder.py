@@ -1,8 +1,10 @@
 """Make results durable: append, sync in groups, commit finished shards, end finished batches.
 
 Invariants, in this order: a line is written before it is synced, synced before the shard is
-committed, and the commit names exact lengths. An error of the store ends the process; it is never
-retried here.
+committed, and the commit names exact lengths. Writing goes on while syncing and committing take
+their time, so that a kill loses the answers of the last moments only. An error of the store ends
+the process; it is never retried here. A full disk is no such error: nothing was written then, and
+the lines are kept until there is room.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ import logging
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batch
+from batchyard.errors import DiskFull
 from batchyard.ledger import Commit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from batchyard.clock import Clock
     from batchyard.dispatch.shard import ShardRun
-    from batchyard.ledger import Ledger
+    from batchyard.ledger import Committed, Ledger
     from batchyard.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -47,21 +51,27 @@ class Recorder:
         self._forget = forget
         self._flush_s = flush_s
         self._dirty: set[ShardRun] = set()
+        """With lines to write, or done."""
         self._unsynced: set[ShardRun] = set()
+        """Written, and not synced since."""
+        self._done: list[ShardRun] = []
+        """All written; to be synced and committed."""
+        self._finished: set[str] = set()
+        """Batches without an open shard, to be ended."""
+        self._lines = asyncio.Event()
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._waiting: set[str] = set()
+        """What waits for room on a full disk."""
         self._synced_s = clock.monotonic_s()
         self._unwritten = 0
         self._finishing = False
-        self._writing = False
+        self._all_written = False
+        self._in_use: list[Collection[ShardRun]] = []
+        """Shards whose segments a thread has at this moment."""
         self._leaving: list[ShardRun] = []
         self._activity = Activity()
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether all there is has been written, and all that is done committed."""
-        return not self._dirty and self._activity.is_quiet
 
     def note(self, shard: ShardRun) -> None:
         """Take notice that a shard has new lines, or is done."""
@@ -71,7 +81,7 @@ class Recorder:
         if self._unwritten > limits.UNWRITTEN_BYTES_MAX:
             self._room.clear()
         self._dirty.add(shard)
-        self._work.set()
+        self._lines.set()
 
     @property
     def has_room(self) -> bool:
@@ -79,62 +89,124 @@ class Recorder:
         return self._room.is_set()
 
     async def room(self) -> None:
-        """Wait while the disk is far behind the answers."""
+        """Wait while the disk is far behind the answers, or full."""
         await self._room.wait()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all there is has been written, and all that is done committed."""
+        return not self._dirty and not self._done and self._activity.is_quiet
 
     def finish(self) -> None:
         """Record what there is; `run` returns then. Rounds are never cut short."""
         self._finishing = True
-        self._work.set()
+        self._lines.set()
 
     async def run(self) -> None:
-        """Record in rounds, taking what has gathered since the last, until `finish`."""
+        """Record, taking what has gathered since the last round, until `finish`."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._writing())
+            group.create_task(self._committing())
+
+    # Writing ----------------------------------------------------------------------------------
+
+    async def _writing(self) -> None:
         finishing = False
         while not finishing:
-            if not self._dirty and not self._unsynced:
-                await self._work.wait()
-            self._work.clear()
+            await self._lines.wait()
+            self._lines.clear()
             if not self._finishing:
                 await self._clock.sleep(self._flush_s)
             finishing = self._finishing
             with self._activity.piece():
-                await self._round(sync=finishing)
+                await self._write_all()
+        self._all_written = True
+        self._work.set()
 
-    async def _round(self, *, sync: bool) -> None:
-        """Write all new lines, sync what is due (or everything), commit what is done."""
+    async def _write_all(self) -> None:
+        """Write all new lines; hand on what is done."""
         dirty = [shard for shard in self._dirty if not shard.lost]
         self._dirty.clear()
         done = [shard for shard in dirty if shard.is_done]
-        due = sync or self._clock.monotonic_s() - self._synced_s >= limits.SYNC_INTERVAL_S
-        self._unsynced.update(dirty)
-        syncing = self._unsynced if due else set(done)
         work = [(shard, shard.take_lines()) for shard in dirty]
         self._unwritten = 0
-        self._writing = True
-        await asyncio.to_thread(self._write, work, list(syncing))
-        self._writing = False
-        while self._leaving:
-            _release(self._leaving.pop())
-        if self._unwritten <= limits.UNWRITTEN_BYTES_MAX:
+        while work:  # a full disk takes some tries
+            with _Use(self, [shard for shard, _ in work]):
+                work = await asyncio.to_thread(self._write, work)
+            if work and not await self._try_again("results"):
+                return
+            work = [(shard, lines) for shard, lines in work if not shard.closed]
+        self._has_room_for("results")
+        self._done += [shard for shard in done if not shard.lost]
+        self._unsynced.update(shard for shard in dirty if not shard.closed)
+        self._work.set()
+
+    def _write(
+        self, work: Sequence[tuple[ShardRun, list[bytes]]]
+    ) -> list[tuple[ShardRun, list[bytes]]]:
+        """Write the lines of these shards; return what a full disk has no room for."""
+        for position, (shard, lines) in enumerate(work):
+            try:
+                if lines:
+                    if shard.appender is None:
+                        shard.appender = self._segments.appender(shard.segment_name())
+                    shard.appender.append(lines)
+            except DiskFull:
+                return list(work[position:])
+        return []
+
+    async def _try_again(self, what: str) -> bool:
+        """Wait a while for room on a full disk; False when the process is about to end."""
+        if self._finishing:
+            log.warning("the disk is full: %s stay unwritten, and are made again", what)
+            return False
+        if what not in self._waiting:
+            log.warning("the disk is full: %s wait until there is room", what)
+        self._waiting.add(what)
+        self._room.clear()
+        await self._clock.sleep(limits.DISK_FULL_WAIT_S)
+        return True
+
+    def _has_room_for(self, what: str) -> None:
+        self._waiting.discard(what)
+        if not self._waiting and self._unwritten <= limits.UNWRITTEN_BYTES_MAX:
             self._room.set()
+
+    # Syncing and committing ---------------------------------------------------------------------
+
+    async def _committing(self) -> None:
+        finishing = False
+        while not finishing:
+            if not self._work.is_set() and self._unsynced:
+                await self._wait_until_due()
+            else:
+                await self._work.wait()
+            self._work.clear()
+            finishing = self._all_written
+            with self._activity.piece():
+                await self._commit_all(sync=finishing)
+
+    async def _wait_until_due(self) -> None:
+        left = limits.SYNC_INTERVAL_S - (self._clock.monotonic_s() - self._synced_s)
+        await wait_first(self._clock, self._work, max(left, 0.0))
+
+    async def _commit_all(self, *, sync: bool) -> None:
+        """Sync what is due (or everything), commit what is done, end what is finished."""
+        done, self._done = self._done, []
+        due = sync or self._clock.monotonic_s() - self._synced_s >= limits.SYNC_INTERVAL_S
+        syncing = self._unsynced | set(done) if due else set(done)
+        self._unsynced -= syncing
+        syncing = {shard for shard in syncing if not shard.closed}
+        if syncing:
+            with _Use(self, syncing):
+                await asyncio.to_thread(_sync, list(syncing))
         if due:
             self._synced_s = self._clock.monotonic_s()
-        self._unsynced = self._unsynced - syncing
         done = [shard for shard in done if not shard.lost]
         if done:
             await self._commit(done)
-
-    def _write(
-        self, work: Sequence[tuple[ShardRun, list[bytes]]], syncing: Sequence[ShardRun]
-    ) -> None:
-        for shard, lines in work:
-            if lines:
-                if shard.appender is None:
-                    shard.appender = self._segments.appender(shard.segment_name())
-                shard.length = shard.appender.append(lines)
-        for shard in syncing:
-            if shard.appender is not None:
-                shard.appender.sync()
+        for batch_id in sorted(self._finished):
+            await self._end(batch_id)
 
     async def _commit(self, done: Sequence[ShardRun]) -> None:
         commits = [
@@ -148,29 +220,68 @@ class Recorder:
             )
             for shard in done
         ]
-        committed = await self._ledger.commit(self._owner, commits)
+        committed: Committed | None = None
+        while committed is None:
+            try:
+                committed = await self._ledger.commit(self._owner, commits)
+            except DiskFull:
+                if not await self._try_again("commits"):
+                    return
+        self._has_room_for("commits")
         for shard in done:
             if shard.key not in committed.accepted:
                 log.warning("lost shard=%s/%d at its commit", *shard.key)
                 shard.lose()
             self.close(shard)
             self._forget(shard)
-        for batch_id in committed.finished:
+        self._finished.update(committed.finished)
+
+    async def _end(self, batch_id: str) -> None:
+        try:
             await end_batch(self._ledger, self._segments, self._clock, batch_id)
+        except DiskFull:
+            if await self._try_again("ends"):
+                self._work.set()
+        else:
+            self._has_room_for("ends")
+            self._finished.discard(batch_id)
+
+    # Letting go -------------------------------------------------------------------------------
 
     def close(self, shard: ShardRun) -> None:
-        """Let go of a shard's segment: now, or after the writing that may be at it in a thread."""
+        """Let go of a shard's segment: now, or when the threads that are at it have ended."""
         if shard.closed:
             return
         shard.closed = True
         self._unsynced.discard(shard)
         self._dirty.discard(shard)
-        if self._writing:
-            self._leaving.append(shard)
-        else:
-            _release(shard)
+        self._leaving.append(shard)
+        self._release()
+
+    def _release(self) -> None:
+        for shard in list(self._leaving):
+            if not any(shard in used for used in self._in_use):
+                self._leaving.remove(shard)
+                if shard.appender is not None:
+                    shard.appender.close()
 
 
-def _release(shard: ShardRun) -> None:
-    if shard.appender is not None:
-        shard.appender.close()
+class _Use:
+    """Keeps the segments of shards open while a thread has them."""
+
+    def __init__(self, recorder: Recorder, shards: Collection[ShardRun]) -> None:
+        self._recorder = recorder
+        self._shards = shards
+
+    def __enter__(self) -> None:
+        self._recorder._in_use.append(self._shards)  # noqa: SLF001 - a part of the recorder
+
+    def __exit__(self, *_: object) -> None:
+        self._recorder._in_use.remove(self._shards)  # noqa: SLF001
+        self._recorder._release()  # noqa: SLF001
+
+
+def _sync(shards: Sequence[ShardRun]) -> None:
+    for shard in shards:
+        if shard.appender is not None:
+            shard.appender.sync()

@@ -49,7 +49,6 @@ class ShardRun:
         self.lines: list[bytes] = []
         self._fresh_bytes = 0
         self.appender: Appender | None = None
-        self.length = 0
         self.stop_reason: StopReason | None = None
         self.stopped = asyncio.Event()
         self.deadline_s = float("inf")
@@ -182,7 +181,7 @@ class ShardRun:
     @property
     def extents(self) -> tuple[Extent, ...]:
         """Return the bytes that are the result of the shard, when all is written."""
-        own = () if self.appender is None else (Extent(self.appender.name, self.length),)
+        own = () if self.appender is None else (self.appender.extent(),)
         return (*self._adopted.extents, *own)
 
     def _add(self, kind: result.ResultType, line: bytes, usage: Usage | None) -> None:

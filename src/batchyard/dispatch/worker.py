@@ -7,10 +7,12 @@ A worker knows no other worker: exclusion is the lease in the ledger, correctnes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import zlib
 from typing import TYPE_CHECKING
 
-from batchyard import ids, limits, segments
+from batchyard import crash, ids, limits, segments
 from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.adopt import Adopted, adopt
@@ -19,12 +21,12 @@ from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
 from batchyard.dispatch.shard import Request, ShardRun, StopReason
-from batchyard.errors import DamagedError, shown
+from batchyard.errors import DamagedError, DiskFull, shown
 from batchyard.segments.requests import read_records
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from batchyard.clock import Clock
     from batchyard.ledger import Claim, Ledger
@@ -147,7 +149,8 @@ class Worker:
         for shard in self._held.values():
             self._recorder.close(shard)
         self._held.clear()
-        await self._ledger.release(self.owner)
+        with contextlib.suppress(DiskFull):  # the next start takes everything back
+            await self._ledger.release(self.owner)
 
     # Claiming ---------------------------------------------------------------------------------
 
@@ -164,12 +167,16 @@ class Worker:
         self._canceled.clear()  # the claims of this round know
         now = self._clock.now_us()
         lease = now + limits.LEASE_US
-        voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
+        voids: Sequence[Claim] = ()
         claims: list[Claim] = []
-        for name in await self._ledger.pools_ready():
-            pool = self._pool(name)
-            if pool is not None and pool.is_hungry and self._busy < self._calls_max:
-                claims += await self._ledger.claim(self.owner, name, lease, 1)
+        try:
+            voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
+            for name in await self._ledger.pools_ready():
+                pool = self._pool(name)
+                if pool is not None and pool.is_hungry and self._busy < self._calls_max:
+                    claims += await self._ledger.claim(self.owner, name, lease, 1)
+        except DiskFull:
+            await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         for claim in voids:
             await self._open(claim, void=True)
         for claim in claims:
@@ -211,10 +218,11 @@ class Worker:
             # we could record would be true.
             log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, error)  # noqa: TRY400
             return
+        crash.point("claimed")
         if claim.attempt > 1:
-            kept = await self._ledger.adopt(self.owner, claim, shard.extents)
-            if not kept:
+            if not await self._adopt(claim, shard):
                 return
+            crash.point("adopted")
         if self._leaving.is_set():
             return  # given back with the rest
         earlier = self._held.get(shard.key)
@@ -233,8 +241,18 @@ class Worker:
         pool.add(shard)
         self._fill(pool)
 
+    async def _adopt(self, claim: Claim, shard: ShardRun) -> bool:
+        while not self._leaving.is_set():
+            try:
+                return await self._ledger.adopt(self.owner, claim, shard.extents)
+            except DiskFull:
+                await self._clock.sleep(limits.DISK_FULL_WAIT_S)
+        return False
+
     def _load(self, claim: Claim) -> ShardRun:
         data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
+        if claim.crc is not None and zlib.crc32(data) != claim.crc:
+            raise DamagedError(f"the requests of shard {claim.batch}/{claim.index} are damaged")
         requests = [Request(*record) for record in read_records(data)]
         if len(requests) != claim.requests:
             raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
@@ -294,9 +312,11 @@ class Worker:
     async def _renew(self) -> None:
         shards = dict(self._held)
         now = self._clock.now_us()
-        renewed = await self._ledger.renew(
-            self.owner, now + limits.LEASE_US, [shard.held() for shard in shards.values()]
-        )
+        held = [shard.held() for shard in shards.values()]
+        try:
+            renewed = await self._ledger.renew(self.owner, now + limits.LEASE_US, held)
+        except DiskFull:
+            return  # nobody takes shards from a process that lives
         kept = {(row.batch, row.index): row for row in renewed}
         for key, shard in shards.items():
             if self._held.get(key) is not shard:

@@ -67,6 +67,7 @@ class Claim:
     pool: str
     offset: int
     length: int
+    crc: int | None
     requests: int
     version: str
     betas: tuple[str, ...]
@@ -127,7 +128,7 @@ class ShardResult:
 
 
 class Ledger(Protocol):
-    """The interface of a ledger. Every method may raise StoreError."""
+    """The interface of a ledger. Every method may raise StoreError; a writing one DiskFull."""
 
     async def create(
         self, batch: Batch, shards: Sequence[ShardPlan], key: CreateKey

@@ -55,12 +55,18 @@ def bind_counts(counts: Counts) -> dict[str, int]:
 
 def dump_extents(extents: Sequence[Extent]) -> str:
     """Write extents for a column."""
-    return wire.encode([[extent.segment, extent.length] for extent in extents]).decode()
+    return wire.encode(
+        [[extent.segment, extent.length, extent.blocks] for extent in extents]
+    ).decode()
 
 
 def load_extents(text: str) -> tuple[Extent, ...]:
     """Read extents back."""
-    return tuple(Extent(segment, length) for segment, length in wire.decode(text))
+    return tuple(
+        # Two values only: written before there were checksums.
+        Extent(segment, length, tuple(blocks[0]) if blocks else ())
+        for segment, length, *blocks in wire.decode(text)
+    )
 
 
 def dump_tokens(tokens: Tokens) -> str:

@@ -47,7 +47,9 @@ CREATE TABLE shards (
   canceled  INTEGER NOT NULL DEFAULT 0,
   expired   INTEGER NOT NULL DEFAULT 0,
   tokens    TEXT NOT NULL DEFAULT '[0,0,0,0]',
-  manifest  TEXT NOT NULL DEFAULT '[]',          -- [[segment, length], ...]: the result, or what an attempt adopted
+  manifest  TEXT NOT NULL DEFAULT '[]',          -- [[segment, length, [crc, ...]], ...]: the result,
+                                                 -- or what an attempt adopted
+  crc       INTEGER,                             -- CRC-32 of the byte range
   PRIMARY KEY (batch, idx)
 ) STRICT, WITHOUT ROWID;
 

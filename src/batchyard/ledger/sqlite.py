@@ -18,7 +18,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batchyard.errors import ConfigError, DamagedError, StoreError
+from batchyard import crash
+from batchyard.errors import ConfigError, DamagedError, DiskFull, StoreError
 from batchyard.ledger import (
     Claim,
     Commit,
@@ -45,7 +46,12 @@ Query = Callable[[sqlite3.Connection], T]
 APPLICATION_ID = 0x62796172  # "byar"
 SCHEMA_VERSION = 2
 # What a file of an older version needs, by that version, in the transaction that opens it.
-_MIGRATIONS = {1: ("ALTER TABLE batches ADD COLUMN user_profile TEXT",)}
+_MIGRATIONS = {
+    1: (
+        "ALTER TABLE batches ADD COLUMN user_profile TEXT",
+        "ALTER TABLE shards ADD COLUMN crc INTEGER",
+    )
+}
 
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -69,23 +75,33 @@ def _one_thread() -> Executor:
     return ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
 
+def _no_room() -> bool:
+    return False
+
+
 class SqliteLedger:
     """The ledger of one machine. The caller holds the lock on its directory."""
 
-    def __init__(self, path: Path, threads: Callable[[], Executor] = _one_thread) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: Callable[[], Executor] = _one_thread,
+        make_room: Callable[[], bool] = _no_room,
+    ) -> None:
         """Open or create the file and take back all work: no other process can hold any.
 
         Args:
             path: of the file.
             threads: makes what each of the two connections runs in, for a simulation that must not
                 depend on how threads are scheduled.
+            make_room: asked once when the disk is full; whether it is worth another try.
 
         Raises:
             ConfigError: the file is not a ledger, or of a version that this program does not know.
             StoreError: it cannot be read or written.
         """
-        self._writer = _Connection(threads())
-        self._reader = _Connection(threads())
+        self._writer = _Connection(threads(), make_room)
+        self._reader = _Connection(threads(), make_room)
         try:
             self._writer.open(path, read_only=False)
             self._reader.open(path, read_only=True)
@@ -126,6 +142,7 @@ class SqliteLedger:
                         "pool": shard.pool,
                         "off": shard.offset,
                         "len": shard.length,
+                        "crc": shard.crc,
                         "n": shard.requests,
                     }
                     for shard in shards
@@ -400,8 +417,9 @@ class SqliteLedger:
 class _Connection:
     """One connection in one thread; each call is one transaction."""
 
-    def __init__(self, threads: Executor) -> None:
+    def __init__(self, threads: Executor, make_room: Callable[[], bool]) -> None:
         self._threads = threads
+        self._make_room = make_room
         self._db: sqlite3.Connection | None = None
         self._failed = asyncio.Event()
         self._error: StoreError | None = None
@@ -414,14 +432,20 @@ class _Connection:
         """Run `query` in a transaction of its own and return when it is durable.
 
         Raises:
+            DiskFull: it did not happen.
             StoreError: whether it happened is unknown; `failure` raises it too.
         """
         if self._db is None:  # a request that is still under way when the process ends
             raise StoreError("the ledger is closed")
         loop = asyncio.get_running_loop()
         try:
+            try:
+                return await loop.run_in_executor(self._threads, self._run, query)
+            except DiskFull:
+                if not self._make_room():
+                    raise
             return await loop.run_in_executor(self._threads, self._run, query)
-        except DamagedError:
+        except (DamagedError, DiskFull):
             raise
         except StoreError as error:
             self._error = error
@@ -435,13 +459,19 @@ class _Connection:
         raise self._error
 
     def _run(self, query: Query[T]) -> T:
-        assert self._db is not None
+        if self._db is None:  # closed while it waited for its turn
+            raise StoreError("the ledger is closed")
         try:
             with self._db:  # commits, or rolls back on any exception
                 self._db.execute("BEGIN")
-                return query(self._db)
+                answer = query(self._db)
+                crash.point("ledger_before_commit")
+            crash.point("ledger_committed")
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise DiskFull(f"the ledger has no room: {error}") from error
             raise StoreError(f"the ledger failed: {error}") from error
+        return answer
 
     async def close(self) -> None:
         """Close the connection and end the thread."""
@@ -556,6 +586,7 @@ def _claims(db: sqlite3.Connection, rows: Sequence[Row]) -> list[Claim]:
                 pool=row["pool"],
                 offset=row["off"],
                 length=row["len"],
+                crc=row["crc"],
                 requests=row["n"],
                 version=batch["version"],
                 betas=columns.read_betas(batch["betas"]),

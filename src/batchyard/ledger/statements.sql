@@ -8,8 +8,8 @@ VALUES
 RETURNING seq
 
 -- name: shard_insert
-INSERT INTO shards (batch, idx, seq, workspace, pool, off, len, n)
-VALUES (:batch, :idx, :seq, :workspace, :pool, :off, :len, :n)
+INSERT INTO shards (batch, idx, seq, workspace, pool, off, len, crc, n)
+VALUES (:batch, :idx, :seq, :workspace, :pool, :off, :len, :crc, :n)
 
 -- name: create_find
 -- The live create call under this key.
@@ -41,7 +41,7 @@ SELECT * FROM batches WHERE workspace = :workspace AND seq < :seq ORDER BY seq D
 SELECT * FROM batches WHERE workspace = :workspace AND seq > :seq ORDER BY seq ASC LIMIT :limit
 
 -- name: batch_cancel
-UPDATE batches SET cancel_us = :now
+UPDATE batches SET cancel_us = max(:now, created_us)
 WHERE id = :id AND workspace = :workspace AND cancel_us IS NULL AND ended_us IS NULL
 
 -- name: batch_delete
@@ -114,7 +114,7 @@ WHERE (batch, idx) IN (
   SELECT batch, idx FROM shards
   WHERE state = 0 AND pool = :pool AND workspace = :workspace AND seq = :seq
   ORDER BY idx LIMIT :limit)
-RETURNING batch, idx, workspace, pool, off, len, n, attempt, manifest
+RETURNING batch, idx, workspace, pool, off, len, crc, n, attempt, manifest
 
 -- name: claim_void
 -- Ready shards that need no upstream any more: their batch was canceled or has expired.
@@ -124,7 +124,7 @@ WHERE (batch, idx) IN (
   SELECT s.batch, s.idx FROM batches AS b CROSS JOIN shards AS s ON s.batch = b.id
   WHERE b.ended_us IS NULL AND (b.cancel_us IS NOT NULL OR b.expires_us <= :now) AND s.state = 0
   LIMIT :limit)
-RETURNING batch, idx, workspace, pool, off, len, n, attempt, manifest
+RETURNING batch, idx, workspace, pool, off, len, crc, n, attempt, manifest
 
 -- name: batch_of_shard
 SELECT version, betas, user_profile, expires_us, cancel_us FROM batches WHERE id = :batch
@@ -180,7 +180,7 @@ WHERE id = :batch AND ended_us IS NULL
 SELECT idx, manifest, tokens FROM shards WHERE batch = :batch ORDER BY idx
 
 -- name: end
-UPDATE batches SET ended_us = max(:now, created_us), tokens = :tokens,
+UPDATE batches SET ended_us = max(:now, created_us, coalesce(cancel_us, 0)), tokens = :tokens,
   succeeded = (SELECT coalesce(sum(succeeded), 0) FROM shards WHERE batch = :batch),
   errored = (SELECT coalesce(sum(errored), 0) FROM shards WHERE batch = :batch),
   canceled = (SELECT coalesce(sum(canceled), 0) FROM shards WHERE batch = :batch),

@@ -6,8 +6,9 @@ Layout of a batch, where `<h2>` are two digits of a hash that spread the names:
     <h2>/<batch>/r/<shard>.<attempt>.<nonce>   appended to by one attempt of one worker only
     <h2>/<batch>/manifest.json   written once, at the end
 
-Nothing is ever rewritten or truncated. Names are made here from ids that we minted; no text of a
-user is part of a name. All methods block: callers use a thread.
+Nothing is ever rewritten, and only what a full disk has cut short is truncated away. Names are made
+here from ids that we minted; no text of a user is part of a name. All methods block: callers use a
+thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from batchyard.model import Extent
 
 
 def batch_prefix(batch_id: str) -> str:
@@ -44,8 +47,15 @@ class Appender(Protocol):
 
     name: str
 
-    def append(self, chunks: Sequence[bytes]) -> int:
-        """Write `chunks` at the end; return the length of the segment then. Not yet durable."""
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write `chunks` at the end. Not yet durable.
+
+        Raises:
+            DiskFull: nothing was written; it may be tried again.
+        """
+
+    def extent(self) -> Extent:
+        """Return all that was appended, with its checksums."""
 
     def sync(self) -> None:
         """Make everything that was appended durable, the segment's name included."""

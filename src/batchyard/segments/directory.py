@@ -6,12 +6,15 @@ that failed is never repeated: the kernel may have dropped the pages, so a secon
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from typing import TYPE_CHECKING
 
-from batchyard import ids, segments
-from batchyard.errors import DamagedError, StoreError
+from batchyard import crash, ids, segments
+from batchyard.checksum import Checksums
+from batchyard.errors import DamagedError, DiskFull, StoreError
+from batchyard.model import Extent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 _MODE_DIRECTORY = 0o700
 _MODE_FILE = 0o600
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class DirectorySegments:
@@ -26,7 +30,11 @@ class DirectorySegments:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        _make_directories(root)
+        try:
+            _make_directories(root)
+            _sync_directory(root.parent)  # also at a later start: the first may have been cut short
+        except OSError as error:
+            raise StoreError(f"cannot use {root}: {error}") from error
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment; see the protocol."""
@@ -38,13 +46,17 @@ class DirectorySegments:
             try:
                 for chunk in chunks:
                     _write_all(descriptor, chunk)
-                os.fdatasync(descriptor)
+                crash.point("put_written")
+                _sync_file(descriptor, name)
             finally:
                 os.close(descriptor)
+            crash.point("put_synced")
             temporary.replace(path)
+            crash.point("put_renamed")
             _sync_directory(path.parent)
+            crash.point("put_done")
         except OSError as error:
-            raise StoreError(f"cannot write segment {name}: {error}") from error
+            raise _error(error, f"cannot write segment {name}") from error
         finally:
             temporary.unlink(missing_ok=True)  # it is there only when something went wrong
 
@@ -53,7 +65,7 @@ class DirectorySegments:
         try:
             return FileAppender(self._root, name)
         except OSError as error:
-            raise StoreError(f"cannot begin segment {name}: {error}") from error
+            raise _error(error, f"cannot begin segment {name}") from error
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes."""
@@ -140,20 +152,38 @@ class FileAppender:
         self._path = root / name
         self._descriptor = _create(self._path)
         self._length = 0
+        self._checksums = Checksums()
         self._named = False
 
-    def append(self, chunks: Sequence[bytes]) -> int:
-        """Write `chunks` at the end; return the length then."""
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write `chunks` at the end; see the protocol."""
         data = b"".join(chunks)
+        crash.point("append")
         try:
             _write_all(self._descriptor, data)
-            self._length += len(data)
         except OSError as error:
-            raise StoreError(f"cannot append to segment {self.name}: {error}") from error
-        return self._length
+            failure = _error(error, f"cannot append to segment {self.name}")
+            if isinstance(failure, DiskFull):
+                self._take_back()
+            raise failure from error
+        crash.point("appended")
+        self._length += len(data)
+        self._checksums.add(data)
+
+    def _take_back(self) -> None:
+        """Remove what a write has left that a full disk cut short."""
+        try:
+            os.ftruncate(self._descriptor, self._length)
+        except OSError as error:
+            raise StoreError(f"cannot truncate segment {self.name}: {error}") from error
+
+    def extent(self) -> Extent:
+        """Return all that was appended, with its checksums."""
+        return Extent(self.name, self._length, self._checksums.blocks)
 
     def sync(self) -> None:
         """Make everything that was appended durable."""
+        crash.point("sync")
         try:
             os.fdatasync(self._descriptor)
             if not self._named:
@@ -161,15 +191,34 @@ class FileAppender:
                 self._named = True
         except OSError as error:
             raise StoreError(f"cannot sync segment {self.name}: {error}") from error
+        crash.point("synced")
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
 
 
+def _error(error: OSError, what: str) -> StoreError:
+    if error.errno in _NO_ROOM:
+        return DiskFull(f"{what}: {error.strerror}")
+    return StoreError(f"{what}: {error}")
+
+
 def _create(path: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(path, flags, _MODE_FILE)
+
+
+def _sync_file(descriptor: int, name: str) -> None:
+    """Sync a file.
+
+    Raises:
+        StoreError: whatever the reason, a full disk included: what is on it is unknown.
+    """
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        raise StoreError(f"cannot sync segment {name}: {error}") from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

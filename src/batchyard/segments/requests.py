@@ -10,6 +10,8 @@ shard is a byte range of whole records.
 
 from __future__ import annotations
 
+import dataclasses
+import zlib
 from typing import TYPE_CHECKING
 
 from batchyard import limits
@@ -68,21 +70,53 @@ def plan_shards(
     return shards
 
 
-def records(
-    entries: Sequence[Entry], sizes: Sequence[int], order: Sequence[int]
-) -> Iterator[bytes]:
-    """Yield the bytes of the segment in pieces of about `DISK_CHUNK_BYTES`."""
-    parts: list[bytes | msgspec.Raw] = []
-    length = 0
-    for index in order:
-        entry, size = entries[index], sizes[index]
-        parts += (f"{entry.custom_id} {size}\n".encode(), entry.params, b"\n")
-        length += size
-        if length >= limits.DISK_CHUNK_BYTES:
+class Records:
+    """The bytes of the segment, and the checksum of each shard once they have been written."""
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        sizes: Sequence[int],
+        order: Sequence[int],
+        shards: Sequence[ShardPlan],
+    ) -> None:
+        self._entries = entries
+        self._sizes = sizes
+        self._order = order
+        self._shards = shards
+        self._crcs: list[int] = []
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes in pieces of about `DISK_CHUNK_BYTES`, each of one shard."""
+        start = 0
+        for shard in self._shards:
+            crc = 0
+            for piece in self._pieces(self._order[start : start + shard.requests]):
+                crc = zlib.crc32(piece, crc)
+                yield piece
+            self._crcs.append(crc)
+            start += shard.requests
+
+    def shards(self) -> list[ShardPlan]:
+        """Return the shards with their checksums, after `chunks`."""
+        return [
+            dataclasses.replace(shard, crc=crc)
+            for shard, crc in zip(self._shards, self._crcs, strict=True)
+        ]
+
+    def _pieces(self, order: Sequence[int]) -> Iterator[bytes]:
+        parts: list[bytes | msgspec.Raw] = []
+        length = 0
+        for index in order:
+            entry, size = self._entries[index], self._sizes[index]
+            parts += (f"{entry.custom_id} {size}\n".encode(), entry.params, b"\n")
+            length += size
+            if length >= limits.DISK_CHUNK_BYTES:
+                yield b"".join(parts)
+                parts.clear()
+                length = 0
+        if parts:
             yield b"".join(parts)
-            parts.clear()
-            length = 0
-    yield b"".join(parts)
 
 
 def read_records(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -101,4 +135,6 @@ def read_records(data: bytes) -> Iterator[tuple[str, bytes]]:
         position = start + int(size) + 1
         if data[position - 1 : position] != b"\n":
             raise DamagedError(f"the requests segment is damaged {start} bytes into the shard")
+        if not custom_id.isascii():
+            raise DamagedError(f"the requests segment is damaged {position} bytes into the shard")
         yield custom_id.decode(), data[start : position - 1]

@@ -15,6 +15,7 @@ from batchyard.dispatch.worker import Worker
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.segments.directory import DirectorySegments
 from batchyard.server.auth import OpenKeyRing
+from batchyard.server.disk import Disk
 from batchyard.server.guard import LOOPBACK_HOSTS
 from batchyard.server.rates import Rates
 from batchyard.server.yard import Yard
@@ -57,12 +58,14 @@ async def opened(
     """
     if config.models is not None:
         models.use(config.models)
-    ledger = SqliteLedger(config.data / "ledger.db")
+    disk = Disk(config.data, config.disk_reserve_bytes)
+    disk.take_ballast()
+    ledger = SqliteLedger(config.data / "ledger.db", make_room=disk.give_up_ballast)
     store = DirectorySegments(config.data / "segments")
     if upstreams is None:
         upstreams = {each.name: _upstream(each, clock) for each in config.upstreams}
     worker = _worker(config, clock, ledger, store, upstreams, flush_s)
-    keeper = Keeper(ledger, store, clock, owner=worker.owner)
+    keeper = Keeper(ledger, store, clock, owner=worker.owner, tidy=disk.take_ballast)
     try:
         await keeper.clear_leftovers()
         yield Yard(
@@ -76,6 +79,7 @@ async def opened(
             keys=keys or OpenKeyRing(),
             rates=Rates(clock, config.requests_per_minute),
             queued_max=config.queued_requests,
+            disk=disk,
             spool=config.data / "spool",
             public_url=config.public_url,
             allowed_hosts=_allowed_hosts(config),

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from starlette.responses import Response
 
-from batchyard import ids, limits, wire
+from batchyard import crash, ids, limits, wire
 from batchyard.errors import InvalidRequest, NotFound, RateLimited, shown
 from batchyard.ledger import CreateKey
 from batchyard.model import Batch
@@ -43,6 +43,7 @@ class Batches:
                 f"idempotency-key: 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} characters are allowed",
                 should_retry=False,
             )
+        self._yard.disk.admit(_announced_bytes(request))
         async with uploads.spooled(request, self._yard.spool) as upload:
             key = self._create_key(caller, upload, named)
             # A repeat that arrives while the first call is being written waits for its batch.
@@ -166,6 +167,7 @@ class Batches:
             )
         if not await self._yard.ledger.delete(batch.workspace, batch.id):
             raise _not_found(batch.id)
+        crash.point("deleted")
         await asyncio.to_thread(self._yard.store.delete_batch, batch.id)
         return _json({"id": batch.id, "type": "message_batch_deleted"})
 
@@ -209,6 +211,11 @@ async def find(yard: Yard, request: Request) -> Batch:
     if batch is None:
         raise _not_found(batch_id)
     return batch
+
+
+def _announced_bytes(request: Request) -> int:
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 16 else 0
 
 
 def _is_retry(request: Request) -> bool:

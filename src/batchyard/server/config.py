@@ -8,6 +8,7 @@ public_url = "https://batches.example.com"
 allowed_hosts = ["batches.internal"]
 requests_per_minute = 60000
 queued_requests = 10000000
+disk_reserve_mb = 512
 models = "models.toml"
 
 [[upstream]]
@@ -70,6 +71,7 @@ class Config:
     allowed_hosts: frozenset[str]
     requests_per_minute: int = limits.REQUESTS_PER_MINUTE_DEFAULT
     queued_requests: int = limits.QUEUED_REQUESTS_DEFAULT
+    disk_reserve_bytes: int = limits.DISK_RESERVE_BYTES_DEFAULT
     models: Path | None = None
     upstreams: tuple[UpstreamConfig, ...]
 
@@ -82,6 +84,7 @@ class _Server(msgspec.Struct, forbid_unknown_fields=True):
     allowed_hosts: list[str] = []
     requests_per_minute: int | None = None
     queued_requests: int | None = None
+    disk_reserve_mb: int | None = None
     models: str | None = None
 
 
@@ -144,6 +147,13 @@ def load(
             environment.get("BATCHYARD_QUEUED_REQUESTS"),
             server.queued_requests,
             limits.QUEUED_REQUESTS_DEFAULT,
+        ),
+        disk_reserve_bytes=limits.MIB
+        * _count(
+            "disk_reserve_mb",
+            environment.get("BATCHYARD_DISK_RESERVE_MB"),
+            server.disk_reserve_mb,
+            limits.DISK_RESERVE_BYTES_DEFAULT // limits.MIB,
         ),
         models=_path(environment.get("BATCHYARD_MODELS") or server.models),
         upstreams=_upstreams(entries, environment),

@@ -16,9 +16,11 @@ from starlette.responses import Response
 from batchyard import __version__, ids, limits, wire
 from batchyard.errors import (
     BatchyardError,
+    DiskFull,
     Forbidden,
     Internal,
     InvalidRequest,
+    Overloaded,
     StoreError,
     TooLarge,
     shown,
@@ -77,7 +79,12 @@ class Guard:
                 # The server aborts the connection of an unfinished answer: the cut is noticed.
                 log.warning("cut short request_id=%s: %s", request_id, shown(error.message, 300))
                 return
-            if isinstance(error, StoreError):
+            if isinstance(error, DiskFull):
+                log.warning("disk full request_id=%s: %s", request_id, error)
+                error = Overloaded(
+                    "The disk of this server is full", retry_after_s=limits.DISK_FULL_RETRY_AFTER_S
+                )
+            elif isinstance(error, StoreError):
                 # A ledger that failed also ends the process: see `SqliteLedger.failure`.
                 log.error("store request_id=%s: %s", request_id, error)  # noqa: TRY400 - it says all
                 error = Internal()

@@ -12,9 +12,9 @@ import asyncio
 import zlib
 from typing import TYPE_CHECKING
 
-from batchyard import limits
+from batchyard.checksum import BLOCK_BYTES, is_block
 from batchyard.dispatch.ending import read_manifest
-from batchyard.errors import NotFound, RangeNotSatisfiable
+from batchyard.errors import DamagedError, NotFound, RangeNotSatisfiable
 from batchyard.server import byte_range
 from batchyard.server.batches import find
 from batchyard.server.byte_range import Span
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from batchyard.server.yard import Yard
 
 WRITE_IDLE_S = 60.0
-_CHUNK_BYTES = limits.MIB
 _GZIP_LEVEL = 1  # the next levels cost twice the time for a tenth of the size
 _GZIP_WBITS = 31  # zlib's code for a gzip header and trailer
 _GZIP_BYTES_MIN = 1_024
@@ -126,11 +125,24 @@ class ResultsResponse:
     async def _chunks(self, span: Span) -> AsyncIterator[bytes]:
         begin = 0  # of the extent, in the whole body
         for extent in self._extents:
-            start, end = max(span.start, begin), min(span.end, begin + extent.length)
-            for offset in range(start - begin, end - begin, _CHUNK_BYTES):
-                size = min(_CHUNK_BYTES, end - begin - offset)
-                yield await asyncio.to_thread(self._store.read, extent.segment, offset, size)
+            start = max(0, span.start - begin)
+            end = min(extent.length, span.end - begin)
+            for offset in range(start - start % BLOCK_BYTES, end, BLOCK_BYTES):
+                block = await asyncio.to_thread(self._block, extent, offset)
+                yield block[max(0, start - offset) : end - offset]
             begin += extent.length
+
+    def _block(self, extent: Extent, offset: int) -> bytes:
+        """Read one block of an extent.
+
+        Raises:
+            DamagedError: it is not what was written. No wrong byte is sent; the transfer is cut.
+        """
+        size = min(BLOCK_BYTES, extent.length - offset)
+        block = self._store.read(extent.segment, offset, size)
+        if not is_block(block, offset // BLOCK_BYTES, extent.blocks):
+            raise DamagedError(f"segment {extent.segment} is damaged in the mebibyte at {offset}")
+        return block
 
 
 def _accepts_gzip(header: str) -> bool:

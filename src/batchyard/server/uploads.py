@@ -6,6 +6,7 @@ and written out again in dispatch order by a thread.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import tempfile
@@ -15,8 +16,8 @@ from typing import IO, TYPE_CHECKING
 
 from batchyard import limits, segments, strict, wire
 from batchyard.dispatch.routes import Routes, dispatch_order
-from batchyard.errors import InvalidRequest
-from batchyard.segments.requests import plan_shards, records, sizes_of
+from batchyard.errors import DiskFull, InvalidRequest, StoreError
+from batchyard.segments.requests import Records, plan_shards, sizes_of
 from batchyard.server.guard import body_chunks
 
 if TYPE_CHECKING:
@@ -53,14 +54,19 @@ async def spooled(request: Request, directory: Path) -> AsyncIterator[Upload]:
 
     Raises:
         InvalidRequest, TooLarge: it is coded, too slow, too large, …
+        StoreError: the disk failed; DiskFull when there is no room.
     """
     digest = hashlib.sha256()
-    with tempfile.TemporaryFile(dir=directory, buffering=limits.DISK_CHUNK_BYTES) as file:
-        async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
-            file.write(chunk)
-            digest.update(chunk)
-        file.flush()
-        yield Upload(file, digest.digest())
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=limits.DISK_CHUNK_BYTES) as file:
+            async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
+                file.write(chunk)
+                digest.update(chunk)
+            file.flush()
+            yield Upload(file, digest.digest())
+    except OSError as error:  # also of the close, which writes what is left
+        kind = DiskFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
+        raise kind(f"cannot spool a body: {error.strerror}") from error
 
 
 def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Accepted:
@@ -75,8 +81,9 @@ def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Ac
     order = dispatch_order(pools)
     sizes = sizes_of(entries)
     shards = plan_shards(entries, sizes, pools, order)
-    store.put(segments.requests_name(batch_id), records(entries, sizes, order))
-    return Accepted(len(entries), shards)
+    records = Records(entries, sizes, order, shards)
+    store.put(segments.requests_name(batch_id), records.chunks())
+    return Accepted(len(entries), records.shards())
 
 
 def entries_of(upload: Upload) -> list[Entry]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batchyard.model import Billing
     from batchyard.segments import Segments
     from batchyard.server.auth import KeyRing
+    from batchyard.server.disk import Disk
     from batchyard.server.rates import Rates
     from batchyard.upstream import Upstream
 
@@ -36,6 +37,7 @@ class Yard:
     rates: Rates
     queued_max: int
     """Requests that a workspace may have in batches that have not ended."""
+    disk: Disk
     spool: Path
     public_url: str | None
     """Origin and path prefix that clients use; None takes each request's own."""

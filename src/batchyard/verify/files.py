@@ -23,6 +23,7 @@ SEGMENTS = "segments"
 SPOOL = "spool"
 _FILES = frozenset(
     {FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal", "lock", "server.json", "server.new"}
+    | {"ballast"}
 )
 _OTHERS = 0o077  # files are made 0600, directories 0700
 _SPREAD = re.compile(r"[0-9a-f]{2}")
