@@ -1,0 +1,178 @@
+"""SIGKILL at every named point of the server's work: before and after each step that must hold."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anthropic
+import pytest
+
+import batchyard
+from crash.checking import assert_holds
+from helpers_upstream import DEADLINE_S, Upstream
+from helpers_yard import BATCHES, HEADERS, Yard, assert_answered, poll, request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(batchyard.__file__).parent
+ALL = {
+    name
+    for path in PACKAGE.rglob("*.py")
+    if "client" not in path.parts
+    for name in re.findall(r'crash\.point\("(\w+)"\)', path.read_text(encoding="utf-8"))
+}
+# Several times: the first commit creates, the later ones claim, renew, commit and end.
+TURNS = {
+    "ledger_before_commit": (1, 2, 3, 4, 5, 6, 8),
+    "ledger_committed": (1, 2, 3, 4, 5, 6, 8),
+    "call": (1, 40),
+    "called": (1, 40),
+    "append": (1, 3),
+    "appended": (1, 3),
+    "put_written": (1, 2),
+    "put_synced": (1, 2),
+    "put_renamed": (1, 2),
+    "put_done": (1, 2),
+}
+# These need more than one batch and its end: below, and the emulator's clock.
+APART = {"adopted", "deleted", "archived"}
+CASES = [f"{name}:{turn}" for name in sorted(ALL - APART) for turn in TURNS.get(name, (1,))]
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+def start(data: Path, upstream: Upstream, point: str) -> Yard:
+    return Yard(data, upstream.url, slots=8, environment={"BATCHYARD_CRASH_AT": point})
+
+
+def died(yard: Yard) -> None:
+    """Wait for a yard to kill itself; what it leaves must hold."""
+    process = yard.process
+    if process is not None:  # else it died before it was ready
+        poll(lambda: process.poll() is not None, lambda: "it lives")
+        assert process.returncode == -signal.SIGKILL
+        yard.kill()
+    assert_holds(yard.data)
+
+
+def create(yard: Yard, prompts: list[str]) -> str | None:
+    """Create a batch; return its id, or None when the answer never came."""
+    body = json.dumps({"requests": [request(prompt) for prompt in prompts]}).encode()
+    try:
+        answer = yard.request("POST", BATCHES, body, HEADERS | {"idempotency-key": "one"})
+    except (OSError, http.client.HTTPException):
+        return None
+    assert answer.status == 200
+    found: str = answer.json()["id"]
+    return found
+
+
+@pytest.mark.parametrize("point", CASES)
+def test_killed_there_it_goes_on_with_one_batch_and_one_result_each(
+    tmp_path: Path, upstream: Upstream, point: str
+) -> None:
+    data = tmp_path / "data"
+    prompts = [f"point-{n}" for n in range(120)]
+    yard = start(data, upstream, point)
+    yard.launch()
+    acknowledged = None
+    try:
+        yard.wait_ready()
+        acknowledged = create(yard, prompts)
+    except AssertionError:
+        assert point.startswith("ledger_"), "it died before it was ready"
+    died(yard)
+    with Yard(data, upstream.url, slots=8) as again:
+        listed = [batch["id"] for batch in again.get(BATCHES).json()["data"]]
+        assert len(listed) <= 1
+        if acknowledged is not None:
+            assert listed == [acknowledged], "what was answered with 200 is there"
+        batch_id = create(again, prompts)  # as a client does that has had no answer
+        assert batch_id is not None
+        if listed:
+            assert [batch_id] == listed, "the same call is the same batch"
+        again.wait_ended(batch_id)
+        assert_answered(again.results(batch_id), prompts)
+        calls = sum(upstream.counts[prompt] for prompt in prompts)
+        assert calls - len(prompts) <= 8 + 40, (
+            "only what was in flight or just answered is repeated"
+        )
+        again.kill()
+        assert_holds(data)
+
+
+def test_killed_while_it_adopts_it_adopts_again(tmp_path: Path, upstream: Upstream) -> None:
+    data = tmp_path / "data"
+    prompts = [f"adopt-{n}" for n in range(60)] + ["adopt-last|hold:adopt"]
+    with Yard(data, upstream.url, slots=8) as yard:
+        batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
+        yard.wait_progress(batch_id, lambda progress: progress["results"] >= 60)
+        yard.kill()
+    assert_holds(data)
+    for point in ("claimed:1", "adopted:1", "call:1"):
+        yard = start(data, upstream, point)
+        yard.launch()
+        died(yard)
+    upstream.gate("adopt").open()
+    with Yard(data, upstream.url, slots=8) as yard:
+        yard.wait_ended(batch_id)
+        assert_answered(yard.results(batch_id), prompts)
+        assert all(upstream.counts[f"adopt-{n}"] == 1 for n in range(60)), "nothing is paid twice"
+
+
+def test_killed_between_row_and_bytes_of_a_delete_nothing_is_left(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    data = tmp_path / "data"
+    yard = start(data, upstream, "deleted:1").start()
+    batch_id = yard.create([request("deleted")])["id"]
+    yard.wait_ended(batch_id)
+    with pytest.raises((OSError, http.client.HTTPException)):
+        yard.request("DELETE", f"{BATCHES}/{batch_id}")
+    died(yard)
+    with Yard(data, upstream.url) as again:
+        assert again.get(f"{BATCHES}/{batch_id}").status == 404
+        assert again.files() == []
+
+
+def test_killed_between_row_and_bytes_of_an_archiving_nothing_is_left(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    command = [sys.executable, "-m", "batchyard", "emulate", "--port", "0", "--data", str(data)]
+    environment = os.environ | {"BATCHYARD_CRASH_AT": "archived:1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        client = anthropic.Anthropic(
+            base_url=json.loads(process.stdout.readline())["url"], api_key="any"
+        )
+        params = {"model": "claude-haiku-4-5", "max_tokens": 9}
+        params |= {"messages": [{"role": "user", "content": "Hello"}]}
+        batch = client.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
+        with pytest.raises(anthropic.APIConnectionError):
+            client.with_options(max_retries=0).post(
+                "/emulator/clock", body={"advance": "30d"}, cast_to=object
+            )
+        assert process.wait(DEADLINE_S) == -signal.SIGKILL
+    assert_holds(data)
+    with Yard(data, "simulated:") as again:
+        found = again.batch(batch.id)
+        assert found["archived_at"] is not None
+        assert found["results_url"] is None
+        assert again.files() == []
+
+
+def test_every_point_is_tried() -> None:
+    assert {case.partition(":")[0] for case in CASES} | APART == ALL
+    assert os.environ.get("BATCHYARD_CRASH_AT") is None
