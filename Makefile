@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV := .tools/bin/uv
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 PYTHONPATH=
 
-.PHONY: setup demo test power strace check format bench lock clean
+.PHONY: setup demo test crash sim power strace check format bench lock clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -96,6 +96,13 @@ test: .venv/.ready .venv-sdk0/.ready .venv-openapi/.ready $(SUITES) strace
 power: .venv/.ready strace
 	BATCHYARD_POWER_CUTS=all BATCHYARD_POWER_RECORDINGS=3 BATCHYARD_TORN_STEP=1 BATCHYARD_FAULTS=all \
 	  $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/disk
+
+# 3,000 kills at random moments under load, and the simulator over many seeds; they print figures.
+crash: .venv/.ready
+	BATCHYARD_CRASH_KILLS=3000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/crash/test_random_kills.py
+
+sim: .venv/.ready
+	BATCHYARD_SIM_SEEDS=3000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/sim
 
 # What tests/disk watches and disturbs system calls with; installed when we are root and have apt.
 strace:
