@@ -53,6 +53,9 @@ _MIGRATIONS = {
     )
 }
 
+# What SQLite says of bytes that are no database of its; anything else may be the disk's fault.
+_NO_LEDGER = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
@@ -409,9 +412,13 @@ class SqliteLedger:
         await self._writer.failure()
 
     async def close(self) -> None:
-        """Close both connections, the writer last: it checkpoints."""
-        await self._reader.close()
-        await self._writer.close()
+        """Close both connections. The last one folds the log into the file, if it may write.
+
+        After a failure nothing is written any more: what the log holds is for the next start.
+        """
+        connections = (self._reader, self._writer)
+        for connection in reversed(connections) if self._writer.has_failed else connections:
+            await connection.close()
 
 
 class _Connection:
@@ -422,6 +429,7 @@ class _Connection:
         self._make_room = make_room
         self._db: sqlite3.Connection | None = None
         self._failed = asyncio.Event()
+        self._broken = False
         self._error: StoreError | None = None
 
     def open(self, path: Path, *, read_only: bool) -> None:
@@ -452,6 +460,11 @@ class _Connection:
             self._failed.set()
             raise
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a query has failed, so that what is on the disk is unknown."""
+        return self._broken
+
     async def failure(self) -> None:
         """Wait until a query has failed, and raise it."""
         await self._failed.wait()
@@ -461,6 +474,8 @@ class _Connection:
     def _run(self, query: Query[T]) -> T:
         if self._db is None:  # closed while it waited for its turn
             raise StoreError("the ledger is closed")
+        if self._broken:  # what was queued behind the query that failed
+            raise StoreError("the ledger has failed")
         try:
             with self._db:  # commits, or rolls back on any exception
                 self._db.execute("BEGIN")
@@ -470,6 +485,7 @@ class _Connection:
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise DiskFull(f"the ledger has no room: {error}") from error
+            self._broken = True
             raise StoreError(f"the ledger failed: {error}") from error
         return answer
 
@@ -540,7 +556,9 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> None:
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         pages = db.execute("PRAGMA page_count").fetchone()[0]
     except sqlite3.DatabaseError as error:
-        raise ConfigError(f"{path} is not a ledger: {error}") from None
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_LEDGER:
+            raise ConfigError(f"{path} is not a ledger: {error}") from None
+        raise StoreError(f"cannot read the ledger {path}: {error}") from error
     if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
         return
     if application == APPLICATION_ID:

@@ -6,6 +6,7 @@ that failed is never repeated: the kernel may have dropped the pages, so a secon
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -58,7 +59,8 @@ class DirectorySegments:
         except OSError as error:
             raise _error(error, f"cannot write segment {name}") from error
         finally:
-            temporary.unlink(missing_ok=True)  # it is there only when something went wrong
+            with contextlib.suppress(OSError):  # it is there only when something went wrong
+                temporary.unlink()
 
     def appender(self, name: str) -> FileAppender:
         """Begin a segment to append to."""

@@ -23,11 +23,11 @@ def lock(data: Path) -> TextIO:
         ConfigError: it cannot be made or written.
     """
     try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(data)
         (data / "spool").mkdir(mode=0o700, exist_ok=True)
         file = (data / "lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot use data directory {data}: {error.strerror}") from None
+        raise _unusable(data, error) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -37,21 +37,49 @@ def lock(data: Path) -> TextIO:
             f"data directory {data} is in use by another batchyard process"
             + (f" (pid {holder})" if holder.isdigit() else "")
         ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+    except OSError as error:
+        raise _unusable(data, error) from None
     return file
+
+
+def _unusable(data: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot use data directory {data}: {error.strerror}")
+
+
+def _make(data: Path) -> None:
+    """Make a directory whose name survives a power cut, and those above it."""
+    missing = [path for path in (data, *data.parents) if not path.exists()]
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Also when it is there already: an earlier start may have been cut short.
+    for path in {data, *missing}:
+        descriptor = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
 def published(data: Path, ready: Mapping[str, object]) -> Generator[None]:
-    """Write where the yard is to be found, for other processes of this machine, while it runs."""
+    """Write where the yard is to be found, for other processes of this machine, while it runs.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     endpoint = data / "server.json"
     temporary = endpoint.with_suffix(".new")
-    temporary.write_bytes(wire.encode(ready))
-    temporary.replace(endpoint)
+    try:
+        temporary.write_bytes(wire.encode(ready))
+        temporary.replace(endpoint)
+    except OSError as error:
+        raise _unusable(data, error) from None
     try:
         yield
     finally:
-        endpoint.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # or it would hide why the yard ends
+            endpoint.unlink()

@@ -1,0 +1,173 @@
+"""The disk is full: a small file system in memory, filled to the last byte, under a real server.
+
+Creates are refused whole; what is running keeps what it has recorded. The file system is mounted
+for each test, which takes root. Where that is not allowed, `test_io_errors.py` still has files that
+may not grow, which is nearly the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from disk.loads import Interrupted, Load
+from helpers_upstream import Upstream
+from helpers_yard import BATCHES, HEADERS, QUICK, Yard, request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BYTES = 12 << 20
+RESERVE_BYTES = 4 << 20
+BOUNDS = QUICK | {
+    "limits:SHARD_REQUESTS": 8,
+    "limits:DISK_RESERVE_BYTES_DEFAULT": RESERVE_BYTES,
+    "limits:DISK_FULL_WAIT_S": 0.05,
+}
+
+
+class Disk:
+    """A file system that can be filled and freed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._filler = root / "filler"
+
+    def fill(self) -> None:
+        """Leave no byte."""
+        descriptor = os.open(self._filler, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    os.write(descriptor, bytes(4_096))
+        finally:
+            os.close(descriptor)
+        assert os.statvfs(self.root).f_bavail == 0
+
+    def free(self) -> None:
+        self._filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    root = tmp_path / "disk"
+    root.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={BYTES},mode=0700", "tmpfs", str(root)]
+    mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield Disk(root)
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def yard(disk: Disk, upstream: Upstream) -> Iterator[Yard]:
+    """Return a running yard on the small disk, its log elsewhere."""
+    yard = Yard(disk.root / "data", upstream.url, slots=16, bounds=BOUNDS)
+    yard.log = disk.root.with_name("yard.log")
+    with yard as running:
+        yield running
+
+
+def body(name: str, number: int, padding: int = 0) -> dict[str, object]:
+    return {"requests": [request(f"{name}-{n}", metadata="x" * padding) for n in range(number)]}
+
+
+def test_a_create_on_a_full_disk_is_refused_and_leaves_nothing(
+    disk: Disk, yard: Yard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    load.end(load.create(5))
+    before = yard.files()
+    disk.fill()
+    for _ in range(5):
+        answer = yard.post(BATCHES, body("refused", 2_000))
+        assert answer.status in {500, 529}, answer.body
+        assert answer.json()["type"] == "error"
+    assert yard.files() == before, "something is half written"
+    assert len(yard.read_log()) < 100_000, "a tight loop"
+    disk.free()
+    load.run()
+    load.check()
+    assert upstream.number("refused") == 0
+
+
+def test_a_full_disk_is_an_overload_to_come_back_after(disk: Disk, yard: Yard) -> None:
+    disk.fill()
+    answer = yard.post(BATCHES, body("refused", 2_000))
+    assert answer.status == 529, answer.body
+    assert answer.json()["error"]["type"] == "overloaded_error"
+    assert int(answer.headers["retry-after"]) > 0
+    assert "Traceback" not in yard.read_log()
+
+
+def test_what_runs_when_the_disk_fills_is_recovered_when_there_is_room(
+    disk: Disk, yard: Yard, upstream: Upstream
+) -> None:
+    """By a start at the latest: results that were synced are not asked for again."""
+    load = Load(yard, upstream)
+    done = load.create(30)
+    load.end(done)
+    running = load.create(40, "|hold:room")
+    upstream.wait_calls("load1-", 16)
+    disk.fill()
+    upstream.gate("room").open()
+    try:
+        upstream.wait_until(lambda: upstream.number_answered("load1-") >= 8, "answers")
+        disk.free()
+        load.end(running)
+    except Interrupted:
+        assert yard.wait() == 1
+        assert "stopped, the store failed" in yard.read_log()
+        yard.start()
+        load.end(running)
+    assert len(yard.read_log()) < 100_000, "a tight loop"
+    load.check()
+    assert all(upstream.counts[prompt] == 1 for prompt in done.prompts)
+
+
+def test_a_running_batch_waits_for_room_and_ends_without_a_restart(
+    disk: Disk, yard: Yard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    running = load.create(40, "|hold:room")
+    upstream.wait_calls("load0-", 16)
+    disk.fill()
+    upstream.gate("room").open()
+    upstream.wait_until(lambda: upstream.number_answered("load0-") >= 8, "answers")
+    # What cannot be written shows itself at the next renewal at the latest.
+    for _ in range(50):
+        with contextlib.suppress(Interrupted):
+            load.look(running)
+    disk.free()
+    load.end(running)
+    load.check()
+    counts = [upstream.counts[prompt.partition("|")[0]] for prompt in running.prompts]
+    assert counts == [1] * 40, "answers that had come were thrown away"
+
+
+def test_deleting_works_on_a_full_disk_and_makes_room(
+    disk: Disk, yard: Yard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    old = load.create(2_000)
+    load.end(old)
+    disk.fill()
+    assert yard.request("DELETE", f"{BATCHES}/{old.batch_id}", None, HEADERS).status == 200
+    assert os.statvfs(disk.root).f_bavail > 0
+    assert not any(str(old.batch_id) in name for name in yard.files())
+    disk.free()
+    load.end(load.create(3))
