@@ -355,6 +355,7 @@ def test_it_ends_at_once_though_answers_are_under_way() -> None:
     with Emulator(latency=80_000) as emulator:
         client_of(emulator).messages.batches.create(requests=requests("a", "b"))
         data = emulator._data
+        assert data is not None
         assert data.exists()
     assert not data.exists(), "nothing is left behind"
 
@@ -368,9 +369,51 @@ def test_an_emulator_that_is_not_running_says_so() -> None:
         assert emulator.url
     with pytest.raises(RuntimeError, match="another one"):
         emulator.start()
+    with pytest.raises(RuntimeError, match="has ended"):
+        emulator.advance("1h")
     emulator.close()
 
 
-def test_a_setting_that_cannot_be_used_is_told_to_who_starts_it() -> None:
-    with pytest.raises(InvalidRequest, match="speed"):
-        Emulator(speed=0).start()
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("speed", 0), ("speed", "fast"), ("latency", -1), ("latency", "soon"), ("words", 0),
+        ("slots", 0), ("slots", 2.5), ("seed", -1), ("seed", "a"), ("requests_per_minute", 0),
+        ("queued_requests", True),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_used_is_named(setting: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        Emulator(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_a_latency_may_be_a_duration() -> None:
+    with Emulator(latency="2h", slots=1) as emulator:
+        client = client_of(emulator)
+        batch = client.messages.batches.create(requests=requests("a"))
+        emulator.advance("30m")
+        assert client.messages.batches.retrieve(batch.id).processing_status == "in_progress"
+        emulator.advance("3h")
+        assert client.messages.batches.retrieve(batch.id).processing_status == "ended"
+
+
+def test_a_script_may_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "outcomes.toml"
+    file.write_text('[[request]]\noutcome = "expired"\n')
+    for script in (file, str(file)):
+        with Emulator(script=script) as emulator:
+            client = client_of(emulator)
+            batch = client.messages.batches.create(requests=requests("a"))
+            emulator.settle()
+            assert types_of(client, batch.id) == {"a": "expired"}
+
+
+def test_the_batch_of_the_fixtures_does_not_meet_the_script() -> None:
+    script = '[[request]]\noutcome = "errored"\nfirst = 1'
+    with Emulator(script=script, fixtures=True) as emulator:
+        client = client_of(emulator)
+        ready = client.messages.batches.retrieve("message_batch_id")
+        assert ready.request_counts.succeeded == 1
+        batch = client.messages.batches.create(requests=requests("a"))
+        emulator.settle()
+        assert types_of(client, batch.id) == {"a": "errored"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchyard.errors import ConfigError, StoreError
-from batchyard.ledger import sqlite
+from batchyard.ledger import sqlite, sqlite_file
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Tokens
 from store.making import LEASE, NOW, add, make_commit, take
@@ -50,8 +50,8 @@ def _versioned(path: Path) -> None:
 
 def _newer(path: Path) -> None:
     db = sqlite3.connect(path)
-    db.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    db.execute(f"PRAGMA application_id = {sqlite_file.APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {sqlite_file.SCHEMA_VERSION + 1}")
     db.execute("CREATE TABLE future (x)")
     db.commit()
     db.close()
@@ -240,18 +240,18 @@ def database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[sqlite3.Connection]:
     path = tmp_path_factory.mktemp("plans") / "ledger.db"
-    db = sqlite._connect(path, read_only=False)
+    db = sqlite_file.connect(path, read_only=False)
     if request.param != "empty":
         _fill(db)
     yield db
     db.close()
 
 
-@pytest.mark.parametrize("name", sorted(sqlite._SQL))
+@pytest.mark.parametrize("name", sorted(sqlite_file.SQL))
 def test_no_statement_walks_over_all_shards_or_all_batches(
     database: sqlite3.Connection, name: str
 ) -> None:
-    text = sqlite._SQL[name]
+    text = sqlite_file.SQL[name]
     bound = dict.fromkeys(re.findall(r":(\w+)", text), 1)
     plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {text}", bound)]
     tables = re.compile(r"SCAN (shards|batches|creates|b|s)\b")
@@ -285,7 +285,7 @@ async def test_a_file_of_version_1_is_opened_and_keeps_what_it_holds(tmp_path: P
         "INSERT INTO batches (id, workspace, requests, version, betas, billing, created_us,"
         " expires_us) VALUES ('msgbatch_old', 'w', 3, '2023-06-01', 'b', 'standard', 5, 6)"
     )
-    db.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+    db.execute(f"PRAGMA application_id = {sqlite_file.APPLICATION_ID}")
     db.execute("PRAGMA user_version = 1")
     db.commit()
     db.close()
@@ -296,10 +296,10 @@ async def test_a_file_of_version_1_is_opened_and_keeps_what_it_holds(tmp_path: P
         assert (old.requests, old.created_us, old.user_profile) == (3, 5, None)
         await ledger.close()
     with sqlite3.connect(path) as found, sqlite3.connect(":memory:") as fresh:
-        for statement in sqlite.schema():
+        for statement in sqlite_file.schema():
             fresh.execute(statement)
         columns = "SELECT name, type FROM pragma_table_info(?) ORDER BY name"
         for table in ("batches", "shards", "creates"):
             rows = [db.execute(columns, (table,)).fetchall() for db in (found, fresh)]
             assert rows[0] == rows[1], table
-        assert found.execute("PRAGMA user_version").fetchone()[0] == sqlite.SCHEMA_VERSION
+        assert found.execute("PRAGMA user_version").fetchone()[0] == sqlite_file.SCHEMA_VERSION

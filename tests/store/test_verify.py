@@ -19,7 +19,7 @@ import pytest
 
 from batchyard import segments
 from batchyard.errors import ConfigError
-from batchyard.ledger.sqlite import SCHEMA_VERSION
+from batchyard.ledger.sqlite_file import SCHEMA_VERSION
 from batchyard.verify import findings
 from batchyard.verify.findings import LIKE_MAX
 from store.yards import NAMES, Maker, change, checked, make_yard, path_of, row

@@ -13,6 +13,7 @@ from batchyard.emulator.fixtures import Fixtures, OneWorkspace, make_batch
 from batchyard.emulator.machine import Machine
 from batchyard.emulator.model import ScriptedModel
 from batchyard.emulator.script import Script
+from batchyard.errors import ConfigError, shown
 from batchyard.limits import QUEUED_REQUESTS_DEFAULT, REQUESTS_PER_MINUTE_DEFAULT
 from batchyard.server import app, assemble
 from batchyard.server.config import Config, UpstreamConfig
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _NAME = "simulated"
 _FLUSH_S = 0.001  # nobody waits for answers to gather
+_COUNT_MAX = 10**15
+LATENCY_MAX_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,33 @@ class Emulation:
     queued_requests: int = QUEUED_REQUESTS_DEFAULT
     models: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ConfigError: one is out of its range.
+        """
+        _number("latency", self.latency, 0, LATENCY_MAX_S)
+        _number("speed", self.speed, 1e-6, SPEED_MAX)
+        _whole("words", self.words, 1, 100_000)
+        _whole("slots", self.slots, 1, 100_000)
+        _whole("requests_per_minute", self.requests_per_minute, 1, _COUNT_MAX)
+        _whole("queued_requests", self.queued_requests, 1, _COUNT_MAX)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, 2**63 - 1)
+
+
+def _number(name: str, value: object, least: float, most: float) -> None:
+    if not isinstance(value, int | float) or not least <= value <= most:
+        raise ConfigError(f"{name} {shown(value)}: a number from {least:,} to {most:,} is allowed")
+
+
+def _whole(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(
+            f"{name} {shown(value)}: a whole number from {least} to {most} is allowed"
+        )
+
 
 async def emulate(
     what: Emulation, *, leaving: asyncio.Event, tell: Callable[[str, Machine], None]
@@ -63,7 +93,6 @@ async def emulate(
 
     Raises:
         ConfigError: the data or the address cannot be used.
-        InvalidRequest: the speed is out of range.
         ExceptionGroup: the store failed.
     """
     clock = TurnableClock()
@@ -72,7 +101,9 @@ async def emulate(
     settings = Settings(
         latency=what.latency, jitter=0.5 if what.latency else 0.0, words=what.words, seed=seed
     )
-    model = ScriptedModel(Simulated(_NAME, settings, clock), what.script, clock=clock, seed=seed)
+    # The batch of the fixtures is made before the script holds.
+    begin = Script() if what.fixtures else what.script
+    model = ScriptedModel(Simulated(_NAME, settings, clock), begin, clock=clock, seed=seed)
     machine = Machine(clock, model)
     listener = listen(what.host, what.port)
     async with assemble.opened(
@@ -95,6 +126,7 @@ async def emulate(
             await started.wait()
             if what.fixtures:
                 await make_batch(yard)
+                machine.follow(what.script)
             tell(url_of(listener), machine)
             await leaving.wait()
             clock.set_speed(SPEED_MAX)  # nobody waits for calls in flight

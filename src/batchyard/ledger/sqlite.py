@@ -11,15 +11,13 @@ the next start recovers from what is on disk.
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchyard import crash
-from batchyard.errors import ConfigError, DamagedError, DiskFull, StoreError
+from batchyard.errors import DamagedError, DiskFull, StoreError
 from batchyard.ledger import (
     Claim,
     Commit,
@@ -33,6 +31,7 @@ from batchyard.ledger import (
     ShardResult,
     columns,
 )
+from batchyard.ledger.sqlite_file import SQL, connect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,36 +41,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = sqlite3.Row
 Query = Callable[[sqlite3.Connection], T]
-
-APPLICATION_ID = 0x62796172  # "byar"
-SCHEMA_VERSION = 2
-# What a file of an older version needs, by that version, in the transaction that opens it.
-_MIGRATIONS = {
-    1: (
-        "ALTER TABLE batches ADD COLUMN user_profile TEXT",
-        "ALTER TABLE shards ADD COLUMN crc INTEGER",
-    )
-}
-
-# What SQLite says of bytes that are no database of its; anything else may be the disk's fault.
-_NO_LEDGER = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
-
-_PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA trusted_schema = OFF",
-    "PRAGMA journal_size_limit = 16777216",
-    "PRAGMA busy_timeout = 5000",
-)
-
-
-def _statements() -> dict[str, str]:
-    text = resources.files("batchyard.ledger").joinpath("statements.sql").read_text("utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-_SQL = _statements()
 
 
 def _one_thread() -> Executor:
@@ -121,7 +90,7 @@ class SqliteLedger:
             if known is not None:
                 return known
             (seq,) = db.execute(
-                _SQL["batch_insert"],
+                SQL["batch_insert"],
                 {
                     "id": batch.id,
                     "workspace": batch.workspace,
@@ -135,7 +104,7 @@ class SqliteLedger:
                 },
             ).fetchone()
             db.executemany(
-                _SQL["shard_insert"],
+                SQL["shard_insert"],
                 (
                     {
                         "batch": batch.id,
@@ -152,7 +121,7 @@ class SqliteLedger:
                 ),
             )
             db.execute(
-                _SQL["create_put"],
+                SQL["create_put"],
                 {
                     "workspace": batch.workspace,
                     "key": key.key,
@@ -183,12 +152,12 @@ class SqliteLedger:
             bound: dict[str, Any] = {"workspace": workspace, "limit": limit + 1}
             statement = "batches_newest"
             if cursor is not None:
-                row = db.execute(_SQL["batch_seq"], bound | {"id": cursor}).fetchone()
+                row = db.execute(SQL["batch_seq"], bound | {"id": cursor}).fetchone()
                 if row is None:
                     return None
                 bound["seq"] = row["seq"]
                 statement = "batches_after" if after else "batches_before"
-            found = [columns.read_batch(row) for row in db.execute(_SQL[statement], bound)]
+            found = [columns.read_batch(row) for row in db.execute(SQL[statement], bound)]
             page = found[:limit]
             if statement == "batches_before":
                 page.reverse()
@@ -201,7 +170,7 @@ class SqliteLedger:
 
         def run(db: sqlite3.Connection) -> Batch | None:
             bound = {"id": batch_id, "workspace": workspace, "now": now_us}
-            db.execute(_SQL["batch_cancel"], bound)
+            db.execute(SQL["batch_cancel"], bound)
             return _get(db, workspace, batch_id)
 
         return await self._writer.run(run)
@@ -210,9 +179,9 @@ class SqliteLedger:
         """Forget an ended batch; False when there is none."""
 
         def run(db: sqlite3.Connection) -> bool:
-            gone = db.execute(_SQL["batch_delete"], {"id": batch_id, "workspace": workspace})
+            gone = db.execute(SQL["batch_delete"], {"id": batch_id, "workspace": workspace})
             if gone.rowcount == 1:
-                db.execute(_SQL["creates_of_batch_delete"], {"batch": batch_id})
+                db.execute(SQL["creates_of_batch_delete"], {"batch": batch_id})
             return gone.rowcount == 1
 
         return await self._writer.run(run)
@@ -222,8 +191,8 @@ class SqliteLedger:
 
         def run(db: sqlite3.Connection) -> Progress:
             bound = {"batch": batch_id}
-            row = db.execute(_SQL["progress"], bound).fetchone()
-            pools = [pool for (pool,) in db.execute(_SQL["progress_pools"], bound)]
+            row = db.execute(SQL["progress"], bound).fetchone()
+            pools = [pool for (pool,) in db.execute(SQL["progress_pools"], bound)]
             return Progress(
                 shards=row["shards"],
                 shards_done=row["shards_done"],
@@ -237,20 +206,20 @@ class SqliteLedger:
     async def queued(self, workspace: str) -> int:
         """Return how many requests of a workspace are in batches that have not ended."""
         return await self._reader.run(
-            lambda db: int(db.execute(_SQL["queued"], {"workspace": workspace}).fetchone()[0])
+            lambda db: int(db.execute(SQL["queued"], {"workspace": workspace}).fetchone()[0])
         )
 
     async def pools_ready(self) -> Sequence[str]:
         """Return the pools that have a shard to claim."""
         return await self._reader.run(
-            lambda db: [pool for (pool,) in db.execute(_SQL["pools_ready"])]
+            lambda db: [pool for (pool,) in db.execute(SQL["pools_ready"])]
         )
 
     async def claim(self, owner: str, pool: str, lease_us: int, limit: int) -> Sequence[Claim]:
         """Take shards of one batch from a pool; see the protocol."""
 
         def run(db: sqlite3.Connection) -> list[Claim]:
-            lane = db.execute(_SQL["lane"], {"pool": pool}).fetchone()
+            lane = db.execute(SQL["lane"], {"pool": pool}).fetchone()
             if lane is None:
                 return []
             bound = {
@@ -260,8 +229,8 @@ class SqliteLedger:
                 "lease_us": lease_us,
                 "limit": limit,
             }
-            bound["seq"] = db.execute(_SQL["turn"], bound).fetchone()["seq"]
-            return _claims(db, db.execute(_SQL["claim"], bound).fetchall())
+            bound["seq"] = db.execute(SQL["turn"], bound).fetchone()["seq"]
+            return _claims(db, db.execute(SQL["claim"], bound).fetchall())
 
         return await self._writer.run(run)
 
@@ -271,7 +240,7 @@ class SqliteLedger:
         """Take ready shards of canceled and expired batches, whatever their pool."""
         bound = {"owner": owner, "now": now_us, "lease_us": lease_us, "limit": limit}
         return await self._writer.run(
-            lambda db: _claims(db, db.execute(_SQL["claim_void"], bound).fetchall())
+            lambda db: _claims(db, db.execute(SQL["claim_void"], bound).fetchall())
         )
 
     async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
@@ -289,8 +258,8 @@ class SqliteLedger:
                     "inflight": shard.inflight,
                     **columns.bind_counts(shard.counts),
                 }
-                db.execute(_SQL["renew"], bound)
-                row = db.execute(_SQL["held"], bound).fetchone()
+                db.execute(SQL["renew"], bound)
+                row = db.execute(SQL["held"], bound).fetchone()
                 if row is not None:
                     canceled = row["cancel_us"] is not None
                     answer.append(Renewed(batch=shard.batch, index=shard.index, canceled=canceled))
@@ -307,7 +276,7 @@ class SqliteLedger:
             "attempt": claim.attempt,
             "manifest": columns.dump_extents(extents),
         }
-        return await self._writer.run(lambda db: db.execute(_SQL["adopt"], bound).rowcount == 1)
+        return await self._writer.run(lambda db: db.execute(SQL["adopt"], bound).rowcount == 1)
 
     async def commit(self, owner: str, commits: Sequence[Commit]) -> Committed:
         """Finish shards. Repeating a commit that has happened is accepted."""
@@ -324,23 +293,23 @@ class SqliteLedger:
                     "tokens": columns.dump_tokens(commit.tokens),
                     **columns.bind_counts(commit.counts),
                 }
-                changed = db.execute(_SQL["commit"], bound).rowcount
-                if changed or db.execute(_SQL["committed"], bound).fetchone():
+                changed = db.execute(SQL["commit"], bound).rowcount
+                if changed or db.execute(SQL["committed"], bound).fetchone():
                     accepted.add((commit.batch, commit.index))
             batches = sorted({commit.batch for commit in commits})
-            done = [b for b in batches if db.execute(_SQL["is_finished"], {"batch": b}).fetchone()]
+            done = [b for b in batches if db.execute(SQL["is_finished"], {"batch": b}).fetchone()]
             return Committed(accepted=frozenset(accepted), finished=tuple(done))
 
         return await self._writer.run(run)
 
     async def release(self, owner: str) -> None:
         """Give back everything that this owner holds."""
-        await self._writer.run(lambda db: db.execute(_SQL["release"], {"owner": owner}))
+        await self._writer.run(lambda db: db.execute(SQL["release"], {"owner": owner}))
 
     async def take_back(self, now_us: int, *, but: str) -> int:
         """Free the shards of other owners whose lease has ended; return how many."""
         bound = {"now": now_us, "owner": but}
-        return await self._writer.run(lambda db: db.execute(_SQL["take_back"], bound).rowcount)
+        return await self._writer.run(lambda db: db.execute(SQL["take_back"], bound).rowcount)
 
     async def finished(self) -> Sequence[str]:
         """Return the batches with all shards done that have not ended."""
@@ -350,7 +319,7 @@ class SqliteLedger:
         """Return the results of all shards of an open batch, by index."""
 
         def run(db: sqlite3.Connection) -> list[ShardResult]:
-            rows = db.execute(_SQL["manifest"], {"batch": batch_id})
+            rows = db.execute(SQL["manifest"], {"batch": batch_id})
             return [
                 ShardResult(
                     index=row["idx"],
@@ -372,14 +341,14 @@ class SqliteLedger:
 
         def run(db: sqlite3.Connection) -> bool:
             bound = {"batch": batch_id, "now": now_us, "tokens": columns.dump_tokens(tokens)}
-            row = db.execute(_SQL["end"], bound).fetchone()
+            row = db.execute(SQL["end"], bound).fetchone()
             if row is None:
                 return False
             if row["requests"] != row["results"]:
                 raise DamagedError(
                     f"batch {batch_id} has {row['requests']} requests and {row['results']} results"
                 )
-            db.execute(_SQL["shards_delete"], bound)
+            db.execute(SQL["shards_delete"], bound)
             return True
 
         return await self._writer.run(run)
@@ -388,23 +357,23 @@ class SqliteLedger:
         """Return ended batches that are old enough to be archived."""
         bound = {"before": created_before_us, "limit": limit}
         return await self._reader.run(
-            lambda db: [batch for (batch,) in db.execute(_SQL["outdated"], bound)]
+            lambda db: [batch for (batch,) in db.execute(SQL["outdated"], bound)]
         )
 
     async def archive(self, batch_id: str, now_us: int) -> None:
         """Mark the results of an ended batch as gone."""
         await self._writer.run(
-            lambda db: db.execute(_SQL["archive"], {"id": batch_id, "now": now_us})
+            lambda db: db.execute(SQL["archive"], {"id": batch_id, "now": now_us})
         )
 
     async def forget_creates(self, now_us: int) -> None:
         """Drop the create calls that no repeat may refer to any more."""
-        await self._writer.run(lambda db: db.execute(_SQL["creates_purge"], {"now": now_us}))
+        await self._writer.run(lambda db: db.execute(SQL["creates_purge"], {"now": now_us}))
 
     async def live(self) -> dict[str, bool]:
         """Return every batch id, with whether its segments are still needed."""
         return await self._reader.run(
-            lambda db: {row["id"]: row["archived_us"] is None for row in db.execute(_SQL["ids"])}
+            lambda db: {row["id"]: row["archived_us"] is None for row in db.execute(SQL["ids"])}
         )
 
     async def failure(self) -> None:
@@ -434,7 +403,7 @@ class _Connection:
 
     def open(self, path: Path, *, read_only: bool) -> None:
         """Connect, blocking; a writer creates the file and takes back all work."""
-        self._db = self._threads.submit(_connect, path, read_only=read_only).result()
+        self._db = self._threads.submit(connect, path, read_only=read_only).result()
 
     async def run(self, query: Query[T]) -> T:
         """Run `query` in a transaction of its own and return when it is durable.
@@ -497,85 +466,9 @@ class _Connection:
         self._threads.shutdown(wait=False)
 
 
-def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    if read_only:
-        db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, isolation_level=None)
-        db.execute("PRAGMA query_only = ON")
-        db.execute("PRAGMA busy_timeout = 5000")
-    else:
-        db = sqlite3.connect(path, isolation_level=None)
-        _check_identity(db, path)
-        for pragma in _PRAGMAS:
-            db.execute(pragma)
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                _create_schema(db)
-            elif version < SCHEMA_VERSION:
-                _migrate(db, version)
-            db.execute(_SQL["take_back_all"])
-    db.row_factory = sqlite3.Row
-    return db
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-def schema() -> list[str]:
-    """Return the statements that make an empty ledger."""
-    # executescript would commit the open transaction; sqlite3 runs single statements only.
-    text = resources.files("batchyard.ledger").joinpath("schema.sql").read_text("utf-8")
-    return list(filter(str.strip, re.sub(r"--[^\n]*", "", text).split(";")))
-
-
-def _create_schema(db: sqlite3.Connection) -> None:
-    for statement in schema():
-        db.execute(statement)
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _migrate(db: sqlite3.Connection, version: int) -> None:
-    for step in range(version, SCHEMA_VERSION):
-        for statement in _MIGRATIONS[step]:
-            db.execute(statement)
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _check_identity(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that is not ours before anything is written to it.
-
-    Raises:
-        ConfigError: not a ledger, or of another version.
-    """
-    try:
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        pages = db.execute("PRAGMA page_count").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_LEDGER:
-            raise ConfigError(f"{path} is not a ledger: {error}") from None
-        raise StoreError(f"cannot read the ledger {path}: {error}") from error
-    if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
-        return
-    if application == APPLICATION_ID:
-        raise ConfigError(
-            f"{path} has schema version {version}; this program knows versions 1 to "
-            f"{SCHEMA_VERSION}"
-        )
-    if not pages and path.stat().st_size:
-        # SQLite takes any file shorter than a page for an empty database.
-        raise ConfigError(f"{path} is not a ledger: file is not a database")
-    if application or version or tables:
-        raise ConfigError(f"{path} is a database of another program, not a ledger")
-
-
 def _known(db: sqlite3.Connection, workspace: str, key: str, now_us: int) -> Known | None:
     bound = {"workspace": workspace, "key": key, "now": now_us}
-    row = db.execute(_SQL["create_find"], bound).fetchone()
+    row = db.execute(SQL["create_find"], bound).fetchone()
     if row is None:
         return None
     batch = _get(db, workspace, row["batch"])
@@ -583,18 +476,18 @@ def _known(db: sqlite3.Connection, workspace: str, key: str, now_us: int) -> Kno
 
 
 def _get(db: sqlite3.Connection, workspace: str, batch_id: str) -> Batch | None:
-    row = db.execute(_SQL["batch_get"], {"id": batch_id, "workspace": workspace}).fetchone()
+    row = db.execute(SQL["batch_get"], {"id": batch_id, "workspace": workspace}).fetchone()
     return None if row is None else columns.read_batch(row)
 
 
 def _finished(db: sqlite3.Connection) -> list[str]:
-    return [batch for (batch,) in db.execute(_SQL["finished"])]
+    return [batch for (batch,) in db.execute(SQL["finished"])]
 
 
 def _claims(db: sqlite3.Connection, rows: Sequence[Row]) -> list[Claim]:
     claims = []
     for row in rows:
-        batch = db.execute(_SQL["batch_of_shard"], {"batch": row["batch"]}).fetchone()
+        batch = db.execute(SQL["batch_of_shard"], {"batch": row["batch"]}).fetchone()
         claims.append(
             Claim(
                 batch=row["batch"],

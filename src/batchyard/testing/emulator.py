@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +16,7 @@ import uvloop
 from batchyard import limits
 from batchyard.emulator import script as scripts
 from batchyard.emulator.run import Emulation, emulate
+from batchyard.errors import ConfigError
 from batchyard.server import place
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Emulator:
         script: str | Path | None = None,
         seed: int | None = None,
         speed: float = 1.0,
-        latency: float = 0.0,
+        latency: str | float = 0.0,
         words: int = 180,
         slots: int = 64,
         fixtures: bool = False,
@@ -52,10 +54,10 @@ class Emulator:
         """Describe an emulator.
 
         Args:
-            script: what becomes of which request or call: a file, or the text of one.
+            script: what becomes of which request or call: the name of a `.toml` file, or TOML.
             seed: another seed, other answers; the script's, or 0, if None.
             speed: seconds of its clock in a second of the machine.
-            latency: seconds of its clock that an answer takes.
+            latency: what an answer takes of its clock: seconds, or such as `30s`, `2h`.
             words: typical length of an answer.
             slots: requests that are answered at once, for each model.
             fixtures: what the test suites of the official SDKs expect.
@@ -63,21 +65,21 @@ class Emulator:
             queued_requests: requests of a workspace in batches that have not ended.
 
         Raises:
-            ConfigError: the script has a mistake.
+            ConfigError: the script has a mistake, or a setting is out of its range.
         """
-        self._data = Path(tempfile.mkdtemp(prefix="batchyard-"))
         self._what = Emulation(
-            data=self._data,
+            data=Path(),  # made at the start
             script=_read(script),
             seed=seed,
             speed=speed,
-            latency=latency,
+            latency=_seconds(latency),
             words=words,
             slots=slots,
             fixtures=fixtures,
             requests_per_minute=requests_per_minute,
             queued_requests=queued_requests,
         )
+        self._data: Path | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -99,13 +101,11 @@ class Emulator:
         self.close()
 
     def start(self) -> None:
-        """Start it; return when it answers.
-
-        Raises:
-            ConfigError, InvalidRequest: a setting cannot be used.
-        """
+        """Start it; return when it answers."""
         if self._thread is not None:
             raise RuntimeError("this emulator has been started before; make another one")
+        self._data = Path(tempfile.mkdtemp(prefix="batchyard-"))
+        self._what = replace(self._what, data=self._data)
         self._thread = threading.Thread(target=self._run, name="batchyard-emulator", daemon=True)
         self._thread.start()
         self._ready.wait()
@@ -119,7 +119,8 @@ class Emulator:
             if self._loop is not None and self._leaving is not None and self._thread.is_alive():
                 self._loop.call_soon_threadsafe(self._leaving.set)
             self._thread.join()
-        shutil.rmtree(self._data, ignore_errors=True)
+        if self._data is not None:
+            shutil.rmtree(self._data, ignore_errors=True)
 
     @property
     def url(self) -> str:
@@ -171,6 +172,8 @@ class Emulator:
     def _running(self) -> Machine:
         if self._machine is None:
             raise RuntimeError("this emulator has not been started")
+        if self._thread is None or not self._thread.is_alive():
+            raise RuntimeError("this emulator has ended; make another one")
         return self._machine
 
     def _call(self, work: Coroutine[object, object, T]) -> T:
@@ -179,7 +182,7 @@ class Emulator:
 
     def _run(self) -> None:
         try:
-            with place.lock(self._data):
+            with place.lock(self._what.data):
                 uvloop.run(self._main())
         except BaseException as error:  # noqa: BLE001 - told to the thread that waits
             self._failure = error
@@ -199,9 +202,16 @@ class Emulator:
 def _read(script: str | Path | None) -> scripts.Script:
     if script is None:
         return scripts.Script()
-    if isinstance(script, Path):
-        return scripts.load(script)
+    if isinstance(script, Path) or (script.endswith(".toml") and "\n" not in script):
+        return scripts.load(Path(script))
     return scripts.parse(script)
+
+
+def _seconds(latency: str | float) -> float:
+    try:
+        return scripts.seconds_of(latency)
+    except ValueError as error:
+        raise ConfigError(f"latency: {error}") from None
 
 
 async def _soon(work: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchyard.errors import StoreError
-from batchyard.ledger.sqlite import APPLICATION_ID, SCHEMA_VERSION, schema
+from batchyard.ledger.sqlite_file import APPLICATION_ID, SCHEMA_VERSION, schema
 from batchyard.verify import log
 from batchyard.verify.findings import Reporter, Rule
 from batchyard.verify.rows import BatchRow, CreateRow, ShardRow, read

@@ -1,0 +1,126 @@
+"""The file of the SQLite ledger: whose it is, of which version, and how it is opened."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from batchyard.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+APPLICATION_ID = 0x62796172  # "byar"
+SCHEMA_VERSION = 2
+# What a file of an older version needs, by that version, in the transaction that opens it.
+_MIGRATIONS = {
+    1: (
+        "ALTER TABLE batches ADD COLUMN user_profile TEXT",
+        "ALTER TABLE shards ADD COLUMN crc INTEGER",
+    )
+}
+
+# What SQLite says of bytes that are no database of its; anything else may be the disk's fault.
+_NO_LEDGER = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA journal_size_limit = 16777216",
+    "PRAGMA busy_timeout = 5000",
+)
+
+
+def _statements() -> dict[str, str]:
+    text = resources.files("batchyard.ledger").joinpath("statements.sql").read_text("utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+SQL = _statements()
+"""Every statement, by name."""
+
+
+def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    """Open a ledger; a writer creates or migrates it, and takes back all work.
+
+    Raises:
+        ConfigError: the file is not a ledger, or of a version that this program does not know.
+        StoreError, sqlite3.Error: it cannot be read or written.
+    """
+    if read_only:
+        db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, isolation_level=None)
+        db.execute("PRAGMA query_only = ON")
+        db.execute("PRAGMA busy_timeout = 5000")
+    else:
+        db = sqlite3.connect(path, isolation_level=None)
+        _check_identity(db, path)
+        for pragma in _PRAGMAS:
+            db.execute(pragma)
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                _create_schema(db)
+            elif version < SCHEMA_VERSION:
+                _migrate(db, version)
+            db.execute(SQL["take_back_all"])
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def schema() -> list[str]:
+    """Return the statements that make an empty ledger."""
+    # executescript would commit the open transaction; sqlite3 runs single statements only.
+    text = resources.files("batchyard.ledger").joinpath("schema.sql").read_text("utf-8")
+    return list(filter(str.strip, re.sub(r"--[^\n]*", "", text).split(";")))
+
+
+def _create_schema(db: sqlite3.Connection) -> None:
+    for statement in schema():
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _migrate(db: sqlite3.Connection, version: int) -> None:
+    for step in range(version, SCHEMA_VERSION):
+        for statement in _MIGRATIONS[step]:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _check_identity(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is not ours before anything is written to it.
+
+    Raises:
+        ConfigError: not a ledger, or of another version.
+    """
+    try:
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_LEDGER:
+            raise ConfigError(f"{path} is not a ledger: {error}") from None
+        raise StoreError(f"cannot read the ledger {path}: {error}") from error
+    if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
+        return
+    if application == APPLICATION_ID:
+        raise ConfigError(
+            f"{path} has schema version {version}; this program knows versions 1 to "
+            f"{SCHEMA_VERSION}"
+        )
+    if not pages and path.stat().st_size:
+        # SQLite takes any file shorter than a page for an empty database.
+        raise ConfigError(f"{path} is not a ledger: file is not a database")
+    if application or version or tables:
+        raise ConfigError(f"{path} is a database of another program, not a ledger")
