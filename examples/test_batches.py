@@ -15,7 +15,7 @@ import anthropic
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from batchyard.testing import Emulator
 
@@ -44,8 +44,9 @@ def run_batch(
 
 
 @pytest.fixture
-def client(batchyard_emulator: Emulator) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=batchyard_emulator.url, api_key="any")
+def client(batchyard_emulator: Emulator) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=batchyard_emulator.url, api_key="any") as client:
+        yield client
 
 
 def test_every_prompt_has_an_answer(

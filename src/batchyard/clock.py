@@ -23,6 +23,12 @@ def _wall_us() -> int:
     return time.time_ns() // 1_000
 
 
+def _up_s() -> float:
+    """Return seconds that never go back, those that the machine slept included where it counts."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
 class Clock(Protocol):
     """A source of time."""
 
@@ -47,7 +53,7 @@ class SystemClock:
     def __init__(
         self,
         wall_us: Callable[[], int] = _wall_us,
-        monotonic_s: Callable[[], float] = time.monotonic,
+        monotonic_s: Callable[[], float] = _up_s,
     ) -> None:
         """Make a clock.
 

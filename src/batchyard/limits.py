@@ -55,6 +55,7 @@ QUEUE_FULL_RETRY_AFTER_S = 60
 IDEMPOTENCY_KEY_CHARS_MAX = 256
 IDEMPOTENCY_WINDOW_US = 24 * HOUR_US
 SDK_RETRY_WINDOW_US = HOUR_US
+DELETED_CURSOR_WINDOW_US = 24 * HOUR_US  # a deleted batch is a cursor of the list this long
 
 # Shards: the unit of claiming and committing. A claim and a commit cost about a millisecond each,
 # so that 500 requests make them disappear; one row each keeps the ledger small.
@@ -72,7 +73,7 @@ CALLS_MAX = 20_000  # in flight over all pools of a process; fewer where descrip
 DESCRIPTORS_SPARE = 256  # for the store, clients and logs
 LEASE_US = 30 * SECOND_US
 RENEW_INTERVAL_S = 1.0
-FLUSH_INTERVAL_S = 0.002  # a result line is written about this long after its answer
+FLUSH_INTERVAL_S = 0.005  # a result line is written about this long after its answer
 DISK_RESERVE_BYTES_DEFAULT = 512 * MIB  # new batches leave this much free
 BALLAST_BYTES = 64 * MIB
 DISK_FULL_RETRY_AFTER_S = 60

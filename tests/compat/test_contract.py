@@ -419,12 +419,23 @@ def _ids(world: World) -> None:
     assert re.fullmatch(f"req_{form}", answer.headers["request-id"])
 
 
-@fact("1.6 all five times have six digits and Z")
+@fact("1.6 the times of an archived batch have six digits and Z")
 def _times(world: World) -> None:
     form = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
     archived = world.days["29 d"].json()
     for name in ("created_at", "expires_at", "ended_at", "archived_at"):
         assert re.fullmatch(form, archived[name]), name
+
+
+@fact("1.7 a malformed beta is refused in the API's own words")
+def _malformed_beta(world: World) -> None:
+    text = (
+        "Unexpected value(s) `no beta` for the `anthropic-beta` header. Please consult our "
+        "documentation at platform.claude.com/docs or try again without the header."
+    )
+    for path in (BATCHES, "/v1/models"):
+        answer = world.ask("GET", path, **{"anthropic-beta": "no beta"})
+        assert world.error(answer) == (400, INVALID, text)
 
 
 @fact("1.7 a coded body is refused with its code")
@@ -592,6 +603,18 @@ def _models(world: World) -> None:
     assert {model["lifecycle"] for model in retired} == {"retired"}
 
 
+@fact("2.7 an error of models and messages has one request id, in head and body")
+def _one_request_id(world: World) -> None:
+    gone = {"model": "claude-does-not-exist-9", "messages": ASK}
+    for answer in (
+        world.ask("GET", "/v1/models/claude-does-not-exist-9"),
+        world.server.post("/v1/messages", params(**gone)),
+        world.server.post("/v1/messages/count_tokens", gone),
+    ):
+        assert world.error(answer) == (404, NOT_FOUND, "model: claude-does-not-exist-9")
+    assert world.error(world.ask("GET", "/v1/models?limit=0"))[:2] == (400, INVALID)
+
+
 @fact("2.7 tokens can be counted")
 def _count(world: World) -> None:
     asked = {"model": OLD_MODEL, "messages": ASK}
@@ -613,6 +636,23 @@ def _when(world: World) -> None:
     answer = world.ask("POST", BATCHES, faulty)
     assert answer.status == 200
     assert world.server.wait_ended(answer.json()["id"])["request_counts"]["errored"] == 1
+
+
+@fact("3.5 a misspelt parameter is named, in a batch and in direct calls")
+def _misspelt(world: World) -> None:
+    text = "systemm: Extra inputs are not permitted"
+    misspelt = params(systemm="x")
+    batch = world.server.create([{"custom_id": "a", "params": misspelt}])
+    world.server.wait_ended(batch["id"])
+    result = world.server.results(batch["id"])["a"]
+    assert result["type"] == "errored"
+    error = result["error"]["error"]
+    assert (error["type"], error["message"]) == (INVALID, text)
+    answer = world.server.post("/v1/messages", misspelt)
+    assert world.error(answer) == (400, INVALID, text)
+    del misspelt["max_tokens"]
+    answer = world.server.post("/v1/messages/count_tokens", misspelt)
+    assert world.error(answer) == (400, INVALID, text)
 
 
 @fact("4.1 a line has all keys of a message, a usage of the batch tier and the snapshot")

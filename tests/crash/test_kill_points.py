@@ -154,16 +154,13 @@ def test_killed_between_row_and_bytes_of_an_archiving_nothing_is_left(tmp_path: 
     environment = os.environ | {"BATCHYARD_CRASH_AT": "archived:1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
-        client = anthropic.Anthropic(
-            base_url=json.loads(process.stdout.readline())["url"], api_key="any"
-        )
+        url = json.loads(process.stdout.readline())["url"]
         params = {"model": "claude-haiku-4-5", "max_tokens": 9}
         params |= {"messages": [{"role": "user", "content": "Hello"}]}
-        batch = client.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
-        with pytest.raises(anthropic.APIConnectionError):
-            client.with_options(max_retries=0).post(
-                "/emulator/clock", body={"advance": "30d"}, cast_to=object
-            )
+        with anthropic.Anthropic(base_url=url, api_key="any", max_retries=0) as client:
+            batch = client.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
+            with pytest.raises(anthropic.APIConnectionError):
+                client.post("/emulator/clock", body={"advance": "30d"}, cast_to=object)
         assert process.wait(DEADLINE_S) == -signal.SIGKILL
     assert_holds(data)
     with Yard(data, "simulated:") as again:

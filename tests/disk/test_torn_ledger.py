@@ -74,7 +74,7 @@ async def write(root: Path) -> Written:
     await then(ledger.cancel("w", "msgbatch_1", NOW + 60))
     (claim, *_) = await then(ledger.claim_void("one", NOW, NOW + 90, 1))
     await then(ledger.adopt("one", claim, [Extent("a/b/r/0.1.x", 100)]))
-    await then(ledger.delete("w", "msgbatch_0"))
+    await then(ledger.delete("w", "msgbatch_0", NOW + 70))
     await then(ledger.release("one"))
     written = Written(path.read_bytes(), path.with_name("ledger.db-wal").read_bytes(), dumps)
     await ledger.close()

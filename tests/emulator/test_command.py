@@ -44,13 +44,13 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, 
 
 
 def create(url: str) -> Any:
-    client = anthropic.Anthropic(base_url=url, api_key="any")
     params = {
         "model": "claude-haiku-4-5",
         "max_tokens": 60,
         "messages": [{"role": "user", "content": "Hello"}],
     }
-    return client, client.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
+    with anthropic.Anthropic(base_url=url, api_key="any") as client:
+        return client.messages.batches.create(requests=[{"custom_id": "a", "params": params}])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -69,11 +69,13 @@ def test_a_signal_ends_it_at_once_and_removes_its_state(number: int) -> None:
 def test_state_that_is_kept_is_there_at_the_next_start(tmp_path: Path) -> None:
     data = tmp_path / "state"
     with running("--data", str(data)) as (process, ready):
-        _, batch = create(ready["url"])
+        batch = create(ready["url"])
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=DEADLINE_S)
-    with running("--data", str(data)) as (_, ready):
-        client = anthropic.Anthropic(base_url=ready["url"], api_key="any")
+    with (
+        running("--data", str(data)) as (_, ready),
+        anthropic.Anthropic(base_url=ready["url"], api_key="any") as client,
+    ):
         assert client.messages.batches.retrieve(batch.id).id == batch.id
 
 

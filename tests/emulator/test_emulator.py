@@ -18,13 +18,25 @@ from batchyard.errors import ConfigError, InvalidRequest
 from batchyard.testing import Emulator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BATCHES = "/v1/messages/batches"
 
 
+CLIENTS: list[anthropic.Anthropic] = []
+
+
+@pytest.fixture(autouse=True)
+def closed_clients() -> Iterator[None]:
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
+
+
 def client_of(emulator: Emulator, **options: Any) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=emulator.url, api_key="any", **options)
+    CLIENTS.append(anthropic.Anthropic(base_url=emulator.url, api_key="any", **options))
+    return CLIENTS[-1]
 
 
 def requests(*names: str, **params: object) -> Any:
@@ -83,6 +95,25 @@ def test_answers_take_as_long_as_the_clock_says() -> None:
         assert batch.ended_at is not None
         hours = (batch.ended_at - batch.created_at) / timedelta(hours=1)
         assert 1.5 <= hours <= 5, "three rounds of 30 to 90 minutes"
+
+
+def hours_of(turns: list[str]) -> float:
+    """Return how long 400 requests take, four at a time, about ten minutes each."""
+    with Emulator(latency="10m", slots=4) as emulator:
+        client = client_of(emulator)
+        batch = client.messages.batches.create(requests=requests(*(f"r{n}" for n in range(400))))
+        for turn in turns:
+            emulator.advance(turn)
+        batch = client.messages.batches.retrieve(batch.id)
+        assert batch.request_counts.succeeded == 400
+        assert batch.ended_at is not None
+        return (batch.ended_at - batch.created_at) / timedelta(hours=1)
+
+
+def test_one_long_turn_is_as_good_as_many_short_ones() -> None:
+    long, short = hours_of(["23h"]), hours_of(["2h"] * 12)
+    assert long > 5, "it takes most of a day, one answer after the other"
+    assert abs(long - short) / short < 0.2
 
 
 def test_after_24_hours_requests_expire_and_after_29_days_results_are_gone() -> None:

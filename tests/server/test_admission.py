@@ -86,6 +86,10 @@ def test_a_full_queue_is_429_until_it_has_room(upstream: Upstream, tmp_path: Pat
         assert len(yard.get(BATCHES).json()["data"]) == 1, "nothing was created"
         assert [name for name in yard.files() if first["id"] not in name] == []
         yard.create([request("queue-5")], **ELSEWHERE)
+        never = yard.post(BATCHES, {"requests": [request(f"never-{n}") for n in range(4)]})
+        assert never.status == 429
+        assert never.headers["x-should-retry"] == "false", "it will never fit"
+        assert never.headers["retry-after"] is None
         upstream.gate("queue").open()
         yard.wait_ended(first["id"])
         assert yard.post(BATCHES, too_many).status == 200

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import anthropic
 import pytest
 
 from helpers_upstream import DEADLINE_S
-from helpers_yard import BATCHES, HEADERS, Answer, Yard, assert_answered, request
+from helpers_yard import BATCHES, HEADERS, KEY, Answer, Yard, assert_answered, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -398,6 +399,34 @@ def test_delete_removes_an_ended_batch_and_its_files(yard: Yard) -> None:
         assert again.status == 404
     listed = yard.get(f"{BATCHES}?limit=1000").json()["data"]
     assert batch_id not in {batch["id"] for batch in listed}
+
+
+def test_an_official_client_deletes_what_it_lists_page_by_page(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    with (
+        Yard(tmp_path / "data", upstream.url) as yard,
+        anthropic.Anthropic(base_url=yard.url, api_key=KEY, max_retries=0) as client,
+    ):
+        batches = client.messages.batches
+
+        def made() -> list[str]:
+            """Make seven batches that have ended; newest first."""
+            ids = [yard.create([request(f"swept-{n}")])["id"] for n in range(7)]
+            for batch_id in ids:
+                yard.wait_ended(batch_id)
+            return ids[::-1]
+
+        def swept(**query: Any) -> list[str]:
+            return [batches.delete(batch.id).id for batch in batches.list(limit=2, **query)]
+
+        first = made()
+        assert swept() == first
+        assert page(yard) == ([], False)
+        # The other direction, from a batch that is gone too: the nearest page comes first.
+        second = made()
+        assert swept(before_id=first[0]) == [second[n] for n in (5, 6, 3, 4, 1, 2, 0)]
+        assert page(yard) == ([], False)
 
 
 def test_an_unfinished_batch_cannot_be_deleted(yard: Yard, upstream: Upstream) -> None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers_upstream import SSE, message
-from helpers_yard import HEADERS, KEY, Yard, request
+from helpers_upstream import SSE, Upstream, message
+from helpers_yard import HEADERS, KEY, QUICK, Yard, request
 
 if TYPE_CHECKING:
-    from helpers_upstream import Upstream
+    from collections.abc import Iterator
+
+    from helpers_upstream import Exchange
 
 
 def params(prompt: str, **more: object) -> object:
@@ -41,6 +43,79 @@ def test_an_error_of_the_upstream_passes_with_its_headers(yard: Yard) -> None:
     assert answer.status == 429
     assert answer.headers["retry-after"] == "7"
     assert answer.json()["error"] == {"type": "rate_limit_error", "message": "scripted 429"}
+
+
+def test_an_error_of_the_upstream_has_one_request_id_in_head_and_body(yard: Yard) -> None:
+    """Ours; the upstream's is beside it in the head."""
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        answer = yard.post(path, params("sync-8|404"))
+        assert answer.status == 404
+        assert answer.json() == {
+            "type": "error",
+            "error": {"type": "not_found_error", "message": "scripted 404"},
+            "request_id": answer.headers["request-id"],
+        }
+        assert answer.headers["request-id"].startswith("req_01")
+        assert answer.headers["upstream-request-id"] == "req_upstream"
+
+
+def envelope(message: str) -> bytes:
+    """Return an error whose details no decoder gives back as they were."""
+    return (
+        b'{"type": "error", "error": {"message": "%b", "at":1.10, "n": 12345678901234567890123 },'
+        b' "request_id": "req_up"}' % message.encode()
+    )
+
+
+async def answer_odd_errors(exchange: Exchange) -> None:
+    """Answer with an odd body, in two pieces, of a type: both in the prompt."""
+    name, _, content_type = exchange.call.prompt.partition("|")
+    body = ODD[name]
+    head = f"HTTP/1.1 500 Scripted\r\ncontent-type: {content_type}\r\n"
+    await exchange.send(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body[:20])
+    await exchange.send(body[20:])
+
+
+MOST = 64 << 10
+ODD = {
+    "details": envelope("x"),
+    "largest": envelope("x" * (MOST - len(envelope("")))),
+    "larger": envelope("x" * (MOST + 1 - len(envelope("")))),
+    "no envelope": b'{"error": "out of memory", "request_id": "req_up"}',
+    "no object": b'["type", "error", "request_id"]',
+    "no JSON": b'{"type": "error", "error": {}, "request_id": "req_up"',
+    "empty": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def odd_yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    data = tmp_path_factory.mktemp("odd") / "data"
+    with Upstream(answer_odd_errors) as upstream, Yard(data, upstream.url, bounds=QUICK) as yard:
+        yield yard
+
+
+@pytest.mark.parametrize("name", ["details", "largest"])
+def test_an_error_of_the_upstream_changes_in_its_request_id_only(odd_yard: Yard, name: str) -> None:
+    answer = odd_yard.post("/v1/messages", params(f"{name}|application/json; charset=utf-8"))
+    assert answer.json()["request_id"] == answer.headers["request-id"]
+    error = ODD[name].partition(b'"error": ')[2].partition(b', "request_id"')[0]
+    assert error in answer.body
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        *((name, "application/json") for name in ODD if name not in {"details", "largest"}),
+        ("details", "text/plain"),
+    ],
+)
+def test_what_is_no_error_of_the_api_passes_byte_for_byte(
+    odd_yard: Yard, name: str, content_type: str
+) -> None:
+    answer = odd_yard.post("/v1/messages", params(f"{name}|{content_type}"))
+    assert (answer.status, answer.body) == (500, ODD[name])
+    assert answer.headers["content-type"] == content_type
 
 
 def test_a_stream_passes_piece_by_piece(yard: Yard, upstream: Upstream) -> None:
@@ -119,3 +194,14 @@ def test_a_body_without_a_model_is_refused_here(yard: Yard, body: bytes, status:
     answer = yard.post("/v1/messages", body)
     assert answer.status == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/batches"])
+def test_a_malformed_beta_is_refused_in_the_words_of_the_api(yard: Yard, path: str) -> None:
+    answer = yard.post(path, params("sync-9"), HEADERS | {"anthropic-beta": "one-1, not a beta!"})
+    assert answer.status == 400
+    assert answer.json()["error"] == {
+        "type": "invalid_request_error",
+        "message": "Unexpected value(s) `not a beta!` for the `anthropic-beta` header. Please "
+        "consult our documentation at platform.claude.com/docs or try again without the header.",
+    }

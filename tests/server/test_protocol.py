@@ -16,7 +16,7 @@ from batchyard import limits
 from batchyard.server.protocol import ABORT, Protocol, connections_max
 from helpers_raw import FIXED, Reply, exchange, head, one_reply, replies
 from helpers_upstream import DEADLINE_S
-from helpers_yard import BATCHES, HEADERS, Yard
+from helpers_yard import BATCHES, HEADERS, Yard, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,6 +127,57 @@ def test_a_header_that_decides_is_there_once(yard: Yard, name: str) -> None:
 def test_beta_values_may_come_in_several_headers(yard: Yard) -> None:
     lines = ("anthropic-beta: a-1", "anthropic-beta: b-2", "connection: close")
     assert one_reply(yard.port, head(*lines, method="GET")).status == 200
+
+
+def test_blanks_around_a_value_are_no_part_of_it() -> None:
+    """RFC 9110 section 5.5: SP and HTAB, and no other bytes."""
+    seen: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(value for name, value in scope["headers"] if name == b"x-a")
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    values = ("b", " \tb \t", "b\xa0 ", "b \t c\t", " \t ", "")
+    request = head("connection: close", *(f"x-a:{value}" for value in values), method="GET")
+    asyncio.run(_served(app, lambda port: exchange(port, request)))
+    assert seen == [b"b", b"b", b"b\xa0", b"b \t c", b"", b""]
+
+
+def test_blanks_after_a_key_do_not_make_another(yard: Yard) -> None:
+    batch = yard.create([request("blanks")])
+    padded = [f"{line} \t" for line in FIXED]
+    data = head(
+        "connection: close \t", method="GET", target=f"{BATCHES}/{batch['id']}", fixed=padded
+    )
+    reply = one_reply(yard.port, data)
+    assert (reply.status, json.loads(reply.body)["id"]) == (200, batch["id"])
+
+
+def test_what_a_request_says_of_a_proxy_is_not_believed(yard: Yard) -> None:
+    """Its address is 127.0.0.1, as that of a proxy on this machine would be."""
+    batch = yard.create([request("proxied")])
+    path = f"{BATCHES}/{batch['id']}"
+    yard.wait_ended(batch["id"])
+    said = {
+        "forwarded": "for=192.0.2.1;host=evil.example;proto=https",
+        "x-forwarded-for": "192.0.2.1",
+        "x-forwarded-host": "evil.example",
+        "x-forwarded-proto": "https",
+    }
+    assert yard.get(path, **said).json()["results_url"] == f"{yard.url}{path}/results"
+
+
+def test_http_1_0_is_refused_since_a_cut_of_results_would_pass_for_their_end(yard: Yard) -> None:
+    batch = yard.create([request("old")])
+    path = f"{BATCHES}/{batch['id']}/results"
+    yard.wait_ended(batch["id"])
+    for lines in ((), ("connection: keep-alive",), ("connection: upgrade", "upgrade: h2c")):
+        data = head(*lines, method="GET", target=path).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        reply = one_reply(yard.port, data)
+        assert (reply.status, reply.error()["message"]) == (400, "HTTP/1.1 is needed")
+        assert reply.headers["connection"] == "close"
+        assert "transfer-encoding" not in reply.headers
 
 
 # Requests in a row ----------------------------------------------------------------------------

@@ -45,7 +45,7 @@ async def test_a_batch_of_another_workspace_is_not_found(ledger: Ledger) -> None
     batch = await add(ledger, "a")
     assert await ledger.get("other", batch.id) is None
     assert await ledger.cancel("other", batch.id, NOW) is None
-    assert not await ledger.delete("other", batch.id)
+    assert not await ledger.delete("other", batch.id, NOW)
     assert await ledger.page("other", limit=5, after=batch.id, before=None) is None
     assert await ledger.known("other", "key-a", NOW) is None
     assert await ledger.get("w", batch.id) == batch
@@ -425,13 +425,14 @@ async def test_only_an_ended_batch_is_deleted_and_with_it_its_create_call(
     ledger: Ledger,
 ) -> None:
     batch = await add(ledger, "a")
-    assert not await ledger.delete("w", batch.id)
+    assert not await ledger.delete("w", batch.id, NOW)
     assert await ledger.get("w", batch.id) == batch
     await finish(ledger, batch)
-    assert await ledger.delete("w", batch.id)
+    assert await ledger.delete("w", batch.id, NOW + 2)
     assert await ledger.get("w", batch.id) is None
     assert await ledger.known("w", "key-a", NOW) is None
-    assert not await ledger.delete("w", batch.id)
+    assert not await ledger.delete("w", batch.id, NOW + 3)
+    assert await ledger.cancel("w", batch.id, NOW + 3) is None
     assert await ledger.live() == {}
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.making import LEDGERS, NOW, add, finish
+from store.making import DAY, LEDGERS, NOW, add, finish
 
 if TYPE_CHECKING:
     from batchyard.ledger import Ledger, Page
@@ -63,11 +63,19 @@ def _ids(page: Page | None) -> list[str]:
     return [batch.id for batch in page.batches]
 
 
-async def _check(ledger: Ledger, workspace: str, newest_first: list[str], limit: int) -> None:
-    assert await _forward(ledger, workspace, limit, None) == newest_first
+async def _check(
+    ledger: Ledger, workspace: str, newest_first: list[str], gone: set[str], limit: int
+) -> None:
+    """Check the list from every cursor, of `gone` batches too, which are in no page."""
+
+    def there(ids: list[str]) -> list[str]:
+        return [batch_id for batch_id in ids if batch_id not in gone]
+
+    assert await _forward(ledger, workspace, limit, None) == there(newest_first)
     for position, batch_id in enumerate(newest_first):
-        assert await _forward(ledger, workspace, limit, batch_id) == newest_first[position + 1 :]
-        assert await _backward(ledger, workspace, limit, batch_id) == newest_first[:position]
+        older, newer = there(newest_first[position + 1 :]), there(newest_first[:position])
+        assert await _forward(ledger, workspace, limit, batch_id) == older
+        assert await _backward(ledger, workspace, limit, batch_id) == newer
 
 
 @pytest.mark.parametrize("kind", sorted(LEDGERS))
@@ -80,6 +88,7 @@ def test_pages_in_both_directions_are_the_list_without_gap_or_repeat(
         ledger = LEDGERS[kind](root)
         model: dict[str, list[str]] = {"a": [], "b": []}
         try:
+            gone: set[str] = set()
             for number, (what, value) in enumerate([*steps, ("read", 2)]):
                 if what == "create":
                     workspace = str(value)
@@ -90,15 +99,84 @@ def test_pages_in_both_directions_are_the_list_without_gap_or_repeat(
                 elif what == "delete":
                     workspace = "ab"[int(value) % 2]
                     if model[workspace]:
-                        gone = model[workspace].pop(int(value) % len(model[workspace]))
-                        assert await ledger.delete(workspace, gone)
-                        cursor = await ledger.page(workspace, limit=1, after=gone, before=None)
-                        assert cursor is None
+                        doomed = model[workspace][int(value) % len(model[workspace])]
+                        there = doomed not in gone
+                        assert await ledger.delete(workspace, doomed, NOW + number) is there
+                        gone.add(doomed)
                 else:
                     for workspace, newest_first in model.items():
-                        await _check(ledger, workspace, newest_first, int(value))
+                        await _check(ledger, workspace, newest_first, gone, int(value))
         finally:
             await ledger.close()
 
     with tempfile.TemporaryDirectory() as root:
         asyncio.run(run(Path(root)))
+
+
+async def _ended(ledger: Ledger, count: int) -> list[str]:
+    """Make batches that have ended; newest first."""
+    ids = []
+    for number in range(count):
+        batch = await add(ledger, f"{number}")
+        await finish(ledger, batch)
+        ids.insert(0, batch.id)
+    return ids
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_a_client_that_deletes_each_page_forward_meets_every_batch(
+    ledger: Ledger, limit: int
+) -> None:
+    ids = await _ended(ledger, 7)
+    found: list[str] = []
+    page = await ledger.page("w", limit=limit, after=None, before=None)
+    while part := _ids(page):
+        found += part
+        for batch_id in part:
+            assert await ledger.delete("w", batch_id, NOW + 2)
+        page = await ledger.page("w", limit=limit, after=part[-1], before=None)
+    assert found == ids
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_a_client_that_deletes_each_page_backward_meets_every_batch(
+    ledger: Ledger, limit: int
+) -> None:
+    *ids, oldest = await _ended(ledger, 8)
+    assert await ledger.delete("w", oldest, NOW + 2)
+    found: list[str] = []
+    page = await ledger.page("w", limit=limit, after=None, before=oldest)
+    while part := _ids(page):
+        found = part + found
+        for batch_id in part:
+            assert await ledger.delete("w", batch_id, NOW + 2)
+        page = await ledger.page("w", limit=limit, after=None, before=part[0])
+    assert found == ids
+
+
+@pytest.mark.anyio
+async def test_a_deleted_batch_of_another_workspace_is_no_cursor(ledger: Ledger) -> None:
+    (mine,) = await _ended(ledger, 1)
+    await add(ledger, "theirs", workspace="other")
+    assert await ledger.delete("w", mine, NOW + 2)
+    assert await ledger.page("other", limit=1, after=mine, before=None) is None
+    assert await ledger.page("other", limit=1, after=None, before=mine) is None
+    assert await ledger.page("w", limit=1, after=mine, before=None) is not None
+
+
+@pytest.mark.anyio
+async def test_a_deleted_batch_is_a_cursor_for_24_hours(ledger: Ledger) -> None:
+    newer, older = await _ended(ledger, 2)
+    assert await ledger.delete("w", older, NOW + 5)
+    assert await ledger.delete("w", newer, NOW + 6)
+    await ledger.forget_creates(NOW + DAY + 4)
+    for batch_id in (newer, older):
+        assert await ledger.page("w", limit=1, after=batch_id, before=None) is not None
+    await ledger.forget_creates(NOW + DAY + 5)
+    assert await ledger.page("w", limit=1, after=older, before=None) is None
+    assert await ledger.page("w", limit=1, after=None, before=older) is None
+    assert await ledger.page("w", limit=1, after=newer, before=None) is not None
+    await ledger.forget_creates(NOW + DAY + 6)
+    assert await ledger.page("w", limit=1, after=newer, before=None) is None

@@ -152,9 +152,10 @@ async def test_each_acknowledged_step_is_in_a_copy_taken_at_that_moment(tmp_path
     assert await copy.finished() == []
     await copy.close()
 
-    await ledger.delete("w", batch.id)
+    await ledger.delete("w", batch.id, NOW)
     copy = await reopened()
     assert await copy.get("w", batch.id) is None
+    assert await copy.page("w", limit=1, after=batch.id, before=None) is not None
     await copy.close()
     await ledger.close()
 
@@ -248,13 +249,11 @@ def database(
 
 
 @pytest.mark.parametrize("name", sorted(sqlite_file.SQL))
-def test_no_statement_walks_over_all_shards_or_all_batches(
-    database: sqlite3.Connection, name: str
-) -> None:
+def test_no_statement_walks_over_a_whole_table(database: sqlite3.Connection, name: str) -> None:
     text = sqlite_file.SQL[name]
     bound = dict.fromkeys(re.findall(r":(\w+)", text), 1)
     plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {text}", bound)]
-    tables = re.compile(r"SCAN (shards|batches|creates|b|s)\b")
+    tables = re.compile(r"SCAN (shards|batches|creates|deleted|b|s)\b")
     walks = [step for step in plan if tables.match(step) and step not in _SMALL]
     assert not walks or name in _WHOLE, f"{name}: {plan}"
 
@@ -271,6 +270,10 @@ def _fill(db: sqlite3.Connection) -> None:
         "INSERT INTO shards (batch, idx, seq, workspace, pool, off, len, n, state)"
         " VALUES (?, ?, 1, 'w', 'p', 0, 0, 1, ?)",
         [(f"b{n}", idx, idx % 3) for n in range(0, 1_000, 50) for idx in range(60)],
+    )
+    db.executemany(
+        "INSERT INTO deleted (workspace, id, seq, deleted_us) VALUES ('w', ?, ?, ?)",
+        [(f"d{n}", n, n) for n in range(1_000)],
     )
     db.execute("ANALYZE")
     db.execute("COMMIT")
@@ -299,7 +302,17 @@ async def test_a_file_of_version_1_is_opened_and_keeps_what_it_holds(tmp_path: P
         for statement in sqlite_file.schema():
             fresh.execute(statement)
         columns = "SELECT name, type FROM pragma_table_info(?) ORDER BY name"
-        for table in ("batches", "shards", "creates"):
+        for table in ("batches", "shards", "creates", "deleted"):
             rows = [db.execute(columns, (table,)).fetchall() for db in (found, fresh)]
             assert rows[0] == rows[1], table
+        assert _objects(found) == _objects(fresh)
         assert found.execute("PRAGMA user_version").fetchone()[0] == sqlite_file.SCHEMA_VERSION
+
+
+def _objects(db: sqlite3.Connection) -> dict[str, str | None]:
+    """Return tables and indexes; of those that no version has altered, how they were made."""
+    altered = ("batches", "shards")
+    return {
+        name: None if name in altered or sql is None else re.sub(r"--[^\n]*|\s", "", sql)
+        for name, sql in db.execute("SELECT name, sql FROM sqlite_master")
+    }

@@ -281,6 +281,9 @@ SABOTAGES = {
         "ledger.db",
         "shards_ready",
     ),
+    "a lost table": Sabotage(
+        silent("DROP TABLE deleted"), "ledger-damaged", "ledger.db", "table deleted is missing"
+    ),
     "a damaged table": Sabotage(damage_page("batches", 16), "ledger-damaged", "ledger.db"),
     "a table that is no table": Sabotage(
         damage_page("creates", 0), "ledger-damaged", "ledger.db", "integrity check failed"

@@ -216,7 +216,7 @@ async def make_yard(data: Path) -> None:
     await Keeper(ledger, maker.store, clock, owner="me").sweep()
     await maker.create("gone", 2)
     await maker.finish(["succeeded"])
-    assert await ledger.delete("w", NAMES["gone"])
+    assert await ledger.delete("w", NAMES["gone"], clock.now_us())
     maker.store.delete_batch(NAMES["gone"])
     await maker.create("ended", 6)
     await maker.interrupted()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from anthropic.types import ModelCapabilities, ModelInfo
+from anthropic.types.beta.message_create_params import MessageCreateParamsStreaming as BetaParams
+from anthropic.types.message_create_params import MessageCreateParamsStreaming as Params
 
 from batchyard.clock import SystemClock
 from batchyard.errors import ConfigError
@@ -379,6 +381,68 @@ async def test_a_beta_of_a_direct_call_lets_its_types_through() -> None:
         call = Forward("POST", "/v1/messages", NEW, betas, "wrkspc_a", body)
         async with model().forward(call) as reply:
             assert reply.status == status
+
+
+EXTRA = "Extra inputs are not permitted"
+
+
+async def test_a_misspelt_parameter_is_refused_in_a_batch_and_in_direct_calls() -> None:
+    for version in (OLD, NEW):
+        status, body = await ask(model(), params(systemm="x"), version=version)
+        assert (status, body["error"]["type"]) == (400, "invalid_request_error")
+        assert body["error"]["message"] == f"systemm: {EXTRA}"
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        fields = params(max_token=7)
+        if path.endswith("count_tokens"):
+            del fields["max_tokens"]
+        status, _, data = await forward(model(), "POST", path, fields)
+        assert (status, json.loads(data)["error"]["message"]) == (400, f"max_token: {EXTRA}")
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        {"stream": True}, {"max_tokens": 0}, {"speed": "fast"}, {"store": True},
+        {"previous_thread_event_id": "x"}, {"cache_hint": {}}, {"context_hint": {}},
+        {"research_preview_2026_02": "active"}, {"billing_policy": {"bill_to": "user_profile"}},
+    ],
+)  # fmt: skip
+async def test_what_only_batches_refuse_hides_no_misspelt_parameter(taken: dict[str, Any]) -> None:
+    fields = params(**taken)
+    assert (await forward(model(), "POST", "/v1/messages", fields))[0] == 200
+    status, _, data = await forward(model(), "POST", "/v1/messages", fields | {"systemm": "x"})
+    assert (status, json.loads(data)["error"]["message"]) == (400, f"systemm: {EXTRA}")
+
+
+async def test_all_parameters_of_the_api_are_known() -> None:
+    keys = {*Params.__annotations__, *BetaParams.__annotations__}
+    assert {"model", "system", "thinking", "stream", "fallbacks"} < keys
+    refused = set()
+    for key in keys:
+        usual = params().get(key)
+        _, body = await ask(model(), params(**{key: usual}), version=OLD)
+        if body.get("error", {}).get("message") == f"{key}: {EXTRA}":
+            refused.add(key)
+    assert refused == {"betas", "workspace_id"}, "these are headers"
+
+
+@pytest.mark.parametrize(
+    ("name", "betas", "status"),
+    [
+        ("claude-haiku-4-5", (), 400),
+        ("claude-haiku-4-5", ("output-300k-2026-03-24",), 400),
+        ("claude-haiku-4-5", ("never-heard-of-2099-01-01",), 200),
+        ("other-makers-model", (), 200),
+    ],
+)
+async def test_a_beta_and_models_of_others_may_have_parameters_of_their_own(
+    name: str, betas: tuple[str, ...], status: int
+) -> None:
+    fields = params(model=name, unheard_of=1)
+    assert (await ask(model(), fields, betas=betas))[0] == status
+    call = Forward("POST", "/v1/messages", NEW, betas, "wrkspc_a", json.dumps(fields).encode())
+    async with model().forward(call) as reply:
+        assert reply.status == status
 
 
 async def test_a_stream_carries_the_same_message() -> None:

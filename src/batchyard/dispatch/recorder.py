@@ -66,6 +66,7 @@ class Recorder:
         """What waits for room on a full disk."""
         self._synced_s = clock.monotonic_s()
         self._unwritten = 0
+        self._open = False
         self._finishing = False
         self._all_written = False
         self._in_use: list[Collection[ShardRun]] = []
@@ -86,7 +87,12 @@ class Recorder:
     @property
     def has_room(self) -> bool:
         """Whether the disk keeps up with the answers."""
-        return self._room.is_set()
+        return self._room.is_set() or self._open
+
+    def open_room(self) -> None:
+        """Let nobody wait any more: the worker leaves and sends nothing."""
+        self._open = True
+        self._room.set()
 
     async def room(self) -> None:
         """Wait while the disk is far behind the answers, or full."""
@@ -138,8 +144,10 @@ class Recorder:
             work = [(shard, lines) for shard, lines in work if not shard.closed]
         self._has_room_for("results")
         self._done += [shard for shard in done if not shard.lost]
+        is_first = not self._unsynced
         self._unsynced.update(shard for shard in dirty if not shard.closed)
-        self._work.set()
+        if self._done or is_first:  # else there is time until the next sync is due
+            self._work.set()
 
     def _write(
         self, work: Sequence[tuple[ShardRun, list[bytes]]]
@@ -163,7 +171,8 @@ class Recorder:
         if what not in self._waiting:
             log.warning("the disk is full: %s wait until there is room", what)
         self._waiting.add(what)
-        self._room.clear()
+        if not self._open:
+            self._room.clear()
         await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         return True
 

@@ -90,6 +90,11 @@ class Worker:
         self._calls: set[asyncio.Task[None]] = set()
         self._activity = Activity()
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether requests wait for a slot."""
+        return any(pool.unsent for pool in self._pools.values())
+
     def is_quiet(self, answering: int) -> bool:
         """Whether nothing happens before time passes or a client calls.
 
@@ -352,6 +357,7 @@ class Worker:
         """Let the calls in flight end, for a while; start no other."""
         for shard in self._held.values():
             shard.halt()
+        self._recorder.open_room()  # who waits for the disk has nothing to send
         if self._busy:
             self._idle.clear()
             await wait_first(self._clock, self._idle, limits.DRAIN_GRACE_S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchyard.errors import InvalidRequest
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SPEED_MAX = 1_000_000.0
 ADVANCE_MAX_S = 1_000 * DAY_US / SECOND_US
 _STEPS = 100
+_FINE_STEPS = 20_000  # of one turn; half a minute of the machine
 _SHORTEST_SLEEP_S = 0.002  # of the machine: at high speed, periodic work would do nothing else
 
 
@@ -74,16 +76,22 @@ class TurnableClock:
             self._set_timer()
         await future
 
-    async def advance(self, seconds: float, settled: Callable[[], Awaitable[None]]) -> None:
+    async def advance(
+        self,
+        seconds: float,
+        settled: Callable[[], Awaitable[None]],
+        finest_s: Callable[[], float | None] = lambda: None,
+    ) -> None:
         """Let `seconds` pass at once, as if the yard had lived through them.
 
-        Time moves in up to 100 steps, each to the next sleeper that comes due or further; after
-        each, what it woke may finish. So an answer that takes an hour arrives before what expires
-        a day later.
+        Time moves in steps, each to the next sleeper that comes due or further; after each, what it
+        woke may finish. So an answer that takes an hour arrives before what expires a day later. A
+        step is a hundredth of the whole, or `finest_s` while that says something.
 
         Args:
             seconds: 0 or more.
             settled: waits until only the passing of time can change anything.
+            finest_s: how far a step may go at least, where more work waits for what comes due.
 
         Raises:
             InvalidRequest: `seconds` is negative or longer than 1000 days.
@@ -92,10 +100,13 @@ class TurnableClock:
             raise InvalidRequest("advance: Input should be a time from 0 to 1000 days")
         async with self._turning:
             await settled()
-            left = seconds
+            left, steps = seconds, 0
             while left > 0:
                 due_s = self._next_due_s() - self.monotonic_s()
-                step = min(left, max(due_s, seconds / _STEPS))
+                coarse = seconds / _STEPS
+                finest = finest_s() if steps < _FINE_STEPS else None
+                steps += 1
+                step = min(left, max(due_s, coarse if finest is None else min(finest, coarse)))
                 left -= step
                 self._move(step)
                 self._wake()
@@ -125,3 +136,37 @@ class TurnableClock:
         if due_s != float("inf"):
             delay = max(0.0, (due_s - self.monotonic_s()) / self._speed)
             self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+
+class CallClock:
+    """A clock for calls to the model, which remembers how long those wait that do."""
+
+    def __init__(self, clock: TurnableClock) -> None:
+        self._clock = clock
+        self._waiting: Counter[float] = Counter()
+
+    @property
+    def shortest_s(self) -> float | None:
+        """Return the shortest of the waits that are under way."""
+        return min(self._waiting, default=None)
+
+    def now_us(self) -> int:
+        """Return the wall time in microseconds since 1970, UTC."""
+        return self._clock.now_us()
+
+    def monotonic_s(self) -> float:
+        """Return the seconds since the start."""
+        return self._clock.monotonic_s()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds` of the clock."""
+        if seconds <= 0:
+            await self._clock.sleep(seconds)
+            return
+        self._waiting[seconds] += 1
+        try:
+            await self._clock.sleep(seconds)
+        finally:
+            self._waiting[seconds] -= 1
+            if not self._waiting[seconds]:
+                del self._waiting[seconds]

@@ -10,7 +10,7 @@ from batchyard.emulator.settling import settled
 from batchyard.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
-    from batchyard.emulator.clock import TurnableClock
+    from batchyard.emulator.clock import CallClock, TurnableClock
     from batchyard.emulator.faults import Faults
     from batchyard.emulator.model import ScriptedModel
     from batchyard.emulator.script import Script
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Machine:
     """Clock, script and account of a running emulator."""
 
-    def __init__(self, clock: TurnableClock, model: ScriptedModel) -> None:
+    def __init__(self, clock: TurnableClock, calls: CallClock, model: ScriptedModel) -> None:
         self.clock = clock
+        self._calls = calls
         self._model = model
         self._yard: Yard | None = None
         self._faults: Faults | None = None
@@ -45,7 +46,13 @@ class Machine:
             seconds = scripts.seconds_of(duration)
         except ValueError as error:
             raise InvalidRequest(f"advance: {error}") from None
-        await self.clock.advance(seconds, self.settle)
+        await self.clock.advance(seconds, self.settle, self._finest_s)
+
+    def _finest_s(self) -> float | None:
+        """Return a quarter of the shortest answer while others wait for its slot."""
+        assert self._yard is not None
+        shortest = self._calls.shortest_s
+        return shortest / 4 if shortest is not None and self._yard.worker.has_unsent else None
 
     async def settle(self) -> None:
         """Wait until only the passing of time, or a client, can change anything."""

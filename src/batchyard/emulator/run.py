@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from batchyard.emulator.clock import SPEED_MAX, TurnableClock
+from batchyard.emulator.clock import SPEED_MAX, CallClock, TurnableClock
 from batchyard.emulator.control import Control
 from batchyard.emulator.faults import Faults
 from batchyard.emulator.fixtures import Fixtures, OneWorkspace, make_batch
@@ -103,8 +103,9 @@ async def emulate(
     )
     # The batch of the fixtures is made before the script holds.
     begin = Script() if what.fixtures else what.script
-    model = ScriptedModel(Simulated(_NAME, settings, clock), begin, clock=clock, seed=seed)
-    machine = Machine(clock, model)
+    calls = CallClock(clock)
+    model = ScriptedModel(Simulated(_NAME, settings, calls), begin, clock=calls, seed=seed)
+    machine = Machine(clock, calls, model)
     listener = listen(what.host, what.port)
     async with assemble.opened(
         _config(what),

@@ -131,12 +131,26 @@ class Ledger(Protocol):
     """The interface of a ledger. Every method may raise StoreError; a writing one DiskFull."""
 
     async def create(
-        self, batch: Batch, shards: Sequence[ShardPlan], key: CreateKey
+        self,
+        batch: Batch,
+        shards: Sequence[ShardPlan],
+        key: CreateKey,
+        *,
+        queued_max: int | None = None,
     ) -> Known | None:
         """Add a batch with its shards and remember the call, in one transaction.
 
+        Args:
+            batch: new.
+            shards: of the batch.
+            key: by which a repeat of the call is recognised.
+            queued_max: requests that the workspace may have in open batches, this one included.
+
         Returns:
             None when it was added; else the earlier call under the same key, and nothing is added.
+
+        Raises:
+            RateLimited: the queue has no room for it.
         """
 
     async def known(self, workspace: str, key: str, now_us: int) -> Known | None:
@@ -148,19 +162,23 @@ class Ledger(Protocol):
     async def page(
         self, workspace: str, *, limit: int, after: str | None, before: str | None
     ) -> Page | None:
-        """Return one page of the list; None when the cursor names no batch of the workspace."""
+        """Return one page of the list; None when the cursor names no batch of the workspace.
+
+        A deleted batch is a cursor for `limits.DELETED_CURSOR_WINDOW_US`, so that a client may
+        delete what it lists. Source: the clients ask for the next page by the last id they saw.
+        """
 
     async def cancel(self, workspace: str, batch_id: str, now_us: int) -> Batch | None:
         """Mark an open batch as canceled, once; return it as it is then."""
 
-    async def delete(self, workspace: str, batch_id: str) -> bool:
-        """Forget an ended batch; False when there is none. Its segments are the caller's."""
+    async def delete(self, workspace: str, batch_id: str, now_us: int) -> bool:
+        """Forget an ended batch but for its place in the list; False when there is none.
+
+        Its segments are the caller's.
+        """
 
     async def progress(self, batch_id: str) -> Progress:
         """Return how far the shards of an open batch are."""
-
-    async def queued(self, workspace: str) -> int:
-        """Return how many requests of a workspace are in batches that have not ended."""
 
     async def pools_ready(self) -> Sequence[str]:
         """Return the pools that have a shard to claim."""
@@ -215,7 +233,10 @@ class Ledger(Protocol):
         """Mark the results of an ended batch as gone."""
 
     async def forget_creates(self, now_us: int) -> None:
-        """Drop the create calls that no repeat may refer to any more."""
+        """Drop the create calls that no repeat may refer to any more.
+
+        With them go the places of deleted batches that no list goes on from any more.
+        """
 
     async def live(self) -> dict[str, bool]:
         """Return every batch id, with whether its segments are still needed."""

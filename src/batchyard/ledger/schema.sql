@@ -68,3 +68,14 @@ CREATE TABLE creates (
 
 CREATE INDEX creates_until ON creates (until_us);
 CREATE INDEX creates_of_batch ON creates (batch);
+
+-- Where a deleted batch stood in the list: a client that deletes while it pages goes on from there.
+CREATE TABLE deleted (
+  workspace  TEXT NOT NULL,
+  id         TEXT NOT NULL,
+  seq        INTEGER NOT NULL,                   -- of the batch
+  deleted_us INTEGER NOT NULL,
+  PRIMARY KEY (workspace, id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX deleted_since ON deleted (deleted_us);

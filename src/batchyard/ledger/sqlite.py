@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batchyard import crash
-from batchyard.errors import DamagedError, DiskFull, StoreError
+from batchyard import crash, limits
+from batchyard.errors import DamagedError, DiskFull, RateLimited, StoreError
 from batchyard.ledger import (
     Claim,
     Commit,
@@ -81,7 +81,12 @@ class SqliteLedger:
             raise StoreError(f"cannot open the ledger {path}: {error}") from error
 
     async def create(
-        self, batch: Batch, shards: Sequence[ShardPlan], key: CreateKey
+        self,
+        batch: Batch,
+        shards: Sequence[ShardPlan],
+        key: CreateKey,
+        *,
+        queued_max: int | None = None,
     ) -> Known | None:
         """Add a batch with its shards; see the protocol."""
 
@@ -89,6 +94,8 @@ class SqliteLedger:
             known = None if key.replaces else _known(db, batch.workspace, key.key, batch.created_us)
             if known is not None:
                 return known
+            if queued_max is not None:
+                _check_queue(db, batch, queued_max)
             (seq,) = db.execute(
                 SQL["batch_insert"],
                 {
@@ -145,7 +152,7 @@ class SqliteLedger:
     async def page(
         self, workspace: str, *, limit: int, after: str | None, before: str | None
     ) -> Page | None:
-        """Return one page of the list; None when the cursor names no batch of the workspace."""
+        """Return one page of the list; see the protocol."""
 
         def run(db: sqlite3.Connection) -> Page | None:
             cursor = after or before
@@ -175,14 +182,17 @@ class SqliteLedger:
 
         return await self._writer.run(run)
 
-    async def delete(self, workspace: str, batch_id: str) -> bool:
-        """Forget an ended batch; False when there is none."""
+    async def delete(self, workspace: str, batch_id: str, now_us: int) -> bool:
+        """Forget an ended batch but for its place in the list; see the protocol."""
 
         def run(db: sqlite3.Connection) -> bool:
-            gone = db.execute(SQL["batch_delete"], {"id": batch_id, "workspace": workspace})
-            if gone.rowcount == 1:
-                db.execute(SQL["creates_of_batch_delete"], {"batch": batch_id})
-            return gone.rowcount == 1
+            bound = {"id": batch_id, "workspace": workspace, "now": now_us}
+            gone = db.execute(SQL["batch_delete"], bound).fetchone()
+            if gone is None:
+                return False
+            db.execute(SQL["deleted_put"], bound | {"seq": gone["seq"]})
+            db.execute(SQL["creates_of_batch_delete"], {"batch": batch_id})
+            return True
 
         return await self._writer.run(run)
 
@@ -202,12 +212,6 @@ class SqliteLedger:
             )
 
         return await self._reader.run(run)
-
-    async def queued(self, workspace: str) -> int:
-        """Return how many requests of a workspace are in batches that have not ended."""
-        return await self._reader.run(
-            lambda db: int(db.execute(SQL["queued"], {"workspace": workspace}).fetchone()[0])
-        )
 
     async def pools_ready(self) -> Sequence[str]:
         """Return the pools that have a shard to claim."""
@@ -367,8 +371,14 @@ class SqliteLedger:
         )
 
     async def forget_creates(self, now_us: int) -> None:
-        """Drop the create calls that no repeat may refer to any more."""
-        await self._writer.run(lambda db: db.execute(SQL["creates_purge"], {"now": now_us}))
+        """Drop the create calls and the places of deleted batches whose time is over."""
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(SQL["creates_purge"], {"now": now_us})
+            before = now_us - limits.DELETED_CURSOR_WINDOW_US
+            db.execute(SQL["deleted_purge"], {"before": before})
+
+        await self._writer.run(run)
 
     async def live(self) -> dict[str, bool]:
         """Return every batch id, with whether its segments are still needed."""
@@ -464,6 +474,19 @@ class _Connection:
         if db is not None:
             await asyncio.get_running_loop().run_in_executor(self._threads, db.close)
         self._threads.shutdown(wait=False)
+
+
+def _check_queue(db: sqlite3.Connection, batch: Batch, queued_max: int) -> None:
+    queued = db.execute(SQL["queued"], {"workspace": batch.workspace}).fetchone()[0]
+    if queued + batch.requests <= queued_max:
+        return
+    fits_never = batch.requests > queued_max
+    raise RateLimited(
+        "This request would exceed your organization's limit on batch requests in the processing "
+        f"queue: {queued} of {queued_max} are taken, and this batch has {batch.requests}",
+        retry_after_s=None if fits_never else limits.QUEUE_FULL_RETRY_AFTER_S,
+        should_retry=False if fits_never else None,
+    )
 
 
 def _known(db: sqlite3.Connection, workspace: str, key: str, now_us: int) -> Known | None:

@@ -19,6 +19,12 @@ _MIGRATIONS = {
     1: (
         "ALTER TABLE batches ADD COLUMN user_profile TEXT",
         "ALTER TABLE shards ADD COLUMN crc INTEGER",
+        (
+            "CREATE TABLE deleted (workspace TEXT NOT NULL, id TEXT NOT NULL,"
+            " seq INTEGER NOT NULL, deleted_us INTEGER NOT NULL,"
+            " PRIMARY KEY (workspace, id)) STRICT, WITHOUT ROWID"
+        ),
+        "CREATE INDEX deleted_since ON deleted (deleted_us)",
     )
 }
 

@@ -27,7 +27,10 @@ DELETE FROM creates WHERE until_us <= :now
 SELECT * FROM batches WHERE id = :id AND workspace = :workspace
 
 -- name: batch_seq
+-- Where a batch stands in the list, or stood before it was deleted.
 SELECT seq FROM batches WHERE id = :id AND workspace = :workspace
+UNION ALL
+SELECT seq FROM deleted WHERE id = :id AND workspace = :workspace
 
 -- name: batches_newest
 SELECT * FROM batches WHERE workspace = :workspace ORDER BY seq DESC LIMIT :limit
@@ -46,6 +49,13 @@ WHERE id = :id AND workspace = :workspace AND cancel_us IS NULL AND ended_us IS 
 
 -- name: batch_delete
 DELETE FROM batches WHERE id = :id AND workspace = :workspace AND ended_us IS NOT NULL
+RETURNING seq
+
+-- name: deleted_put
+INSERT INTO deleted (workspace, id, seq, deleted_us) VALUES (:workspace, :id, :seq, :now)
+
+-- name: deleted_purge
+DELETE FROM deleted WHERE deleted_us <= :before
 
 -- name: creates_of_batch_delete
 DELETE FROM creates WHERE batch = :batch

@@ -130,6 +130,8 @@ def _betas(request: Request) -> tuple[str, ...]:
     for beta in betas:
         if len(beta) > limits.BETA_VALUE_CHARS_MAX or not _BETA.fullmatch(beta):
             raise InvalidRequest(
-                f"Unexpected value(s) `{shown(beta)}` for the `anthropic-beta` header."
+                f"Unexpected value(s) `{shown(beta)}` for the `anthropic-beta` header. Please "
+                "consult our documentation at platform.claude.com/docs or try again without the "
+                "header."
             )
     return betas

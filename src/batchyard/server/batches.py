@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from starlette.responses import Response
 
 from batchyard import crash, ids, limits, wire
-from batchyard.errors import InvalidRequest, NotFound, RateLimited, shown
+from batchyard.errors import DiskFull, InvalidRequest, NotFound, RateLimited, shown
 from batchyard.ledger import CreateKey
 from batchyard.model import Batch
 from batchyard.server import uploads
@@ -43,7 +43,8 @@ class Batches:
                 f"idempotency-key: 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} characters are allowed",
                 should_retry=False,
             )
-        self._yard.disk.admit(_announced_bytes(request))
+        if named is None and not _is_retry(request):  # a repeat needs no room
+            self._yard.disk.admit(_announced_bytes(request))
         async with uploads.spooled(request, self._yard.spool) as upload:
             key = self._create_key(caller, upload, named)
             # A repeat that arrives while the first call is being written waits for its batch.
@@ -86,29 +87,31 @@ class Batches:
 
     async def _create(self, caller: Caller, upload: Upload, key: CreateKey) -> Batch:
         yard = self._yard
-        queued = await yard.ledger.queued(caller.workspace)
-        if queued >= yard.queued_max:
-            raise _queue_full(queued, yard.queued_max)
+        yard.disk.admit(0)  # the body is on the disk already
         batch_id = ids.mint("msgbatch")
-        accepted = await asyncio.to_thread(
-            uploads.accept, upload, batch_id, yard.routes, yard.store
-        )
-        if queued + accepted.requests > yard.queued_max:
+        try:
+            accepted = await asyncio.to_thread(
+                uploads.accept, upload, batch_id, yard.routes, yard.store
+            )
+            now = yard.clock.now_us()
+            batch = Batch(
+                id=batch_id,
+                workspace=caller.workspace,
+                requests=accepted.requests,
+                created_us=now,
+                expires_us=now + limits.PROCESSING_WINDOW_US,
+                version=caller.version,
+                betas=caller.betas,
+                user_profile=caller.user_profile,
+                billing=yard.billing_of({shard.pool for shard in accepted.shards}),
+            )
+            known = await yard.ledger.create(
+                batch, accepted.shards, key, queued_max=yard.queued_max
+            )
+        except (DiskFull, RateLimited):
+            # Certain not to exist. After other errors of the store, the next start decides.
             await asyncio.to_thread(yard.store.delete_batch, batch_id)
-            raise _queue_full(queued, yard.queued_max)
-        now = yard.clock.now_us()
-        batch = Batch(
-            id=batch_id,
-            workspace=caller.workspace,
-            requests=accepted.requests,
-            created_us=now,
-            expires_us=now + limits.PROCESSING_WINDOW_US,
-            version=caller.version,
-            betas=caller.betas,
-            user_profile=caller.user_profile,
-            billing=yard.billing_of({shard.pool for shard in accepted.shards}),
-        )
-        known = await yard.ledger.create(batch, accepted.shards, key)
+            raise
         if known is not None:
             await asyncio.to_thread(yard.store.delete_batch, batch_id)
             return _same(known, key)
@@ -165,7 +168,8 @@ class Batches:
             raise InvalidRequest(
                 "In progress batches cannot be deleted. Consider canceling the batch instead."
             )
-        if not await self._yard.ledger.delete(batch.workspace, batch.id):
+        now = self._yard.clock.now_us()
+        if not await self._yard.ledger.delete(batch.workspace, batch.id, now):
             raise _not_found(batch.id)
         crash.point("deleted")
         await asyncio.to_thread(self._yard.store.delete_batch, batch.id)
@@ -229,14 +233,6 @@ def _same(known: Known, key: CreateKey) -> Batch:
             should_retry=False,
         )
     return known.batch
-
-
-def _queue_full(queued: int, most: int) -> RateLimited:
-    return RateLimited(
-        "This request would exceed your organization's limit on batch requests in the processing "
-        f"queue: {queued} of {most} are taken",
-        retry_after_s=limits.QUEUE_FULL_RETRY_AFTER_S,
-    )
 
 
 def _not_found(batch_id: str) -> NotFound:

@@ -7,9 +7,10 @@ turns every error into the envelope of the API. Knows no endpoint.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
@@ -37,6 +38,11 @@ log = logging.getLogger(__name__)
 BODY_IDLE_S = 60.0
 BODY_TIMEOUT = "request_body_timeout"
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_HOST = re.compile(
+    r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?"
+)
+_PORT_MAX = 65_535
 
 
 class Guard:
@@ -120,11 +126,20 @@ def _expects(scope: Scope) -> bool:
 
 
 def host_name(host: str) -> str | None:
-    """Return the name in a `Host` value, lower case, without port."""
+    """Return the name in a `Host` value, lower case, without brackets and port.
+
+    None when it is not `name` or `name:port`: the whole value becomes a part of `results_url`.
+    """
+    match = _HOST.fullmatch(host)
+    if match is None or int(match["port"] or 0) > _PORT_MAX:
+        return None
+    if match["address"] is None:
+        return match["name"].lower()
     try:
-        return urlsplit(f"//{host}").hostname
+        ipaddress.IPv6Address(match["address"])
     except ValueError:
         return None
+    return match["address"].lower()
 
 
 def error_response(error: BatchyardError, request_id: str) -> Response:

@@ -1,6 +1,7 @@
 """What passes straight through to the upstream: messages, token counts, models.
 
-So that one base URL serves everything. The yard adds nothing and keeps nothing of these.
+So that one base URL serves everything. The yard keeps nothing of these, and changes nothing but the
+request id: in the header and in the body of an error it is the yard's own.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from batchyard.server.streaming import while_connected
 from batchyard.upstream import Forward
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from batchyard.server.auth import Caller
     from batchyard.server.yard import Yard
-    from batchyard.upstream import Upstream
+    from batchyard.upstream import Forwarded, Upstream
+
+# JSON of an error up to this size is read whole, to put our request id in.
+_ERROR_BYTES_MAX = 64 * limits.KIB
 
 
 class _Head(msgspec.Struct):
@@ -29,6 +35,7 @@ class _Head(msgspec.Struct):
 
 
 _head = msgspec.json.Decoder(_Head)
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Messages:
@@ -85,7 +92,7 @@ class Messages:
 
 
 class ForwardedResponse:
-    """The upstream's answer, as it comes."""
+    """The upstream's answer, as it comes; an error with our request id."""
 
     def __init__(self, upstream: Upstream, forward: Forward) -> None:
         self._upstream = upstream
@@ -93,9 +100,9 @@ class ForwardedResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the call and send its answer; end it when the client has gone."""
-        await while_connected(receive, self._send(send))
+        await while_connected(receive, self._send(send, scope["state"]["request_id"]))
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, request_id: str) -> None:
         async with self._upstream.forward(self._forward) as reply:
             # `request-id` is ours; the upstream's own goes beside it.
             headers = [
@@ -103,9 +110,44 @@ class ForwardedResponse:
                 for name, value in reply.headers.items()
             ]
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-            async for chunk in reply.chunks():
+            async for chunk in _body(reply, request_id):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _body(reply: Forwarded, request_id: str) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives; the envelope of an error whole, and with our request id.
+
+    Raises:
+        BadGateway: the upstream broke off.
+    """
+    chunks = reply.chunks()
+    is_json = reply.headers.get("content-type", "").startswith("application/json")
+    if is_json and reply.status >= 400:
+        start = bytearray()
+        async for chunk in chunks:
+            start += chunk
+            if len(start) > _ERROR_BYTES_MAX:
+                yield bytes(start)
+                break
+        else:
+            yield _with_request_id(bytes(start), request_id)
+            return
+    async for chunk in chunks:
+        yield chunk
+
+
+def _with_request_id(body: bytes, request_id: str) -> bytes:
+    """Return an error envelope with our request id, any other body as it is."""
+    try:
+        fields = _object.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+    if "error" not in fields or bytes(fields.get("type", b"")) != b'"error"':
+        return body
+    return msgspec.json.encode(
+        {**fields, "request_id": msgspec.Raw(msgspec.json.encode(request_id))}
+    )
 
 
 def _check_model_path(model: str) -> None:

@@ -50,7 +50,11 @@ class Results:
             raise NotFound(
                 f"Message Batch {batch.id} has no available results.", should_retry=False
             )
-        extents = await asyncio.to_thread(read_manifest, self._yard.store, batch.id)
+        try:
+            extents = await asyncio.to_thread(self._begin, batch.id)
+        except DamagedError:
+            await find(self._yard, request)  # it was deleted meanwhile: 404
+            raise
         length = sum(extent.length for extent in extents)
         span = byte_range.read(request.headers.get("range"), length)
         if request.headers.get("if-range") not in {None, f'"{batch.id}"'}:
@@ -66,6 +70,13 @@ class Results:
             and _accepts_gzip(request.headers.get("accept-encoding", ""))
         )
         return ResultsResponse(self._yard.store, extents, batch.id, span, gzip=gzip)
+
+    def _begin(self, batch_id: str) -> Sequence[Extent]:
+        """Return the extents, when the first bytes are there and whole. Blocks."""
+        extents = read_manifest(self._yard.store, batch_id)
+        if extents:
+            read_block(self._yard.store, extents[0], 0)
+        return extents
 
 
 class ResultsResponse:
@@ -128,21 +139,21 @@ class ResultsResponse:
             start = max(0, span.start - begin)
             end = min(extent.length, span.end - begin)
             for offset in range(start - start % BLOCK_BYTES, end, BLOCK_BYTES):
-                block = await asyncio.to_thread(self._block, extent, offset)
+                block = await asyncio.to_thread(read_block, self._store, extent, offset)
                 yield block[max(0, start - offset) : end - offset]
             begin += extent.length
 
-    def _block(self, extent: Extent, offset: int) -> bytes:
-        """Read one block of an extent.
 
-        Raises:
-            DamagedError: it is not what was written. No wrong byte is sent; the transfer is cut.
-        """
-        size = min(BLOCK_BYTES, extent.length - offset)
-        block = self._store.read(extent.segment, offset, size)
-        if not is_block(block, offset // BLOCK_BYTES, extent.blocks):
-            raise DamagedError(f"segment {extent.segment} is damaged in the mebibyte at {offset}")
-        return block
+def read_block(store: Segments, extent: Extent, offset: int) -> bytes:
+    """Read one block of an extent. Blocks.
+
+    Raises:
+        DamagedError: it is not what was written. No wrong byte is sent; the transfer is cut.
+    """
+    block = store.read(extent.segment, offset, min(BLOCK_BYTES, extent.length - offset))
+    if not is_block(block, offset // BLOCK_BYTES, extent.blocks):
+        raise DamagedError(f"segment {extent.segment} is damaged in the mebibyte at {offset}")
+    return block
 
 
 def _accepts_gzip(header: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from batchyard.validate.decide import decode
 
-# Any letter can be written as an escape, u as `\u0075`; all of those begin like this.
+# Any letter can be written as an escape, o as `\u006f`; all of those begin like this.
 _ESCAPED = b"\\u00"
 
 
@@ -21,7 +21,7 @@ def names_url(params: bytes | memoryview) -> str | None:
     None when there is none, or when `params` are not JSON.
     """
     raw = bytes(params)
-    if b'"url"' not in raw and (b"\\" not in raw or _ESCAPED not in raw):
+    if b'"source"' not in raw and (b"\\" not in raw or _ESCAPED not in raw):
         return None
     try:
         fields = decode(raw)

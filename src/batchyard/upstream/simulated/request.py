@@ -1,7 +1,8 @@
 """Read one Messages request for the simulated model: check it, and cut it into counted pieces.
 
 Knows the shape of requests and how many tokens each part is. Knows nothing of answers or caches.
-What batches refuse and the Messages endpoint takes (`stream`, `max_tokens` 0) is taken here.
+What batches refuse and the Messages endpoint takes (`stream`, `max_tokens` 0) is taken here. Keys
+that the hosted API does not know are refused here, and not by the yard.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _SYNC_ONLY = (
     "stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint",
     "research_preview_2026_02", "billing_policy",
 )  # fmt: skip
+
+# Betas that add no parameter. Of others that is not known.
+_PLAIN_BETAS = frozenset({models.EXTENDED_OUTPUT_BETA})
 
 
 class Turn(msgspec.Struct, gc=False):
@@ -103,10 +107,12 @@ def read(params: bytes, *, version: str, betas: tuple[str, ...], counting: bool 
         InvalidRequest: the first thing that is wrong, in the words of the hosted API.
         NotFound: no such model.
     """
-    problem = validate.check(params, version=version, betas=betas)
+    strict = _is_strict(params, betas)
+    problem = validate.check(params, version=version, betas=betas, strict=strict)
     if problem is not None:
         relaxed = _as_batches_want_it(params, counting=counting)
-        problem = validate.check(relaxed, version=version, betas=betas) if relaxed else problem
+        if relaxed:
+            problem = validate.check(relaxed, version=version, betas=betas, strict=strict)
         if problem is not None:
             raise InvalidRequest(problem.message)
     try:
@@ -116,6 +122,20 @@ def read(params: bytes, *, version: str, betas: tuple[str, ...], counting: bool 
     _check_model(request.model)
     _check_tools(request)
     return request
+
+
+def _is_strict(params: bytes, betas: tuple[str, ...]) -> bool:
+    """Whether top-level keys that we do not know are refused.
+
+    Other makers' models may take more than the hosted API does, and so may a beta.
+    """
+    if not _PLAIN_BETAS.issuperset(betas):
+        return False
+    try:
+        model = models.find(validate.model_of(params))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False  # refused for its shape
+    return model is not None and not model.generic
 
 
 def _check_model(name: str) -> None:
