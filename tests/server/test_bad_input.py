@@ -21,10 +21,11 @@ import pytest
 from batchyard.server.guard import Guard, host_name
 from helpers_raw import FIXED, exchange, head, one_reply, replies
 from helpers_upstream import DEADLINE_S
-from helpers_yard import BATCHES, HEADERS, KEY, Yard, poll, request
+from helpers_yard import BATCHES, HEADERS, KEY, QUICK, Yard, poll, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from helpers_raw import Reply
     from helpers_upstream import Upstream
@@ -466,6 +467,50 @@ def test_b36_to_b41_bad_params_are_accepted_and_errored_at_the_end(yard: Yard) -
             wrong[name] = result
     assert wrong == {}
     assert ended["request_counts"]["errored"] == len(BAD_PARAMS)
+
+
+def test_b39_a_request_that_is_too_large_alone_is_errored_at_the_end(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """A create body holds what one call to a model may not."""
+    bounds = QUICK | {"limits:MESSAGE_BODY_BYTES_MAX": 1 << 20}
+    with Yard(tmp_path / "data", upstream.url, bounds=bounds) as yard:
+        batch = yard.create([request("x" * (1 << 20), "large"), request("b39-small", "small")])
+        yard.wait_ended(batch["id"])
+        results = yard.results(batch["id"])
+        assert results["small"]["type"] == "succeeded"
+        large = results["large"]
+        assert large["error"]["error"]["type"] == "invalid_request_error"
+        assert large["error"]["error"]["message"].startswith("Request exceeds the maximum size")
+
+
+def test_b40_urls_are_passed_only_to_who_may_fetch_them(yard: Yard) -> None:
+    source = {"type": "url", "url": "http://169.254.169.254/latest"}
+    content = [{"type": "image", "source": source}]
+    inner = [{"type": "tool_result", "tool_use_id": "toolu_1", "content": content}]
+    for name, blocks in (("b40-image", content), ("b40-nested", inner)):
+        params = {"messages": [{"role": "user", "content": blocks}]}
+        batch = yard.create([request(name, name, **params)])
+        yard.wait_ended(batch["id"])
+        result = yard.results(batch["id"])[name]
+        assert result["type"] == "errored", "the upstream here may not fetch"
+        error = result["error"]["error"]
+        assert error["type"] == "invalid_request_error"
+        assert "source.url: URLs are not passed on" in error["message"]
+
+
+def test_b48_below_the_reserve_of_the_disk_no_batch_is_accepted(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """What happens on a disk that is full is in tests/disk."""
+    environment = {"BATCHYARD_DISK_RESERVE_MB": str(1 << 30)}
+    with Yard(tmp_path / "data", upstream.url, environment=environment) as yard:
+        answer = yard.post(BATCHES, {"requests": [request("b48")]})
+        assert answer.status == 529
+        assert answer.json()["error"]["type"] == "overloaded_error"
+        assert int(answer.headers["retry-after"]) > 0
+        assert yard.get(BATCHES).json()["data"] == []
+        assert yard.files() == []
 
 
 def test_b38_a_model_with_control_characters_stays_one_line_of_the_log(yard: Yard) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from batchyard import validate
+from batchyard import limits, validate
 from batchyard.errors import shown
 from batchyard.validate import Problem
 
@@ -38,6 +38,9 @@ def check(
         betas: `anthropic-beta` values of the create call.
         user_profile: `anthropic-user-profile-id` of the create call.
     """
+    if len(params) > limits.MESSAGE_BODY_BYTES_MAX:
+        most = limits.MESSAGE_BODY_BYTES_MAX // limits.MIB
+        return Problem("invalid_request_error", f"Request exceeds the maximum size of {most} MB")
     problem = validate.check(params, version=version, betas=betas)
     if problem is not None:
         return problem
