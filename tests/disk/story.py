@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchyard.ledger import sqlite
+from batchyard.ledger import sqlite_file
 from disk.tracing import Recording, TracedYard
 from helpers_upstream import Upstream
 from helpers_yard import BATCHES, HEADERS, QUICK, request
@@ -138,11 +138,11 @@ class Story:
 def pragmas(synchronous: str, checkpoint_pages: int | None) -> dict[str, object]:
     """Return the bound that sets up the ledger otherwise."""
     usual = "PRAGMA synchronous = FULL"
-    assert usual in sqlite._PRAGMAS
-    changed = [p.replace("FULL", synchronous) if p == usual else p for p in sqlite._PRAGMAS]
+    assert usual in sqlite_file._PRAGMAS
+    changed = [p.replace("FULL", synchronous) if p == usual else p for p in sqlite_file._PRAGMAS]
     if checkpoint_pages is not None:
         changed.append(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
-    return {"ledger.sqlite:_PRAGMAS": changed}
+    return {"ledger.sqlite_file:_PRAGMAS": changed}
 
 
 def prompts(name: str, number: int, steps: str = "") -> list[str]:

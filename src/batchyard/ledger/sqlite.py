@@ -451,14 +451,15 @@ class _Connection:
         raise self._error
 
     def _run(self, query: Query[T]) -> T:
-        if self._db is None:  # closed while it waited for its turn
+        db = self._db  # which a close may take away meanwhile
+        if db is None:  # closed while it waited for its turn
             raise StoreError("the ledger is closed")
         if self._broken:  # what was queued behind the query that failed
             raise StoreError("the ledger has failed")
         try:
-            with self._db:  # commits, or rolls back on any exception
-                self._db.execute("BEGIN")
-                answer = query(self._db)
+            with db:  # commits, or rolls back on any exception
+                db.execute("BEGIN")
+                answer = query(db)
                 crash.point("ledger_before_commit")
             crash.point("ledger_committed")
         except sqlite3.Error as error:
