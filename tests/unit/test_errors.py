@@ -24,7 +24,7 @@ def test_every_error_has_a_text_a_status_and_a_type(cls: type[BatchyardError]) -
     assert cls("other").message == "other"
 
 
-# api-contract 6: the types of the wire by status.
+# The API reference, errors: the types of the wire by status.
 @pytest.mark.parametrize(
     ("cls", "status", "name"),
     [

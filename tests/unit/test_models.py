@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TABLE = models.packaged()
 
-# api-contract 7.1: in, out, 5-minute write, 1-hour write, read, in dollars per million tokens.
+# The list prices: in, out, 5-minute write, 1-hour write, read, in dollars per million tokens.
 PRICES = {
     "claude-fable-5-2": "8 40 10 16 0.20",
     "claude-mythos-5-2": "8 40 10 16 0.20",

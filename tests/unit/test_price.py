@@ -17,7 +17,7 @@ MILLION = 1_000_000
 @pytest.mark.parametrize(
     ("model", "usage", "tier", "micros"),
     [
-        # The two check values of api-contract 7.3.
+        # The two check values of the cost formula.
         ("claude-opus-4-6", Usage(output_tokens=MILLION), "batch", 12_500_000),
         ("claude-haiku-4-5", Usage(cache_read_tokens=17_508), "batch", 875),  # $0.0008754
         ("claude-haiku-4-5", Usage(cache_read_tokens=17_508), "standard", 1_751),

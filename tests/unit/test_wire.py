@@ -26,7 +26,7 @@ def entry(custom_id: object) -> dict[str, object]:
     return {"custom_id": custom_id, "params": {}}
 
 
-# Every text of api-contract 2.1, with the path of the first fault.
+# Every text of a refused create, with the path of the first fault.
 DOCUMENTED = [
     (body(), "requests: List should have at least 1 item after validation, not 0"),
     (b"{}", "requests: Field required"),
