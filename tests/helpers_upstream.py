@@ -75,6 +75,19 @@ class Exchange:
         ]
         await self.send("\r\n".join([*head, "", ""]).encode() + body)
 
+    async def begin_stream(self, *headers: str) -> None:
+        """Begin an answer of events."""
+        head = "".join(f"{header}\r\n" for header in headers).encode()
+        await self.send(_STREAM_HEAD + head + b"\r\n")
+
+    async def send_piece(self, data: bytes) -> None:
+        """Send the next bytes of a stream."""
+        await self.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def end_stream(self) -> None:
+        """End a stream as HTTP ends one."""
+        await self.send(b"0\r\n\r\n")
+
     def close(self) -> None:
         self.writer.close()
 
@@ -140,6 +153,42 @@ SSE = (
     b'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n',
     b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
 )
+
+
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n"
+)
+
+
+def sse(event: dict[str, Any] | bytes) -> bytes:
+    """Return one server-sent event, as it stands in a stream of the Messages dialect."""
+    data = event if isinstance(event, bytes) else json.dumps(event, ensure_ascii=False).encode()
+    return b"event: %b\ndata: %b\n\n" % (json.loads(data)["type"].encode(), data)
+
+
+def streamed(body: bytes, step: int = 7) -> list[bytes]:
+    """Return the events in which an answer of text blocks is streamed.
+
+    Args:
+        body: of the message.
+        step: characters in each delta.
+    """
+    whole = json.loads(body)
+    begun = {"content": [], "stop_reason": None, "stop_sequence": None}
+    usage = whole["usage"] | {"output_tokens": 1}
+    found = [sse({"type": "message_start", "message": whole | begun | {"usage": usage}})]
+    for index, block in enumerate(whole["content"]):
+        start = {"type": "content_block_start", "index": index}
+        found.append(sse(start | {"content_block": block | {"text": ""}}))
+        for at in range(0, len(block["text"]), step):
+            delta = {"type": "text_delta", "text": block["text"][at : at + step]}
+            found.append(sse({"type": "content_block_delta", "index": index, "delta": delta}))
+        found.append(sse({"type": "content_block_stop", "index": index}))
+    ended = {key: whole[key] for key in ("stop_reason", "stop_sequence")}
+    counts = {"output_tokens": whole["usage"]["output_tokens"]}
+    found.append(sse({"type": "message_delta", "delta": ended, "usage": counts}))
+    return [*found, sse({"type": "message_stop"})]
 
 
 class Upstream:
@@ -454,6 +503,28 @@ async def _sse_cut(exchange: Exchange, _: str) -> None:
     exchange.close()
 
 
+async def _stream(exchange: Exchange, events: str) -> None:
+    """Stream the message, where that is asked for; with an argument, only its first events."""
+    asked = json.loads(exchange.call.body)
+    if not asked.get("stream"):
+        await _message(exchange, "")
+        return
+    await exchange.begin_stream()
+    found = streamed(message(exchange.call.prompt, asked["model"]))
+    for event in found[: int(events)] if events else found:
+        await exchange.send_piece(event)
+    await exchange.end_stream()
+
+
+async def _stream_error(exchange: Exchange, error_type: str) -> None:
+    """Stream the beginning of a message, then an error."""
+    await exchange.begin_stream("request-id: req_upstream")
+    for event in streamed(message(exchange.call.prompt))[:4]:
+        await exchange.send_piece(event)
+    await exchange.send_piece(sse(error(error_type, f"scripted {error_type}")))
+    await exchange.end_stream()
+
+
 _HTML = b"<html><body><h1>502 Bad Gateway</h1>" + b"x" * 5_000 + b"</body></html>"
 
 STEPS: dict[str, Callable[[Exchange, str], Awaitable[Any]]] = {
@@ -482,4 +553,6 @@ STEPS: dict[str, Callable[[Exchange, str], Awaitable[Any]]] = {
     "endless": _endless,
     "sse": _sse,
     "ssecut": _sse_cut,
+    "stream": _stream,
+    "streamerror": _stream_error,
 }

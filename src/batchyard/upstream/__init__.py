@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from batchyard.model import Billing
@@ -28,6 +28,11 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     user_profile: str | None = None
     custom_id: str = ""
     """For a simulated model that is told what becomes of which request; never sent anywhere."""
+    begun: Callable[[], None] | None = None
+    """Called once, when an answer with status 200 begins: from then on its cache entries can be
+    read. For a stream that is its first event. Must not raise, and must not hold this call."""
+    wanted: Callable[[], bool] | None = None
+    """Asked right before anything is sent: whether an answer would still be used."""
 
 
 class FailureKind(enum.StrEnum):
@@ -35,7 +40,7 @@ class FailureKind(enum.StrEnum):
 
     CONNECT = "connect"  # no connection: the request was not sent
     TIMEOUT = "timeout"  # sent, and no whole reply in time
-    BROKEN = "broken"  # the connection broke, or what came was not HTTP
+    BROKEN = "broken"  # the connection broke, or what came was not HTTP, or no whole stream
     TOO_LARGE = "too_large"  # the reply was larger than we read
 
 
@@ -46,6 +51,9 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     retry_after: str | None = None
     request_id: str | None = None
+    headers: Mapping[str, str] | None = None
+    """What the upstream says of its limits, whatever the status: `anthropic-ratelimit-*`,
+    `x-ratelimit-*` and `retry-after`, names in lower case, values as sent. None without any."""
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):

@@ -158,6 +158,8 @@ class Simulated:
             await self._wait(found)
         finally:
             self.waiting -= waits
+        if call.begun is not None:
+            call.begun()
         return Reply(200, wire.encode(found.message), request_id=self._request_id())
 
     @asynccontextmanager

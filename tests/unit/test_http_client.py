@@ -1,0 +1,233 @@
+"""Calls to an upstream over loopback: what is closed when, and what is never sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from batchyard.upstream import Failure, FailureKind, Reply
+from batchyard.upstream.http import HttpClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+pytestmark = pytest.mark.anyio
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    tasks = set()
+
+    async def handled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await handler(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(handled, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"http{'s' if tls else ''}://127.0.0.1:{port}"
+    finally:
+        server.close()
+        await asyncio.gather(*tasks)
+
+
+@contextlib.asynccontextmanager
+async def calling(url: str, timeout_s: float = 30.0) -> AsyncIterator[HttpClient]:
+    client = HttpClient(url, {}, timeout_s=timeout_s)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def test_a_call_that_is_given_up_has_its_connection_closed_at_once() -> None:
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        asked.set()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        closed.set()
+
+    async with serving(silent) as url, calling(url) as client:
+        task = asyncio.create_task(client.post(client.head("POST", "/", {}), b"body"))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(20):
+            await closed.wait()
+
+
+async def test_a_call_that_takes_too_long_is_a_timeout_and_is_closed() -> None:
+    closed = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        closed.set()
+
+    async with serving(silent) as url, calling(url, timeout_s=0.2) as client:
+        outcome = await client.post(client.head("POST", "/", {}), b"body")
+        assert outcome == Failure(FailureKind.TIMEOUT, "the whole call took over 0.2 s")
+        async with asyncio.timeout(20):
+            await closed.wait()
+
+
+async def test_calls_in_a_row_share_a_connection_and_calls_at_once_do_not() -> None:
+    connections = 0
+    both = asyncio.Barrier(2)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while data := await reader.readuntil(b"body"):
+            if b"/both" in data:
+                await both.wait()
+            writer.write(OK)
+
+    async with serving(serve) as url, calling(url) as client:
+        one, two = client.head("POST", "/one", {}), client.head("POST", "/both", {})
+        for _ in range(3):
+            assert await client.post(one, b"body") == Reply(200, b"ok")
+        assert connections == 1
+        assert await asyncio.gather(client.post(two, b"body"), client.post(two, b"body"))
+        assert connections == 2
+
+
+async def test_what_nobody_wants_any_more_is_not_sent() -> None:
+    heard = b""
+
+    async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        nonlocal heard
+        heard += await reader.read()
+
+    async with serving(serve) as url, calling(url) as client:
+        outcome = await client.post(client.head("POST", "/", {}), b"body", wanted=lambda: False)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.CONNECT
+    assert not heard
+
+
+async def test_a_key_that_an_error_echoes_is_taken_out() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        writer.write(b"HTTP/1.1 401 No\r\ncontent-length: 17\r\n\r\nbad key sk-SECRET")
+
+    async with serving(serve) as url:
+        client = HttpClient(url, {"x-api-key": "sk-SECRET"}, timeout_s=9, secret="sk-SECRET")
+        outcome = await client.post(client.head("POST", "/", {}), b"body")
+        await client.close()
+
+    assert isinstance(outcome, Reply)
+    assert outcome.body == b"bad key ***"
+
+
+async def test_a_server_that_is_not_there_was_sent_nothing() -> None:
+    async with serving(lambda _r, _w: asyncio.sleep(0)) as url:
+        pass
+    async with calling(url) as client:
+        outcome = await client.post(client.head("POST", "/", {}), b"body")
+
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.CONNECT
+
+
+async def test_a_large_body_arrives_whole() -> None:
+    body = bytes(range(256)) * 50_000
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        got = await reader.readexactly(len(body))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(got), got))
+        await writer.drain()
+
+    async with serving(echo) as url, calling(url) as client:
+        assert await client.post(client.head("POST", "/", {}), body) == Reply(200, body)
+
+
+@pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "a\0b"])
+def test_no_header_can_hold_another(value: str) -> None:
+    client = HttpClient("http://127.0.0.1:1", {}, timeout_s=1)
+
+    with pytest.raises(ValueError, match="line end"):
+        client.head("POST", "/", {"anthropic-beta": value})
+    with pytest.raises(ValueError, match="not a path"):
+        client.head("GET", "/v1/models?x=1 HTTP/1.1", {})
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a certificate of 127.0.0.1 with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "upstream")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + built.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+async def test_a_certificate_is_verified(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    sent = b""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        sent += await reader.readuntil(b"body")
+        writer.write(OK)
+        await writer.drain()
+
+    async with serving(serve, tls) as url:
+        async with calling(url) as client:
+            outcome = await client.post(client.head("POST", "/", {}), b"body")
+            assert isinstance(outcome, Failure)
+            assert outcome.kind is FailureKind.CONNECT
+            assert "CERTIFICATE_VERIFY_FAILED" in outcome.text
+            assert not sent
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with calling(url) as client:
+            assert await client.post(client.head("POST", "/", {}), b"body") == Reply(200, b"ok")
+    assert sent.endswith(b"body")
