@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from store.making import LEDGERS, SEGMENTS
+from store.making import LEDGERS, SEGMENTS, stop_servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from batchyard.ledger import Ledger
     from batchyard.segments import Segments
+
+
+def pytest_sessionfinish() -> None:
+    stop_servers()
 
 
 @pytest.fixture(params=sorted(LEDGERS))

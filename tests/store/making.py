@@ -2,23 +2,75 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import hashlib
+import itertools
+from typing import TYPE_CHECKING, Any
 
+import psycopg
+
+from batchyard.clock import SystemClock
 from batchyard.ledger import Claim, Commit, CreateKey, Held, Ledger
+from batchyard.ledger.postgres import PostgresLedger
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
 from batchyard.segments.directory import DirectorySegments
+from batchyard.segments.objects import ObjectSegments
+from helpers_postgres import Postgres
+from helpers_s3 import S3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from batchyard.model import Priority
     from batchyard.segments import Segments
 
 LEDGERS: dict[str, Callable[[Path], Ledger]] = {
     "sqlite": lambda root: SqliteLedger(root / "ledger.db"),
+    "postgres": lambda root: PostgresLedger(postgres_url(root), SystemClock(), database_time=False),
 }
-SEGMENTS: dict[str, Callable[[Path], Segments]] = {"directory": DirectorySegments}
+SEGMENTS: dict[str, Callable[[Path], Segments]] = {
+    "directory": DirectorySegments,
+    "objects": lambda root: ObjectSegments(s3().url(f"{next(_paths)}/{root.name}")),
+}
+_paths = itertools.count()
+
+
+_STOPS: list[Any] = []
+
+
+def stop_servers() -> None:
+    """Stop what the tests of this process have started."""
+    while _STOPS:
+        _STOPS.pop()()
+
+
+@functools.cache
+def postgres() -> Postgres:
+    """Return the PostgreSQL server of this test process."""
+    server = Postgres(fsync="off", full_page_writes="off")
+    _STOPS.append(server.stop)
+    server.start()
+    return server
+
+
+def postgres_url(root: Path) -> str:
+    """Return a place in a database that is as new as a directory: a schema of its own."""
+    schema = f"at_{hashlib.sha256(str(root).encode()).hexdigest()[:16]}"
+    with psycopg.connect(postgres().url(), autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    return f"{postgres().url()}?options=-csearch_path%3D{schema}"
+
+
+@functools.cache
+def s3() -> S3:
+    """Return the S3 server of this test process."""
+    server = S3()
+    server.__enter__()
+    _STOPS.append(server.__exit__)
+    return server
+
 
 TOKENS = Tokens(1, 2, 3, 4)
 NOW = 1_790_000_000_000_000
@@ -26,7 +78,14 @@ DAY = 86_400_000_000
 LEASE = NOW + 30_000_000
 
 
-def make_batch(name: str, *, workspace: str = "w", requests: int = 2, at: int = NOW) -> Batch:
+def make_batch(
+    name: str,
+    *,
+    workspace: str = "w",
+    requests: int = 2,
+    at: int = NOW,
+    priority: Priority = "normal",
+) -> Batch:
     return Batch(
         id=f"msgbatch_{name}",
         workspace=workspace,
@@ -37,6 +96,7 @@ def make_batch(name: str, *, workspace: str = "w", requests: int = 2, at: int = 
         betas=("beta-1", "beta-2"),
         user_profile="profile-1",
         billing="standard",
+        priority=priority,
     )
 
 
@@ -60,10 +120,13 @@ async def add(
     workspace: str = "w",
     requests: int = 2,
     at: int = NOW,
+    priority: Priority = "normal",
 ) -> Batch:
     """Create a batch with one shard of `requests` requests for each pool."""
     shards = make_shards(*(pools or ("up/m",)), requests=requests)
-    batch = make_batch(name, workspace=workspace, requests=requests * len(shards), at=at)
+    batch = make_batch(
+        name, workspace=workspace, requests=requests * len(shards), at=at, priority=priority
+    )
     assert await ledger.create(batch, shards, make_key(f"key-{name}", until=at + DAY)) is None
     return batch
 

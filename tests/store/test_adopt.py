@@ -18,6 +18,7 @@ from batchyard.errors import DamagedError, StoreError
 from batchyard.ledger import Claim
 from batchyard.model import Extent
 from batchyard.price import Usage
+from batchyard.segments.directory import DirectorySegments
 from store.making import NOW
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def write(store: Segments, segment: str, chunks: Sequence[bytes]) -> None:
         store.put(segments.requests_name(BATCH), [b"x"])
     appender = store.appender(segment)
     appender.append(chunks)
+    appender.sync()
     appender.close()
 
 
@@ -306,8 +308,9 @@ def _check(store: _Memory, adopted: Adopted) -> None:
     assert adopted.tally == tally_of((custom_id, "succeeded") for custom_id in found)
 
 
-def test_damage_on_disk_is_met_as_in_memory(tmp_path: Path, store: Segments) -> None:
+def test_damage_on_disk_is_met_as_in_memory(tmp_path: Path) -> None:
     """The same over real files, at a few places."""
+    store = DirectorySegments(tmp_path / "segments")
     write(store, name(1), BYTES)
     (path,) = tmp_path.rglob("0.1.aa")
     for cut in (len(WHOLE) - 1, ENDS[2] + 3, ENDS[0], 1, 0):

@@ -178,3 +178,19 @@ async def test_only_segments_that_no_batch_needs_are_leftovers(
     await ledger.archive(archived.id, NOW)
     await keeper.clear_leftovers()
     assert store.batches() == sorted([kept.id, opened.id])
+
+
+async def test_where_others_create_too_only_old_segments_are_leftovers(
+    ledger: Ledger, store: Segments
+) -> None:
+    store.put(segments.requests_name("msgbatch_never"), [b"x"])
+    written = store.written_us("msgbatch_never")
+    assert written is not None
+    assert store.written_us("msgbatch_none") is None
+    clock = ManualClock(written + limits.LEFTOVERS_AGE_US - limits.SECOND_US)
+    keeper = Keeper(ledger, store, clock, owner="me")
+    await keeper.clear_leftovers(limits.LEFTOVERS_AGE_US)
+    assert store.batches() == ["msgbatch_never"], "its create may be under way"
+    await clock.advance(2)
+    await keeper.clear_leftovers(limits.LEFTOVERS_AGE_US)
+    assert store.batches() == []

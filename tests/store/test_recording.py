@@ -257,10 +257,10 @@ async def test_writing_goes_on_while_a_commit_takes_its_time(
 
     watched.ledger.commit = slow
     working = asyncio.ensure_future(running.recorder.run())
-    for shard in (first, second):
+    for number, shard in enumerate((first, second), start=1):
         answer(shard)
         running.recorder.note(shard)
-        while shard.appender is None or not shard.appender.extent().length:
+        while watched.seen.count("append") < number:
             await running.clock.advance(limits.FLUSH_INTERVAL_S)
             await asyncio.sleep(0.001)
     assert not first.closed, "its commit is under way"

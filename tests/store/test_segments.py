@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import stat
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchyard import segments
-from batchyard.errors import StoreError
+from batchyard import limits, segments
+from batchyard.errors import ConfigError, StoreError
 from batchyard.model import Extent
 from batchyard.segments import directory
 from batchyard.segments.directory import DirectorySegments
+from batchyard.segments.objects import ObjectSegments
+from store.making import s3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +35,17 @@ REQUESTS = segments.requests_name(BATCH)
 
 def _result(shard: int = 0, attempt: int = 1, nonce: str = "aa") -> str:
     return f"{segments.results_prefix(BATCH, shard)}{attempt}.{nonce}"
+
+
+def _append(store: Segments, name: str, *chunks: bytes) -> tuple[Extent, ...]:
+    """Append some bytes, each chunk synced by itself, and let go."""
+    appender = store.appender(name)
+    for chunk in chunks or (b"x",):
+        appender.append([chunk])
+        appender.sync()
+    extents = appender.extents()
+    appender.close()
+    return extents
 
 
 @given(st.text(st.characters(categories=["Ll", "Nd"]), min_size=1), st.integers(0, 1_000))
@@ -83,9 +98,10 @@ def test_while_it_is_being_put_a_segment_does_not_exist(store: Segments) -> None
     def chunks() -> Iterator[bytes]:
         yield b"x"
         with pytest.raises(StoreError):
-            store.size(REQUESTS)
+            others.submit(store.size, REQUESTS).result()
 
-    store.put(REQUESTS, chunks())
+    with ThreadPoolExecutor(1) as others:
+        store.put(REQUESTS, chunks())
     assert store.size(REQUESTS) == 1
 
 
@@ -103,17 +119,39 @@ def test_an_appended_segment_grows_and_tells_its_length(store: Segments) -> None
     appender.append([b"one\n", b"two\n"])
     appender.append([])
     appender.append([b"3\n"])
-    assert appender.extent() == Extent(_result(), 10, (zlib.crc32(b"one\ntwo\n3\n"),))
     appender.sync()
     appender.sync()
+    assert appender.extents() == (Extent(_result(), 10, (zlib.crc32(b"one\ntwo\n3\n"),)),)
     appender.close()
     assert store.read(_result(), 0, 10) == b"one\ntwo\n3\n"
+
+
+def test_extents_are_all_that_was_synced_in_the_order_in_which_it_was_appended(
+    store: Segments,
+) -> None:
+    store.put(REQUESTS, [b"x"])
+    extents = _append(store, _result(), b"one\n", b"", b"two\n", b"3\n")
+    data = [store.read(extent.segment, 0, extent.length) for extent in extents]
+    assert b"".join(data) == b"one\ntwo\n3\n"
+    assert [extent.blocks for extent in extents] == [(zlib.crc32(part),) for part in data]
+    assert {extent.segment for extent in extents} <= set(
+        store.names(segments.results_prefix(BATCH, 0))
+    )
+
+
+def test_an_appender_that_nothing_was_appended_to_has_no_extents(store: Segments) -> None:
+    store.put(REQUESTS, [b"x"])
+    appender = store.appender(_result())
+    appender.sync()
+    assert appender.extents() == ()
+    appender.close()
 
 
 def test_an_appender_refuses_a_name_that_was_used(store: Segments) -> None:
     store.put(REQUESTS, [b"x"])
     appender = store.appender(_result())
     appender.append([b"mine"])
+    appender.sync()
     with pytest.raises(StoreError, match="cannot begin segment"):
         store.appender(_result())
     appender.close()
@@ -145,7 +183,7 @@ def test_names_are_those_of_one_shard_sorted(store: Segments) -> None:
     store.put(REQUESTS, [b"x"])
     names = [_result(1, 1), _result(1, 2, "b"), _result(1, 2, "a"), _result(11, 1), _result(0, 1)]
     for name in names:
-        store.appender(name).close()
+        _append(store, name)
     assert store.names(segments.results_prefix(BATCH, 1)) == sorted(names[:3])
     assert store.names(segments.results_prefix(BATCH, 11)) == [names[3]]
     assert store.names(segments.results_prefix(BATCH, 7)) == []
@@ -156,13 +194,59 @@ def test_deleting_a_batch_removes_all_of_it_and_nothing_else(store: Segments) ->
     other = segments.requests_name("msgbatch_other")
     store.put(REQUESTS, [b"x"])
     store.put(other, [b"y"])
-    store.appender(_result()).close()
+    _append(store, _result())
     assert store.batches() == sorted([BATCH, "msgbatch_other"])
     store.delete_batch(BATCH)
     store.delete_batch(BATCH)
     assert store.batches() == ["msgbatch_other"]
     assert store.names(f"{segments.batch_prefix(BATCH)}/r/") == []
     assert store.read(other, 0, 1) == b"y"
+
+
+# The object store ------------------------------------------------------------------------------
+
+
+def _objects() -> ObjectSegments:
+    return ObjectSegments(s3().url(f"objects-{next(_COUNT)}"))
+
+
+_COUNT = itertools.count()
+
+
+def test_a_part_that_was_written_though_its_answer_was_lost_is_not_a_second_one() -> None:
+    store = _objects()
+    store.create(_result(), b"mine")
+    store.create(_result(), b"mine")
+    with pytest.raises(StoreError, match="is there already"):
+        store.create(_result(), b"other")
+    assert store.read(_result(), 0, 4) == b"mine"
+
+
+def test_who_appends_waits_while_too_much_is_not_yet_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "UNWRITTEN_BYTES_MAX", 5)
+    store = _objects()
+    first, second = store.appender(_result(1)), store.appender(_result(2))
+    first.append([b"123456"])
+    with ThreadPoolExecutor(1) as others:
+        waiting = others.submit(second.append, [b"7"])
+        assert not waiting.done()
+        first.sync()
+        waiting.result()
+        second.append([b"89012"])
+        waiting = others.submit(first.append, [b"3"])
+        store.create(f"{_result(2)}", b"the name is taken")
+        with pytest.raises(StoreError, match="is there already"):
+            second.sync()
+        with pytest.raises(StoreError, match="is there already"):
+            waiting.result()
+
+
+@pytest.mark.parametrize("url", ["ftp://host/path", "s3:///path", "bucket/path"])
+def test_what_is_no_url_of_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="s3://bucket/path"):
+        ObjectSegments(url)
 
 
 # The directory ---------------------------------------------------------------------------------
@@ -286,7 +370,8 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     real = os.write
     monkeypatch.setattr(directory.os, "write", lambda fd, data: real(fd, data[:3]))
     appender.append([b"0123456789"])
-    assert appender.extent().length == 10
+    (extent,) = appender.extents()
+    assert extent.length == 10
     monkeypatch.undo()
     appender.close()
     assert store.read(_result(), 0, 10) == b"0123456789"

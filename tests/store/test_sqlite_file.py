@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import random
 import re
 import shutil
 import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from batchyard.errors import ConfigError, StoreError
-from batchyard.ledger import sqlite, sqlite_file
+from batchyard.ledger import dialect, sqlite, sqlite_file
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Tokens
-from store.making import LEASE, NOW, add, make_commit, take
+from store.making import LEASE, NOW, add, make_commit, make_held, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +67,7 @@ def _newer(path: Path) -> None:
         (_foreign, "is a database of another program"),
         (lambda path: _foreign(path, wal=True), "is a database of another program"),
         (_other_application, "is a database of another program"),
-        (_newer, "has schema version 3; this program knows versions 1 to 2"),
+        (_newer, "has schema version 4; this program knows versions 1 to 3"),
         (lambda path: path.write_bytes(random.Random(1).randbytes(5_000)), "is not a ledger"),
         (lambda path: path.write_bytes(b"x"), "is not a ledger"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 600), "is not a ledger"),
@@ -279,34 +283,177 @@ def _fill(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
+def _old_file(path: Path, version: int) -> None:
+    """Make a file as the program of that version left it: two batches, one of them half done."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(Path(__file__).with_name(f"schema_{version}.sql").read_text("utf-8"))
+        db.executemany(
+            "INSERT INTO batches (id, workspace, requests, version, betas, billing, created_us,"
+            " expires_us) VALUES (?, 'w', ?, '2023-06-01', 'b', 'standard', 5, ?)",
+            [("msgbatch_old", 6, NOW), ("msgbatch_next", 2, NOW)],
+        )
+        db.executemany(
+            "INSERT INTO shards (batch, idx, seq, workspace, pool, off, len, n, state, attempt,"
+            " owner) VALUES (?, ?, ?, 'w', ?, 0, 10, 2, ?, ?, ?)",
+            [
+                ("msgbatch_old", 0, 1, "up/m", 1, 3, "someone"),
+                ("msgbatch_old", 1, 1, "up/m", 0, 0, None),
+                ("msgbatch_old", 2, 1, "up/n", 0, 0, None),
+                ("msgbatch_next", 0, 2, "up/m", 0, 0, None),
+            ],
+        )
+        db.execute(f"PRAGMA application_id = {sqlite_file.APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {version}")
+
+
 @anyio
-async def test_a_file_of_version_1_is_opened_and_keeps_what_it_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_file_of_an_older_version_is_opened_and_keeps_what_it_holds(
+    tmp_path: Path, version: int
+) -> None:
     path = tmp_path / "ledger.db"
-    db = sqlite3.connect(path)
-    db.executescript(Path(__file__).with_name("schema_1.sql").read_text("utf-8"))
-    db.execute(
-        "INSERT INTO batches (id, workspace, requests, version, betas, billing, created_us,"
-        " expires_us) VALUES ('msgbatch_old', 'w', 3, '2023-06-01', 'b', 'standard', 5, 6)"
-    )
-    db.execute(f"PRAGMA application_id = {sqlite_file.APPLICATION_ID}")
-    db.execute("PRAGMA user_version = 1")
-    db.commit()
-    db.close()
+    _old_file(path, version)
     for _ in ("migrated", "as it is"):
         ledger = sqlite.SqliteLedger(path)
         old = await ledger.get("w", "msgbatch_old")
         assert old is not None
-        assert (old.requests, old.created_us, old.user_profile) == (3, 5, None)
+        assert (old.requests, old.created_us, old.user_profile) == (6, 5, None)
+        assert old.priority == "normal"
         await ledger.close()
     with sqlite3.connect(path) as found, sqlite3.connect(":memory:") as fresh:
-        for statement in sqlite_file.schema():
+        for statement in dialect.sqlite_schema():
             fresh.execute(statement)
         columns = "SELECT name, type FROM pragma_table_info(?) ORDER BY name"
-        for table in ("batches", "shards", "creates", "deleted"):
+        for table in ("batches", "shards", "creates", "deleted", "shares"):
             rows = [db.execute(columns, (table,)).fetchall() for db in (found, fresh)]
             assert rows[0] == rows[1], table
         assert _objects(found) == _objects(fresh)
         assert found.execute("PRAGMA user_version").fetchone()[0] == sqlite_file.SCHEMA_VERSION
+
+
+@anyio
+@pytest.mark.parametrize("version", [1, 2])
+async def test_the_work_of_an_older_file_goes_on_and_what_has_not_begun_is_known(
+    tmp_path: Path, version: int
+) -> None:
+    _old_file(tmp_path / "ledger.db", version)
+    ledger = sqlite.SqliteLedger(tmp_path / "ledger.db")
+    fresh = await ledger.claim_fresh("me", "up/m", LEASE, 9)
+    assert [(c.batch, c.index, c.attempt) for c in fresh] == [
+        ("msgbatch_old", 0, 4),
+        ("msgbatch_next", 0, 1),
+    ]
+    rest = [await take(ledger), await take(ledger, pool="up/n")]
+    assert [(claim.batch, claim.index) for claim in rest] == [
+        ("msgbatch_old", 1),
+        ("msgbatch_old", 2),
+    ]
+    await ledger.close()
+
+
+@anyio
+async def test_a_migration_that_is_cut_short_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    _old_file(path, 2)
+    with closing(sqlite3.connect(path)) as db, db:  # the last step will fail
+        db.execute("CREATE TABLE shares (x)")
+    with pytest.raises(StoreError):
+        sqlite.SqliteLedger(path)
+    with closing(sqlite3.connect(path)) as db, db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+        names = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('shards')")]
+        assert "priority" not in names
+        db.execute("DROP TABLE shares")
+    ledger = sqlite.SqliteLedger(path)
+    assert await ledger.get("w", "msgbatch_old") is not None
+    await ledger.close()
+
+
+# Several processes ---------------------------------------------------------------------------
+
+
+@anyio
+async def test_a_transaction_that_another_program_holds_up_is_begun_again(
+    tmp_path: Path,
+) -> None:
+    """Such as a backup or a shell: nothing has happened then, so nothing is in doubt."""
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    await ledger._writer.run(lambda db: db.execute("PRAGMA busy_timeout = 1"))
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        class Letting(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if "another program" in record.getMessage():
+                    seen.append(record)
+                    let_go.set()
+
+        seen: list[logging.LogRecord] = []
+        let_go = threading.Event()
+        logger = logging.getLogger("batchyard.ledger.sqlite_connection")
+        handler = Letting()
+        logger.addHandler(handler)
+        try:
+            adding = asyncio.create_task(add(ledger, "a"))
+            await asyncio.to_thread(let_go.wait, 30)
+            assert not adding.done()
+            other.execute("ROLLBACK")
+            await adding
+        finally:
+            logger.removeHandler(handler)
+    assert seen
+    assert await ledger.get("w", "msgbatch_a") is not None
+    await ledger.close()
+
+
+@anyio
+async def test_a_file_that_stays_locked_is_a_failure_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchyard.ledger.sqlite_connection._BEGINS_MAX", 3)
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    await ledger._writer.run(lambda db: db.execute("PRAGMA busy_timeout = 1"))
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            await add(ledger, "a")
+        other.execute("ROLLBACK")
+    await ledger.close()
+
+
+@anyio
+async def test_a_second_process_joins_without_taking_anything_back(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    server = SqliteLedger(path, shared=True)
+    await add(server, "a", "up/m", "up/m")
+    worker = SqliteLedger(path, shared=True, joins=True)
+    claim = await take(worker, "one")
+    another = SqliteLedger(path, shared=True, joins=True)
+    assert (await take(another, "two")).index == 1
+    assert [r.index for r in await worker.renew("one", LEASE, [make_held(claim)])] == [0]
+    assert (await worker.commit("one", [make_commit(claim)])).accepted
+    for ledger in (worker, another, server):
+        await ledger.close()
+
+
+@anyio
+async def test_writers_of_several_processes_wait_for_each_other_and_never_fail(
+    tmp_path: Path,
+) -> None:
+    """Each transaction waits for the lock, not for SQLite, which would poll and give up."""
+    path = tmp_path / "ledger.db"
+    ledgers = [SqliteLedger(path, shared=True)]
+    ledgers += [SqliteLedger(path, shared=True, joins=True) for _ in range(3)]
+    for ledger in ledgers:
+        await ledger._writer.run(lambda db: db.execute("PRAGMA busy_timeout = 0"))
+    await asyncio.gather(
+        *(add(ledger, f"{who}x{n}") for who, ledger in enumerate(ledgers) for n in range(25))
+    )
+    page = await ledgers[0].page("w", limit=200, after=None, before=None)
+    assert page is not None
+    assert len(page.batches) == 100
+    for ledger in reversed(ledgers):
+        await ledger.close()
 
 
 def _objects(db: sqlite3.Connection) -> dict[str, str | None]:

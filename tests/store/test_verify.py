@@ -109,6 +109,18 @@ def rewrite(
     return do
 
 
+def renamed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    """Give a request another id, with a check that is right."""
+
+    def edit(data: bytes) -> bytes:
+        found = re.search(rb"%b (\d+) [0-9a-f]{8}\n" % old, data)
+        assert found is not None
+        head = b"%b %b" % (new, found[1])
+        return data.replace(found[0], b"%b %08x\n" % (head, zlib.crc32(head)))
+
+    return edit
+
+
 def requests(
     batch: str, edit: Callable[[bytes], bytes], *, same: bool = True
 ) -> Callable[[Path], None]:
@@ -476,13 +488,13 @@ SABOTAGES = {
         requests("part", lambda d: d[:-3], same=False), "requests-damaged", "{part}/requests"
     ),
     "a request twice": Sabotage(
-        requests("part", lambda d: d.replace(b"part-9 ", b"part-8 ")),
+        requests("part", renamed(b"part-9", b"part-8")),
         "requests-id",
         "shard 2",
         "part-8",
     ),
     "a request with a name that cannot be": Sabotage(
-        requests("part", lambda d: d.replace(b"part-9 ", b"part\xff9 ")),
+        requests("part", renamed(b"part-9", b"part\xff9")),
         "requests-id",
         "shard 2",
         "part\\\\xff9",

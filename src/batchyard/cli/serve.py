@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
-def serve(
+def serve(  # noqa: PLR0913, PLR0917 - its options
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8787. 0 picks a free one.")] = None,
     data: Annotated[
@@ -25,32 +27,74 @@ def serve(
             "Its key comes from BATCHYARD_UPSTREAM_<NAME>_KEY.",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that call upstreams, for more than one core; 1."),
+    ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A PostgreSQL database that many processes share; SQLite in the data directory.",
+        ),
+    ] = None,
+    segments: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="s3://, gs:// or az://; the data directory."),
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option(help="all, api or worker; all. See docs/howto/many-machines.md.")
+    ] = None,
     lifeline: Annotated[
         bool, typer.Option("--lifeline", help="End when standard input closes.")
     ] = False,
 ) -> None:
     """Serve the Message Batches API in front of any model."""
+    flags = {
+        "host": host,
+        "port": port,
+        "data": data,
+        "upstreams": upstream or (),
+        "workers": workers,
+        "ledger": ledger,
+        "segments": segments,
+        "role": role,
+    }
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with _failures_told():
+        _serve(config, flags, lifeline)
+
+
+def _serve(file: Path | None, flags: dict[str, Any], lifeline: bool) -> None:
+    """Do what the role says until told to end."""
     import uvloop  # noqa: PLC0415 - `--help` starts without the server
 
     from batchyard.cli import render  # noqa: PLC0415
-    from batchyard.errors import ConfigError, DataDirectoryInUse  # noqa: PLC0415
     from batchyard.server import config as settings  # noqa: PLC0415
     from batchyard.server import place, run  # noqa: PLC0415
 
-    os.umask(0o077)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    loaded = settings.load(file=file, environment=os.environ, **flags)
+    if loaded.role == "worker":
+        uvloop.run(run.work(loaded, lifeline=lifeline, announce=render.emit))
+        return
+    run.check(loaded)
+    with place.lock(loaded.data) as lock:
+        uvloop.run(run.serve(loaded, lock, lifeline=lifeline, announce=render.emit))
+
+
+@contextlib.contextmanager
+def _failures_told() -> Generator[None]:
+    """End with a sentence and an exit code.
+
+    Raises:
+        Exit: it could not be run, or the store failed.
+    """
+    from batchyard.cli import render  # noqa: PLC0415
+    from batchyard.errors import ConfigError, DataDirectoryInUse  # noqa: PLC0415
+
     try:
-        loaded = settings.load(
-            file=config,
-            environment=os.environ,
-            host=host,
-            port=port,
-            data=data,
-            upstreams=upstream or (),
-        )
-        run.check(loaded)
-        with place.lock(loaded.data):
-            uvloop.run(run.serve(loaded, lifeline=lifeline, announce=render.emit))
+        yield
     except DataDirectoryInUse as error:
         render.complain(error.message)
         raise typer.Exit(3) from None

@@ -8,12 +8,15 @@ change nothing for whoever has lost the shard.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from batchyard.fairness import EQUAL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
+    from batchyard.fairness import Shares
+    from batchyard.model import Batch, Counts, Extent, Priority, ShardPlan, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,14 @@ class Progress:
     """Of the shards that are not done."""
 
 
+class Turn(NamedTuple):
+    """A batch in a pool, as a claim asks for it."""
+
+    workspace: str
+    priority: Priority
+    seq: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """One attempt at one shard, ours until the lease ends."""
@@ -76,6 +87,14 @@ class Claim:
     canceled: bool
     frozen: tuple[Extent, ...]
     """What earlier attempts have adopted: part of the result, not to be sent again."""
+    priority: Priority = "normal"
+    seq: int = 0
+    """The place of its batch in the list."""
+
+    @property
+    def turn(self) -> Turn:
+        """Return how more of its batch is asked for."""
+        return Turn(self.workspace, self.priority, self.seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +115,29 @@ class Renewed:
     batch: str
     index: int
     canceled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """What one of several workers asks for of a pool."""
+
+    pool: str
+    slots: int
+    """That the pool has, over all workers."""
+    busy: int
+    """Slots that this worker fills now."""
+    note: str | None
+    """Why the requests of the pool wait, if they do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What a worker of another process should look at."""
+
+    newest: int
+    """The place of the newest batch in the list."""
+    canceling: frozenset[str]
+    """The batches that were canceled and have not ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +170,14 @@ class ShardResult:
 
 
 class Ledger(Protocol):
-    """The interface of a ledger. Every method may raise StoreError; a writing one DiskFull."""
+    """The interface of a ledger. Every method may raise StoreError; a writing one DiskFull.
+
+    Those that a client waits for raise Overloaded when the database is away: `create`, `known`,
+    `get`, `page`, `cancel`, `delete`, `progress`. The others wait for its return.
+    """
+
+    poll_s: float
+    """How often, in seconds, another process may look for news."""
 
     async def create(
         self,
@@ -183,11 +232,38 @@ class Ledger(Protocol):
     async def pools_ready(self) -> Sequence[str]:
         """Return the pools that have a shard to claim."""
 
-    async def claim(self, owner: str, pool: str, lease_us: int, limit: int) -> Sequence[Claim]:
+    async def claim(
+        self,
+        owner: str,
+        pool: str,
+        lease_us: int,
+        limit: int,
+        *,
+        shares: Shares = EQUAL,
+        now_us: int = 0,
+        turn: Turn | None = None,
+    ) -> Sequence[Claim]:
         """Take shards of one batch from a pool.
 
         The workspace is the one with the fewest requests in flight, the batch its one with the
-        fewest running shards: a small batch does not wait behind a big one.
+        fewest running shards, both divided by weight: a small batch does not wait behind a big one.
+
+        Args:
+            owner: who takes them.
+            pool: of the shards.
+            lease_us: until when.
+            limit: shards at the most.
+            shares: the weights of the workspaces.
+            now_us: from which the urgency of batches is counted.
+            turn: the batch, where the choice is made already.
+        """
+
+    async def claim_fresh(
+        self, owner: str, pool: str, lease_us: int, limit: int, *, shares: Shares = EQUAL
+    ) -> Sequence[Claim]:
+        """Take the first shard of batches that have not begun in a pool.
+
+        Workspaces take turns as in `claim`; within one, the higher priority comes first.
         """
 
     async def claim_void(
@@ -203,6 +279,20 @@ class Ledger(Protocol):
 
     async def commit(self, owner: str, commits: Sequence[Commit]) -> Committed:
         """Finish shards. Repeating a commit that has happened is accepted."""
+
+    async def share(
+        self, owner: str, now_us: int, lease_us: int, wants: Sequence[Want]
+    ) -> Mapping[str, int]:
+        """Ask for slots of all pools that this worker has work in; return how many it may fill.
+
+        Whatever it had of other pools is free then. Never more are granted than a pool has.
+        """
+
+    async def notes(self) -> Mapping[str, str]:
+        """Return why requests wait, by pool, as the workers have said with `share`."""
+
+    async def news(self) -> News:
+        """Return what other processes have done that a worker should look at."""
 
     async def release(self, owner: str) -> None:
         """Give back everything that this owner holds."""

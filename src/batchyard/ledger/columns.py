@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchyard import wire
+from batchyard.fairness import PRIORITIES
 from batchyard.model import Batch, Counts, Extent, Tokens
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def read_batch(row: Row) -> Batch:
         betas=read_betas(row["betas"]),
         user_profile=row["user_profile"],
         billing=row["billing"],
+        priority=PRIORITIES[row["priority"]],
         created_us=row["created_us"],
         expires_us=row["expires_us"],
         cancel_us=row["cancel_us"],

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from batchyard.errors import ConfigError, StoreError
+from batchyard.ledger.dialect import sqlite_schema, sqlite_statement, statements
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 APPLICATION_ID = 0x62796172  # "byar"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What a file of an older version needs, by that version, in the transaction that opens it.
 _MIGRATIONS = {
     1: (
@@ -25,7 +24,34 @@ _MIGRATIONS = {
             " PRIMARY KEY (workspace, id)) STRICT, WITHOUT ROWID"
         ),
         "CREATE INDEX deleted_since ON deleted (deleted_us)",
-    )
+    ),
+    2: (
+        "ALTER TABLE batches ADD COLUMN priority INTEGER NOT NULL DEFAULT 1",
+        (
+            "CREATE INDEX batches_canceling ON batches (id)"
+            " WHERE cancel_us IS NOT NULL AND ended_us IS NULL"
+        ),
+        "ALTER TABLE shards ADD COLUMN priority INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE shards ADD COLUMN head INTEGER NOT NULL DEFAULT 0",
+        (
+            "UPDATE shards SET head = 1 WHERE (batch, idx) IN"
+            " (SELECT batch, min(idx) FROM shards GROUP BY batch, pool)"
+        ),
+        "DROP INDEX shards_ready",
+        (
+            "CREATE INDEX shards_ready ON shards (pool, workspace, priority, seq, idx)"
+            " WHERE state = 0"
+        ),
+        (
+            "CREATE INDEX shards_fresh ON shards (pool, workspace, priority DESC, seq)"
+            " WHERE state = 0 AND head = 1"
+        ),
+        (
+            "CREATE TABLE shares (pool TEXT NOT NULL, owner TEXT NOT NULL,"
+            " slots INTEGER NOT NULL, lease_us INTEGER NOT NULL, note TEXT,"
+            " PRIMARY KEY (pool, owner)) STRICT, WITHOUT ROWID"
+        ),
+    ),
 }
 
 # What SQLite says of bytes that are no database of its; anything else may be the disk's fault.
@@ -40,18 +66,17 @@ _PRAGMAS = (
 )
 
 
-def _statements() -> dict[str, str]:
-    text = resources.files("batchyard.ledger").joinpath("statements.sql").read_text("utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-SQL = _statements()
+SQL = {name: sqlite_statement(text) for name, text in statements().items()}
 """Every statement, by name."""
 
 
-def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Connection:
     """Open a ledger; a writer creates or migrates it, and takes back all work.
+
+    Args:
+        path: of the file.
+        read_only: whether nothing will be written.
+        joins: whether another process of the same yard has opened it and works on it.
 
     Raises:
         ConfigError: the file is not a ledger, or of a version that this program does not know.
@@ -73,7 +98,9 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
                 _create_schema(db)
             elif version < SCHEMA_VERSION:
                 _migrate(db, version)
-            db.execute(SQL["take_back_all"])
+            if not joins:
+                db.execute(SQL["take_back_all"])
+                db.execute(SQL["shares_clear"])
     db.row_factory = sqlite3.Row
     return db
 
@@ -82,15 +109,8 @@ def _quoted(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def schema() -> list[str]:
-    """Return the statements that make an empty ledger."""
-    # executescript would commit the open transaction; sqlite3 runs single statements only.
-    text = resources.files("batchyard.ledger").joinpath("schema.sql").read_text("utf-8")
-    return list(filter(str.strip, re.sub(r"--[^\n]*", "", text).split(";")))
-
-
 def _create_schema(db: sqlite3.Connection) -> None:
-    for statement in schema():
+    for statement in sqlite_schema():  # single ones: a script would commit the transaction
         db.execute(statement)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

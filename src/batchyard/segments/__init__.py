@@ -6,6 +6,7 @@ Layout of a batch, where `<h2>` are two digits of a hash that spread the names:
     <h2>/<batch>/r/<shard>.<attempt>.<nonce>   appended to by one attempt of one worker only
     <h2>/<batch>/manifest.json   written once, at the end
 
+In an object store, which cannot append, a result segment is a row of objects: see `objects.py`.
 Nothing is ever rewritten, and only what a full disk has cut short is truncated away. Names are made
 here from ids that we minted; no text of a user is part of a name. All methods block: callers use a
 thread.
@@ -54,8 +55,8 @@ class Appender(Protocol):
             DiskFull: nothing was written; it may be tried again.
         """
 
-    def extent(self) -> Extent:
-        """Return all that was appended, with its checksums."""
+    def extents(self) -> tuple[Extent, ...]:
+        """Return all that was appended and synced, with its checksums; no extent is empty."""
 
     def sync(self) -> None:
         """Make everything that was appended durable, the segment's name included."""
@@ -66,6 +67,11 @@ class Appender(Protocol):
 
 class Segments(Protocol):
     """The interface of a segment store. Every method may raise StoreError."""
+
+    sync_interval_s: float
+    """How long a result may stay unsynced: what a sync costs decides."""
+    syncs_at_once: int
+    """How many appenders are worth syncing at the same time."""
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment under a new name; it appears at once and durable, or not at all."""
@@ -94,3 +100,6 @@ class Segments(Protocol):
 
     def batches(self) -> list[str]:
         """Return the ids of all batches that have segments."""
+
+    def written_us(self, batch_id: str) -> int | None:
+        """Return when the newest segment of a batch was written last; None when it has none."""

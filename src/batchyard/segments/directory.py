@@ -7,14 +7,13 @@ that failed is never repeated: the kernel may have dropped the pages, so a secon
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from typing import TYPE_CHECKING
 
-from batchyard import crash, ids, segments
+from batchyard import crash, ids, limits, segments
 from batchyard.checksum import Checksums
-from batchyard.errors import DamagedError, DiskFull, StoreError
+from batchyard.errors import DamagedError, DiskFull, StoreError, is_disk_full
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
@@ -23,11 +22,13 @@ if TYPE_CHECKING:
 
 _MODE_DIRECTORY = 0o700
 _MODE_FILE = 0o600
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class DirectorySegments:
     """A segment store below `root`."""
+
+    sync_interval_s = limits.SYNC_INTERVAL_S
+    syncs_at_once = 1  # the disk is one
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -132,6 +133,17 @@ class DirectorySegments:
         """Return the ids of all batches that have segments."""
         return sorted(path.name for path in self._root.glob("??/*") if path.is_dir())
 
+    def written_us(self, batch_id: str) -> int | None:
+        """Return when the newest segment of a batch was written last."""
+        root = self._root / segments.batch_prefix(batch_id)
+        try:
+            found = [path.stat().st_mtime_ns // 1_000 for path in root.rglob("*") if path.is_file()]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot find the segments of {batch_id}: {error}") from error
+        return max(found, default=None)
+
     def _make_batch(self, directory: Path) -> None:
         """Make the directories of a batch, each durable in its parent."""
         if directory.exists():
@@ -179,9 +191,11 @@ class FileAppender:
         except OSError as error:
             raise StoreError(f"cannot truncate segment {self.name}: {error}") from error
 
-    def extent(self) -> Extent:
+    def extents(self) -> tuple[Extent, ...]:
         """Return all that was appended, with its checksums."""
-        return Extent(self.name, self._length, self._checksums.blocks)
+        if not self._length:
+            return ()
+        return (Extent(self.name, self._length, self._checksums.blocks),)
 
     def sync(self) -> None:
         """Make everything that was appended durable."""
@@ -201,7 +215,7 @@ class FileAppender:
 
 
 def _error(error: OSError, what: str) -> StoreError:
-    if error.errno in _NO_ROOM:
+    if is_disk_full(error):
         return DiskFull(f"{what}: {error.strerror}")
     return StoreError(f"{what}: {error}")
 

@@ -2,10 +2,12 @@ r"""The requests segment: what was accepted, in dispatch order, byte for byte.
 
 One record is
 
-    <custom_id> SP <length of params in bytes, decimal> LF <params> LF
+    <custom_id> SP <length of params in bytes, decimal> SP <check> LF <params> LF
 
-The params are the client's own bytes, which may hold line ends; the length says where they end. A
-shard is a byte range of whole records.
+The params are the client's own bytes, which may hold line ends; the length says where they end. The
+check is the CRC-32 of all before it in its line, in eight hexadecimal digits; older files have
+none. So a damaged shard can still say for certain whose results it owes. A shard is a byte range of
+whole records.
 """
 
 from __future__ import annotations
@@ -19,11 +21,18 @@ from batchyard.errors import DamagedError
 from batchyard.model import ShardPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import msgspec
 
     from batchyard.wire import Entry
+
+
+Record = tuple[str, bytes]
+"""The custom_id and the params of a request."""
+
+_HEAD_BYTES_MAX = 100
+_HEAD_REST_BYTES = len("  01234567\n")  # beside id and length
 
 
 def sizes_of(entries: Sequence[Entry]) -> list[int]:
@@ -32,23 +41,29 @@ def sizes_of(entries: Sequence[Entry]) -> list[int]:
 
 
 def plan_shards(
-    entries: Sequence[Entry], sizes: Sequence[int], pools: Sequence[str], order: Sequence[int]
+    entries: Sequence[Entry],
+    sizes: Sequence[int],
+    pools: Sequence[str],
+    order: Sequence[int],
+    keys: Sequence[bytes] | None = None,
 ) -> list[ShardPlan]:
     """Cut requests in dispatch order into shards of one pool each.
 
     A shard ends at `SHARD_REQUESTS` requests or `SHARD_BYTES_MAX` bytes, whichever comes first, but
-    is made larger where a batch would get more than `BATCH_SHARDS_MAX` shards.
+    is made larger where a batch would get more than `BATCH_SHARDS_MAX` shards. One that is half
+    full ends before a group of requests with the same key that would not fit into it whole.
 
     Args:
         entries: the requests as they arrived.
         sizes: the bytes of the params of each.
         pools: the pool of each.
         order: the indexes of `entries` in dispatch order, each pool in one piece.
+        keys: of each, equal for requests that had better stay together, empty for no matter.
     """
     bytes_max = max(limits.SHARD_BYTES_MAX, sum(sizes) // (limits.BATCH_SHARDS_MAX // 2))
     shards: list[ShardPlan] = []
     offset = length = count = 0
-    pool = ""
+    pool, key = "", b""
 
     def cut() -> None:
         nonlocal offset, length, count
@@ -58,16 +73,37 @@ def plan_shards(
         offset += length
         length = count = 0
 
-    for index in order:
+    for at, index in enumerate(order):
         size = sizes[index]
         full = count >= limits.SHARD_REQUESTS or length + size > bytes_max
+        if keys is not None and keys[index] != key:
+            key = keys[index]
+            half = 2 * count >= limits.SHARD_REQUESTS or 2 * length >= bytes_max
+            if key and half and not full:
+                room = limits.SHARD_REQUESTS - count, bytes_max - length
+                full = not _has_room(room, keys, sizes, order[at : at + room[0] + 1])
         if count and (full or pools[index] != pool):
             cut()
         pool = pools[index]
-        length += len(entries[index].custom_id) + len(str(size)) + size + 3
+        length += len(entries[index].custom_id) + len(str(size)) + _HEAD_REST_BYTES + size + 1
         count += 1
     cut()
     return shards
+
+
+def _has_room(
+    room: tuple[int, int], keys: Sequence[bytes], sizes: Sequence[int], order: Sequence[int]
+) -> bool:
+    """Whether the group at the beginning of `order` has no more requests and bytes than `room`."""
+    requests, length = room
+    for index in order:
+        if keys[index] != keys[order[0]]:
+            return True
+        requests -= 1
+        length -= sizes[index]
+        if requests < 0 or length < 0:
+            return False
+    return True
 
 
 class Records:
@@ -109,7 +145,7 @@ class Records:
         length = 0
         for index in order:
             entry, size = self._entries[index], self._sizes[index]
-            parts += (f"{entry.custom_id} {size}\n".encode(), entry.params, b"\n")
+            parts += (_head(entry.custom_id, size), entry.params, b"\n")
             length += size
             if length >= limits.DISK_CHUNK_BYTES:
                 yield b"".join(parts)
@@ -119,22 +155,106 @@ class Records:
             yield b"".join(parts)
 
 
-def read_records(data: bytes) -> Iterator[tuple[str, bytes]]:
+def _head(custom_id: str, size: int) -> bytes:
+    head = f"{custom_id} {size}".encode()
+    return b"%b %08x\n" % (head, zlib.crc32(head))
+
+
+def _sized(head: bytes) -> tuple[bytes, int, bool] | None:
+    """Return custom_id, length and whether they are proven, of the first line of a record."""
+    custom_id, _, rest = head.partition(b" ")
+    size, _, check = rest.partition(b" ")
+    if not size.isdigit() or not custom_id.isascii():
+        return None
+    if check and check != b"%08x" % zlib.crc32(head[: -len(check) - 1]):
+        return None
+    return custom_id, int(size), bool(check)
+
+
+def read_records(data: bytes) -> Iterator[Record]:
     """Yield the custom_id and params of each record of a shard's byte range.
 
     Raises:
         DamagedError: the bytes are not records.
     """
+    for custom_id, params, _ in _records(data):
+        yield custom_id, params
+
+
+def read_ids(data: bytes) -> list[str]:
+    """Return the custom_ids of a shard's byte range whose params may be damaged.
+
+    Raises:
+        DamagedError: they cannot be told for certain.
+    """
+    ids = []
+    for custom_id, _, is_proven in _records(data):
+        if not is_proven:
+            raise DamagedError("whose requests they are cannot be told")
+        ids.append(custom_id)
+    return ids
+
+
+def _records(data: bytes) -> Iterator[tuple[str, bytes, bool]]:
     position = 0
     while position < len(data):
-        end = data.find(b"\n", position, position + 100)
-        custom_id, _, size = data[position:end].partition(b" ")
-        if end < 0 or not size.isdigit():
+        end = data.find(b"\n", position, position + _HEAD_BYTES_MAX)
+        head = None if end < 0 else _sized(data[position:end])
+        if head is None:
             raise DamagedError(f"the requests segment is damaged {position} bytes into the shard")
+        custom_id, size, is_proven = head
         start = end + 1
-        position = start + int(size) + 1
-        if data[position - 1 : position] != b"\n":
+        stop = start + size
+        position = stop + 1
+        if data[stop:position] != b"\n":
             raise DamagedError(f"the requests segment is damaged {start} bytes into the shard")
-        if not custom_id.isascii():
-            raise DamagedError(f"the requests segment is damaged {position} bytes into the shard")
-        yield custom_id.decode(), data[start : position - 1]
+        yield custom_id.decode(), data[start:stop], is_proven
+
+
+def stream_records(read: Callable[[int, int], bytes], size: int) -> Iterator[list[Record]]:
+    """Yield the records of a whole segment, some at a time, in memory for one of them and a bit.
+
+    Args:
+        read: returns so many bytes at an offset.
+        size: bytes of the segment.
+
+    Raises:
+        DamagedError: the bytes are not records.
+    """
+    data, offset = b"", 0
+    while offset < size:
+        more = min(size - offset, max(limits.MIB, _missing(data)))
+        data += read(offset, more)
+        offset += more
+        end = _whole(data)
+        if end:
+            yield list(read_records(data[:end]))
+            data = data[end:]
+    if data:
+        raise DamagedError("the requests segment ends within a record")
+
+
+def _whole(data: bytes) -> int:
+    """Return how many bytes at the beginning are whole records, or cannot be records."""
+    position = 0
+    while True:
+        end = _record_end(data, position)
+        if end is None:
+            return len(data)  # `read_records` says what is wrong
+        if end > len(data):
+            return position
+        position = end
+
+
+def _missing(data: bytes) -> int:
+    """Return how many bytes the record at the beginning still lacks."""
+    return max(0, (_record_end(data, 0) or 0) - len(data))
+
+
+def _record_end(data: bytes, position: int) -> int | None:
+    """Return where a record ends, beyond the data if it does; None when it is none."""
+    end = data.find(b"\n", position, position + _HEAD_BYTES_MAX)
+    if end < 0:
+        return len(data) + 1 if len(data) - position < _HEAD_BYTES_MAX else None
+    head = _sized(data[position:end])
+    return None if head is None else end + 1 + head[1] + 1

@@ -8,22 +8,26 @@ import resource
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from batchyard import limits, models
+from batchyard import ids, limits, models
+from batchyard.dispatch.ceilings import Ceilings
 from batchyard.dispatch.keeper import Keeper
 from batchyard.dispatch.routes import Route, Routes
 from batchyard.dispatch.worker import Worker
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.segments.directory import DirectorySegments
+from batchyard.server import stores
 from batchyard.server.auth import OpenKeyRing
 from batchyard.server.disk import Disk
+from batchyard.server.elsewhere import Elsewhere
 from batchyard.server.guard import LOOPBACK_HOSTS
 from batchyard.server.rates import Rates
+from batchyard.server.workers import Workers
 from batchyard.server.yard import Yard
+from batchyard.upstream.http import StreamTimeouts
 from batchyard.upstream.messages import MessagesUpstream
-from batchyard.upstream.simulated import Settings, Simulated
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from batchyard.clock import Clock
     from batchyard.ledger import Ledger
@@ -41,6 +45,7 @@ async def opened(
     upstreams: Mapping[str, Upstream] | None = None,
     keys: KeyRing | None = None,
     flush_s: float | None = None,
+    lock: int | None = None,
 ) -> AsyncIterator[Yard]:
     """Open a yard: recover what is on disk, and let go of everything at the end.
 
@@ -52,6 +57,7 @@ async def opened(
         upstreams: in place of those of the settings, by the same names.
         keys: in place of any key being accepted.
         flush_s: how long answers gather before they are written; the usual time if None.
+        lock: the descriptor of the lock on the data directory, for worker processes to share.
 
     Raises:
         ConfigError: the data or the table of models cannot be used.
@@ -60,14 +66,16 @@ async def opened(
         models.use(config.models)
     disk = Disk(config.data, config.disk_reserve_bytes)
     disk.take_ballast()
-    ledger = SqliteLedger(config.data / "ledger.db", make_room=disk.give_up_ballast)
-    store = DirectorySegments(config.data / "segments")
+    ledger, store = _stores(config, clock, disk)
     if upstreams is None:
         upstreams = {each.name: _upstream(each, clock) for each in config.upstreams}
-    worker = _worker(config, clock, ledger, store, upstreams, flush_s)
-    keeper = Keeper(ledger, store, clock, owner=worker.owner, tidy=disk.take_ballast)
+    worker: Worker | Elsewhere | None = _elsewhere(config, clock, ledger, store, lock)
+    if worker is None:
+        worker = _worker(config, clock, ledger, store, upstreams, flush_s)
+    keeper = _keeper(config, clock, ledger, store, worker.owner, disk.take_ballast)
     try:
-        await keeper.clear_leftovers()
+        if config.ledger is None:
+            await keeper.clear_leftovers()
         yield Yard(
             ledger=ledger,
             store=store,
@@ -79,6 +87,7 @@ async def opened(
             keys=keys or OpenKeyRing(),
             rates=Rates(clock, config.requests_per_minute),
             queued_max=config.queued_requests,
+            shares_stores=config.ledger is not None,
             disk=disk,
             spool=config.data / "spool",
             public_url=config.public_url,
@@ -90,6 +99,92 @@ async def opened(
         await ledger.close()
 
 
+@contextlib.asynccontextmanager
+async def opened_worker(
+    config: Config, clock: Clock, owner: str
+) -> AsyncIterator[tuple[Ledger, Worker, Keeper]]:
+    """Open what one of several worker processes needs.
+
+    On one machine the server has opened the yard, and keeps house for all.
+
+    Args:
+        config: checked settings.
+        clock: of leases, deadlines and waits.
+        owner: the name of the worker in the ledger.
+
+    Raises:
+        ConfigError: the data or the table of models cannot be used.
+    """
+    if config.models is not None:
+        models.use(config.models)
+    if config.ledger is None:
+        disk = Disk(config.data, config.disk_reserve_bytes)
+        ledger, store = _stores(config, clock, disk, joins=True)
+    else:
+        ledger, store = _shared(config, clock)
+    upstreams = {each.name: _upstream(each, clock) for each in config.upstreams}
+    try:
+        worker = _worker(config, clock, ledger, store, upstreams, None, owner)
+        yield ledger, worker, _keeper(config, clock, ledger, store, owner, None)
+    finally:
+        for upstream in upstreams.values():
+            await upstream.close()
+        await ledger.close()
+
+
+def _stores(
+    config: Config, clock: Clock, disk: Disk, *, joins: bool = False
+) -> tuple[Ledger, Segments]:
+    if config.ledger is not None:
+        return _shared(config, clock)
+    stores.check_file_system(config.data)
+    ledger = SqliteLedger(
+        config.data / "ledger.db",
+        make_room=disk.give_up_ballast,
+        shared=config.workers > 1,
+        joins=joins,
+    )
+    return ledger, DirectorySegments(config.data / "segments")
+
+
+def _shared(config: Config, clock: Clock) -> tuple[Ledger, Segments]:
+    assert config.ledger is not None
+    assert config.segments is not None  # see `stores.check`
+    return stores.open_shared(config.ledger, config.segments, clock)
+
+
+def _elsewhere(
+    config: Config, clock: Clock, ledger: Ledger, store: Segments, lock: int | None
+) -> Elsewhere | None:
+    """Return what stands for workers in other processes; None when this one works itself."""
+    if config.role == "api":
+        return Elsewhere(ledger, _routes(config), clock)
+    if config.workers > 1:
+        return Workers(config, ledger, store, _routes(config), clock, lock)
+    return None
+
+
+def _keeper(
+    config: Config,
+    clock: Clock,
+    ledger: Ledger,
+    store: Segments,
+    owner: str,
+    tidy: Callable[[], None] | None,
+) -> Keeper:
+    if config.ledger is None:
+        return Keeper(ledger, store, clock, owner=owner, tidy=tidy)
+    return Keeper(
+        ledger,
+        store,
+        clock,
+        owner=owner,
+        tidy=tidy,
+        interval_s=limits.SHARED_KEEPER_INTERVAL_S,
+        rng=random.Random(),  # noqa: S311 - jitter
+    )
+
+
 def _worker(
     config: Config,
     clock: Clock,
@@ -97,6 +192,7 @@ def _worker(
     store: Segments,
     upstreams: Mapping[str, Upstream],
     flush_s: float | None,
+    owner: str | None = None,
 ) -> Worker:
     return Worker(
         ledger=ledger,
@@ -108,6 +204,10 @@ def _worker(
         rng=random.Random(),  # noqa: S311 - jitter
         calls_max=_calls_max(),
         flush_s=limits.FLUSH_INTERVAL_S if flush_s is None else flush_s,
+        shares=config.shares,
+        ceilings=Ceilings({each.name: each.limits for each in config.upstreams}),
+        # Who shares its ledger is one of several, alone in its process or not.
+        owner=ids.nonce() if owner is None and config.ledger is not None else owner,
     )
 
 
@@ -132,11 +232,20 @@ def _allowed_hosts(config: Config) -> frozenset[str]:
 
 def _upstream(config: UpstreamConfig, clock: Clock) -> Upstream:
     if config.is_simulated:
+        # Not at every start: the simulated model is as much to load as the rest of the server.
+        from batchyard.upstream.simulated import Settings, Simulated  # noqa: PLC0415
+
         return Simulated(config.name, Settings.parse(config.url), clock)
     return MessagesUpstream(
         config.name,
         config.url,
         config.key,
         timeout_s=config.timeout_s,
+        stream_above_tokens=config.stream_above_tokens,
+        stream_timeouts=StreamTimeouts(
+            first_byte_s=config.first_byte_timeout_s,
+            idle_s=config.idle_timeout_s,
+            whole_s=config.stream_timeout_s,
+        ),
         fetches_urls=config.fetches_urls,
     )

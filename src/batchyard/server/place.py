@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING, TextIO
 
 from batchyard import wire
@@ -15,8 +16,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_WAITS = 200
+_WAIT_S = 0.05
+
+
 def lock(data: Path) -> TextIO:
     """Take a data directory for this process, and hold it as long as the file is open.
+
+    Worker processes hold it too. Those of a server that was killed are about to end: they are
+    waited for, ten seconds at the most.
 
     Raises:
         DataDirectoryInUse: another process has it.
@@ -28,15 +36,17 @@ def lock(data: Path) -> TextIO:
         file = (data / "lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise _unusable(data, error) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read(20).strip()
-        raise DataDirectoryInUse(
-            f"data directory {data} is in use by another batchyard process"
-            + (f" (pid {holder})" if holder.isdigit() else "")
-        ) from None
+    for left in reversed(range(_WAITS)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = _holder(file)
+            if left and holder is not None and not _is_alive(holder):
+                time.sleep(_WAIT_S)
+                continue
+            file.close()
+            raise DataDirectoryInUse(_in_use(data, holder)) from None
+        break
     try:
         file.seek(0)
         file.truncate()
@@ -45,6 +55,34 @@ def lock(data: Path) -> TextIO:
     except OSError as error:
         raise _unusable(data, error) from None
     return file
+
+
+def _holder(file: TextIO) -> int | None:
+    file.seek(0)
+    text = file.read(20).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _in_use(data: Path, holder: int | None) -> str:
+    text = f"data directory {data} is in use by another batchyard process"
+    if holder is None:
+        return text
+    if _is_alive(holder):
+        return f"{text} (pid {holder})"
+    return (
+        f"data directory {data} is in use by a worker process of a server that has ended "
+        f"(pid {holder}); end it, such as with: fuser -k {data / 'lock'}"
+    )
 
 
 def _unusable(data: Path, error: OSError) -> ConfigError:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import uvicorn
 
+from batchyard import ids, limits
 from batchyard.clock import SystemClock
 from batchyard.errors import ConfigError
 from batchyard.server import app, assemble
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that they close first
 _CLOSE_S = 5  # for responses under way at the end
+_LEAVE_MAX_S = limits.DRAIN_GRACE_S + _CLOSE_S + 25  # whatever holds it up
 
 
 def check(config: Config) -> None:
@@ -51,12 +55,17 @@ def check(config: Config) -> None:
 
 
 async def serve(
-    config: Config, *, lifeline: bool, announce: Callable[[dict[str, object]], None]
+    config: Config,
+    lock: TextIO,
+    *,
+    lifeline: bool,
+    announce: Callable[[dict[str, object]], None],
 ) -> None:
-    """Run a yard until it is told to end. The caller holds the lock on the data directory.
+    """Run a yard until it is told to end.
 
     Args:
         config: checked settings.
+        lock: on the data directory.
         lifeline: also end when standard input closes.
         announce: told `url`, `pid` and `data` when the yard is ready.
 
@@ -64,9 +73,10 @@ async def serve(
         ConfigError: the data or the address cannot be used.
         ExceptionGroup: the store failed while running.
     """
+    gc.set_threshold(limits.GC_THRESHOLD, 10, 10)
     leaving = asyncio.Event()
     listener = listen(config.host, config.port)
-    async with assemble.opened(config, SystemClock()) as yard:
+    async with assemble.opened(config, SystemClock(), lock=lock.fileno()) as yard:
         leave_on_signals(leaving)
         if lifeline:
             leave_on_end_of_input(leaving)
@@ -82,6 +92,44 @@ async def serve(
                 announce(ready)
 
             await run(yard, app.build(yard), listener, leaving=leaving, tell=tell)
+
+
+async def work(
+    config: Config, *, lifeline: bool, announce: Callable[[dict[str, object]], None]
+) -> None:
+    """Run a worker of its own, with a ledger that it shares, until it is told to end.
+
+    Args:
+        config: checked settings.
+        lifeline: also end when standard input closes.
+        announce: told `role`, `pid` and `owner` when it works.
+
+    Raises:
+        ConfigError: the stores or the table of models cannot be used.
+        ExceptionGroup: the store failed while running.
+    """
+    gc.set_threshold(limits.GC_THRESHOLD, 10, 10)
+    leaving = asyncio.Event()
+    owner = ids.nonce()
+    async with assemble.opened_worker(config, SystemClock(), owner) as (ledger, worker, keeper):
+        leave_on_signals(leaving)
+        if lifeline:
+            leave_on_end_of_input(leaving)
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(keeper.run()),
+                group.create_task(ledger.failure()),
+            ]
+            working = group.create_task(worker.run())
+            announce({"role": "worker", "pid": os.getpid(), "owner": owner})
+            try:
+                await leaving.wait()
+                log.info("leaving: calls in flight may end")
+            finally:
+                worker.leave()
+                for task in background:
+                    task.cancel()
+            await working
 
 
 async def run(
@@ -123,6 +171,8 @@ async def run(
             group.create_task(yard.keeper.run()),
             group.create_task(yard.ledger.failure()),
         ]
+        if yard.shares_stores:
+            background.append(group.create_task(yard.keeper.clear_old_leftovers()))
         working = group.create_task(yard.worker.run())
         serving = group.create_task(server.serve([listener]))
         try:
@@ -149,11 +199,14 @@ class _Server(uvicorn.Server):
 
 
 def leave_on_signals(leaving: asyncio.Event) -> None:
-    """Leave on the first signal, end at once on the second."""
+    """Leave on the first signal, end at once on the second, or when leaving takes far too long."""
 
     def leave() -> None:
         if leaving.is_set():
             os._exit(1)
+        # Even if a library holds up the whole process: the log shows where it stood, and ending at
+        # once loses nothing.
+        faulthandler.dump_traceback_later(_LEAVE_MAX_S, exit=True)
         leaving.set()
 
     loop = asyncio.get_running_loop()

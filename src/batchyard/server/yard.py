@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchyard.server.elsewhere import Elsewhere
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -28,7 +30,8 @@ class Yard:
 
     ledger: Ledger
     store: Segments
-    worker: Worker
+    worker: Worker | Elsewhere
+    """Of this process, or what is known of those that do its work."""
     keeper: Keeper
     routes: Routes
     upstreams: Mapping[str, Upstream]
@@ -37,12 +40,20 @@ class Yard:
     rates: Rates
     queued_max: int
     """Requests that a workspace may have in batches that have not ended."""
+    shares_stores: bool = False
+    """Whether other processes have the same ledger and segments."""
     disk: Disk
     spool: Path
     public_url: str | None
     """Origin and path prefix that clients use; None takes each request's own."""
     allowed_hosts: frozenset[str]
     """Values of `Host` that are answered, without port, lower case."""
+
+    @property
+    def own_worker(self) -> Worker:
+        """Return the worker of this process, where it has one."""
+        assert not isinstance(self.worker, Elsewhere)
+        return self.worker
 
     def upstream_of_pool(self, pool: str) -> Upstream | None:
         """Return what the requests of a pool run on."""

@@ -1,0 +1,545 @@
+"""The ledger in SQL: every method once, over a connection to whichever database.
+
+A method is one or two queries, each a function that runs in a transaction of its own. Where several
+processes write at once (`is_concurrent`), a transaction sees what others have committed meanwhile:
+what must be decided by one of them alone is decided by a row that they contend for.
+
+A query may be run again when it is not known whether its first run was committed: `again` says so.
+Each is written so that the second run finds what the first has done: by its fence, its owner, or
+the id of its batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from batchyard import fairness, limits
+from batchyard.errors import DamagedError, RateLimited
+from batchyard.ledger import (
+    Claim,
+    Commit,
+    Committed,
+    CreateKey,
+    Held,
+    Known,
+    News,
+    Page,
+    Progress,
+    Renewed,
+    ShardResult,
+    choosing,
+    columns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from batchyard.fairness import Shares
+    from batchyard.ledger import Turn, Want
+    from batchyard.model import Batch, Extent, ShardPlan, Tokens
+
+    Row = Mapping[str, Any]
+    Bound = Mapping[str, Any]
+
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """A transaction that is under way. Statements go by their names."""
+
+    again: bool
+    """Whether an earlier run of the same query may have been committed."""
+
+    def all(self, name: str, bound: Bound = ...) -> Sequence[Row]:
+        """Run a statement; return its rows."""
+
+    def one(self, name: str, bound: Bound = ...) -> Row | None:
+        """Run a statement; return its first row."""
+
+    def change(self, name: str, bound: Bound) -> int:
+        """Run a statement; return how many rows it changed."""
+
+    def each(self, name: str, bounds: Sequence[Bound]) -> None:
+        """Run a statement with each of these, and look at no answer."""
+
+    def one_of_each(self, name: str, bounds: Sequence[Bound]) -> Sequence[Row | None]:
+        """Run a statement with each of these; return the first row of each."""
+
+
+class Connection(Protocol):
+    """What runs queries, each in a transaction of its own."""
+
+    async def run(self, query: Callable[[Any], T], *, hurried: bool = False) -> T:
+        """Run a query, and return when it is durable.
+
+        Args:
+            query: what to do.
+            hurried: whether a client waits, who is told to come again rather than kept waiting.
+
+        Raises:
+            DiskFull: it did not happen.
+            Overloaded: a client need not wait longer; whether it happened is unknown.
+            StoreError: whether it happened is unknown.
+        """
+
+
+# Another worker may take what was chosen; the next choice sees it.
+_CHOICES_MAX = 3
+
+
+class SqlLedger:
+    """A ledger over two connections: one that writes, and one that reads."""
+
+    is_concurrent: ClassVar[bool] = False
+    """Whether transactions of several processes run at the same time."""
+
+    def __init__(self, writer: Connection, reader: Connection) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._lanes: dict[str, choosing.Lanes] = {}
+        """By pool: those that are kept for a second."""
+
+    async def create(
+        self,
+        batch: Batch,
+        shards: Sequence[ShardPlan],
+        key: CreateKey,
+        *,
+        queued_max: int | None = None,
+    ) -> Known | None:
+        """Add a batch with its shards; see the protocol."""
+        bound = {
+            "workspace": batch.workspace,
+            "key": key.key,
+            "digest": key.digest,
+            "until_us": key.until_us,
+            "now": batch.created_us,
+        }
+
+        def run(t: Transaction) -> Known | None:
+            if t.again and _get(t, batch.workspace, batch.id) is not None:
+                return None
+            put = bound | {"batch": batch.id, "replaces": int(key.replaces)}
+            while not t.change("create_put", put):
+                known = _known(t, batch.workspace, key.key, batch.created_us)
+                if known is not None:
+                    return known
+            if queued_max is not None:
+                _check_queue(t, batch, queued_max)
+            row = t.one("batch_insert", _batch_row(batch))
+            if row is not None:  # else an earlier run has been committed after all
+                t.each("shard_insert", list(_shard_rows(batch, shards, row["seq"])))
+            return None
+
+        return await self._writer.run(run, hurried=True)
+
+    async def known(self, workspace: str, key: str, now_us: int) -> Known | None:
+        """Return the live create call under `key`."""
+        return await self._reader.run(lambda t: _known(t, workspace, key, now_us), hurried=True)
+
+    async def get(self, workspace: str, batch_id: str) -> Batch | None:
+        """Return a batch of this workspace."""
+        return await self._reader.run(lambda t: _get(t, workspace, batch_id), hurried=True)
+
+    async def page(
+        self, workspace: str, *, limit: int, after: str | None, before: str | None
+    ) -> Page | None:
+        """Return one page of the list; see the protocol."""
+
+        def run(t: Transaction) -> Page | None:
+            cursor = after or before
+            bound: dict[str, Any] = {"workspace": workspace, "limit": limit + 1}
+            statement = "batches_newest"
+            if cursor is not None:
+                row = t.one("batch_seq", {"workspace": workspace, "id": cursor})
+                if row is None:
+                    return None
+                bound["seq"] = row["seq"]
+                statement = "batches_after" if after else "batches_before"
+            found = [columns.read_batch(row) for row in t.all(statement, bound)]
+            page = found[:limit]
+            if statement == "batches_before":
+                page.reverse()
+            return Page(batches=page, has_more=len(found) > limit)
+
+        return await self._reader.run(run, hurried=True)
+
+    async def cancel(self, workspace: str, batch_id: str, now_us: int) -> Batch | None:
+        """Mark an open batch as canceled, once; return it as it is then."""
+
+        def run(t: Transaction) -> Batch | None:
+            bound = {"id": batch_id, "workspace": workspace, "now": now_us}
+            t.change("batch_cancel", bound)
+            return _get(t, workspace, batch_id)
+
+        return await self._writer.run(run, hurried=True)
+
+    async def delete(self, workspace: str, batch_id: str, now_us: int) -> bool:
+        """Forget an ended batch but for its place in the list; see the protocol."""
+
+        def run(t: Transaction) -> bool:
+            bound = {"id": batch_id, "workspace": workspace, "now": now_us}
+            gone = t.one("batch_delete", bound)
+            if gone is None:
+                return t.again and t.one("deleted_get", bound) is not None
+            t.change("deleted_put", bound | {"seq": gone["seq"]})
+            t.change("creates_of_batch_delete", {"batch": batch_id})
+            return True
+
+        return await self._writer.run(run, hurried=True)
+
+    async def progress(self, batch_id: str) -> Progress:
+        """Return how far the shards of an open batch are."""
+
+        def run(t: Transaction) -> Progress:
+            bound = {"batch": batch_id}
+            row = t.one("progress", bound)
+            assert row is not None  # it is made of sums
+            pools = [row["pool"] for row in t.all("progress_pools", bound)]
+            return Progress(
+                shards=row["shards"],
+                shards_done=row["shards_done"],
+                inflight=row["inflight"],
+                counts=columns.read_counts(row),
+                pools=pools,
+            )
+
+        return await self._reader.run(run, hurried=True)
+
+    async def pools_ready(self) -> Sequence[str]:
+        """Return the pools that have a shard to claim."""
+        return await self._reader.run(lambda t: [row["pool"] for row in t.all("pools_ready")])
+
+    async def claim(
+        self,
+        owner: str,
+        pool: str,
+        lease_us: int,
+        limit: int,
+        *,
+        shares: Shares = fairness.EQUAL,
+        now_us: int = 0,
+        turn: Turn | None = None,
+    ) -> Sequence[Claim]:
+        """Take shards of one batch from a pool; see the protocol."""
+        for _ in range(_CHOICES_MAX):
+            chosen = await self._reader.run(
+                lambda t: (
+                    self._choose(t, pool, shares, now_us)
+                    if turn is None
+                    else choosing.check(t, pool, turn)
+                )
+            )
+            if chosen is None and self._lanes.pop(pool, None) is None:
+                return []
+            if chosen is None:  # of lanes that were read a moment ago
+                continue
+            take = choosing.take(owner, pool, lease_us, limit, [chosen])
+            claims = await self._writer.run(take)
+            if claims:
+                if pool in self._lanes:
+                    self._lanes[pool].take(claims)
+                return claims
+            self._lanes.pop(pool, None)
+        return []
+
+    def _choose(self, t: Transaction, pool: str, shares: Shares, now_us: int) -> Turn | None:
+        lanes = self._lanes.get(pool)
+        if lanes is None or not lanes.is_good(now_us):
+            self._lanes.pop(pool, None)
+            lanes = choosing.read_lanes(t, pool, now_us)
+            if lanes.is_good(now_us):
+                self._lanes[pool] = lanes
+        return choosing.choose(t, pool, lanes, shares, now_us)
+
+    async def claim_fresh(
+        self,
+        owner: str,
+        pool: str,
+        lease_us: int,
+        limit: int,
+        *,
+        shares: Shares = fairness.EQUAL,
+    ) -> Sequence[Claim]:
+        """Take the first shard of batches that have not begun in a pool; see the protocol."""
+        turns = await self._reader.run(lambda t: choosing.fresh(t, pool, shares, limit))
+        if not turns:
+            return []
+        return await self._writer.run(choosing.take(owner, pool, lease_us, 1, turns))
+
+    async def claim_void(
+        self, owner: str, now_us: int, lease_us: int, limit: int
+    ) -> Sequence[Claim]:
+        """Take ready shards of canceled and expired batches, whatever their pool."""
+        bound = {"owner": owner, "now": now_us, "lease_us": lease_us, "limit": limit}
+        if not await self._reader.run(lambda t: t.one("has_void", bound)):
+            return []
+        take = choosing.Taking(owner, lambda t: choosing.claims(t, t.all("claim_void", bound)))
+        return await self._writer.run(take)
+
+    async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
+        """Extend the leases; shards that are missing in the answer are lost."""
+
+        def run(t: Transaction) -> list[Renewed]:
+            fences = [
+                {
+                    "owner": owner,
+                    "batch": shard.batch,
+                    "idx": shard.index,
+                    "attempt": shard.attempt,
+                }
+                for shard in held
+            ]
+            t.each(
+                "renew",
+                [
+                    fence
+                    | {"lease_us": lease_us, "inflight": shard.inflight}
+                    | columns.bind_counts(shard.counts)
+                    for fence, shard in zip(fences, held, strict=True)
+                ],
+            )
+            return [
+                Renewed(batch=row["batch"], index=row["idx"], canceled=row["cancel_us"] is not None)
+                for row in t.one_of_each("held", fences)
+                if row is not None
+            ]
+
+        return await self._writer.run(run)
+
+    async def adopt(self, owner: str, claim: Claim, extents: Sequence[Extent]) -> bool:
+        """Freeze what this attempt takes over; False when the shard is lost."""
+        bound = {
+            "owner": owner,
+            "batch": claim.batch,
+            "idx": claim.index,
+            "attempt": claim.attempt,
+            "manifest": columns.dump_extents(extents),
+        }
+        return await self._writer.run(lambda t: t.change("adopt", bound) == 1)
+
+    async def commit(self, owner: str, commits: Sequence[Commit]) -> Committed:
+        """Finish shards. Repeating a commit that has happened is accepted."""
+
+        def run(t: Transaction) -> Committed:
+            accepted = set()
+            for commit in commits:
+                bound = {
+                    "owner": owner,
+                    "batch": commit.batch,
+                    "idx": commit.index,
+                    "attempt": commit.attempt,
+                    "manifest": columns.dump_extents(commit.extents),
+                    "tokens": columns.dump_tokens(commit.tokens),
+                    **columns.bind_counts(commit.counts),
+                }
+                if t.change("commit", bound) or t.one("committed", bound):
+                    accepted.add((commit.batch, commit.index))
+            done = () if self.is_concurrent else finished(t)
+            return Committed(accepted=frozenset(accepted), finished=done)
+
+        def finished(t: Transaction) -> tuple[str, ...]:
+            batches = sorted({commit.batch for commit in commits})
+            return tuple(batch for batch in batches if t.one("is_finished", {"batch": batch}))
+
+        committed = await self._writer.run(run)
+        if self.is_concurrent:
+            # Of two that commit the last two shards at the same time neither sees the other's.
+            done = await self._writer.run(finished)
+            committed = Committed(accepted=committed.accepted, finished=done)
+        return committed
+
+    async def share(
+        self, owner: str, now_us: int, lease_us: int, wants: Sequence[Want]
+    ) -> Mapping[str, int]:
+        """Ask for slots; see the protocol."""
+
+        def run(t: Transaction) -> dict[str, int]:
+            granted = {}
+            for want in sorted(wants, key=lambda want: want.pool):  # locks in one order
+                bound: dict[str, Any] = {"pool": want.pool, "owner": owner}
+                if self.is_concurrent:
+                    t.change("share_lock", {"pool": want.pool})
+                rows = t.all("shares_of_others", bound | {"lease_now": now_us})
+                others = {row["owner"]: row["slots"] for row in rows}
+                turn = now_us // limits.SLOTS_TURN_US
+                slots = granted[want.pool] = fairness.slots_of(owner, want.slots, others, turn)
+                # What it still fills is its own until its calls have ended.
+                bound |= {"slots": max(slots, want.busy), "lease_us": lease_us, "note": want.note}
+                t.change("share_put", bound)
+            for row in t.all("shares_of_owner", {"owner": owner}):
+                if row["pool"] not in granted:
+                    t.change("share_drop", {"pool": row["pool"], "owner": owner})
+            return granted
+
+        return await self._writer.run(run)
+
+    async def notes(self) -> Mapping[str, str]:
+        """Return why requests wait, by pool, as the workers have said with `share`."""
+        return await self._reader.run(
+            lambda t: {row["pool"]: row["note"] for row in t.all("notes")}
+        )
+
+    async def news(self) -> News:
+        """Return what other processes have done that a worker should look at."""
+        return await self._reader.run(read_news)
+
+    async def release(self, owner: str) -> None:
+        """Give back everything that this owner holds."""
+
+        def run(t: Transaction) -> None:
+            t.change("release", {"owner": owner})
+            t.change("shares_drop", {"owner": owner})
+
+        await self._writer.run(run, hurried=True)
+
+    async def take_back(self, now_us: int, *, but: str) -> int:
+        """Free the shards of other owners whose lease has ended; return how many."""
+        bound = {"lease_now": now_us, "owner": but}
+
+        def run(t: Transaction) -> int:
+            t.change("shares_expire", bound)
+            return t.change("take_back", bound)
+
+        return await self._writer.run(run)
+
+    async def finished(self) -> Sequence[str]:
+        """Return the batches with all shards done that have not ended."""
+        return await self._reader.run(_finished)
+
+    async def results(self, batch_id: str) -> Sequence[ShardResult]:
+        """Return the results of all shards of an open batch, by index."""
+
+        def run(t: Transaction) -> list[ShardResult]:
+            rows = t.all("manifest", {"batch": batch_id})
+            return [
+                ShardResult(
+                    index=row["idx"],
+                    extents=columns.load_extents(row["manifest"]),
+                    tokens=columns.load_tokens(row["tokens"]),
+                )
+                for row in rows
+            ]
+
+        return await self._reader.run(run)
+
+    async def end(self, batch_id: str, now_us: int, tokens: Tokens) -> bool:
+        """End a batch all of whose shards are done; False when it has ended before.
+
+        Raises:
+            DamagedError: the results do not add up to the requests, which would be a bug: the
+                batch stays open for inspection.
+        """
+
+        def run(t: Transaction) -> bool:
+            bound = {"batch": batch_id, "now": now_us, "tokens": columns.dump_tokens(tokens)}
+            row = t.one("end", bound)
+            if row is None:
+                return False
+            if row["requests"] != row["results"]:
+                raise DamagedError(
+                    f"batch {batch_id} has {row['requests']} requests and {row['results']} results"
+                )
+            t.change("shards_delete", {"batch": batch_id})
+            return True
+
+        return await self._writer.run(run)
+
+    async def outdated(self, created_before_us: int, limit: int) -> Sequence[str]:
+        """Return ended batches that are old enough to be archived."""
+        bound = {"before": created_before_us, "limit": limit}
+        return await self._reader.run(lambda t: [row["id"] for row in t.all("outdated", bound)])
+
+    async def archive(self, batch_id: str, now_us: int) -> None:
+        """Mark the results of an ended batch as gone."""
+        await self._writer.run(lambda t: t.change("archive", {"id": batch_id, "now": now_us}))
+
+    async def forget_creates(self, now_us: int) -> None:
+        """Drop the create calls and the places of deleted batches whose time is over."""
+
+        def run(t: Transaction) -> None:
+            t.change("creates_purge", {"now": now_us})
+            before = now_us - limits.DELETED_CURSOR_WINDOW_US
+            t.change("deleted_purge", {"before": before})
+
+        await self._writer.run(run)
+
+    async def live(self) -> dict[str, bool]:
+        """Return every batch id, with whether its segments are still needed."""
+        return await self._reader.run(
+            lambda t: {row["id"]: row["archived_us"] is None for row in t.all("ids")}
+        )
+
+
+def _batch_row(batch: Batch) -> dict[str, Any]:
+    return {
+        "id": batch.id,
+        "workspace": batch.workspace,
+        "requests": batch.requests,
+        "version": batch.version,
+        "betas": ",".join(batch.betas),
+        "user_profile": batch.user_profile,
+        "billing": batch.billing,
+        "priority": fairness.PRIORITIES.index(batch.priority),
+        "created_us": batch.created_us,
+        "expires_us": batch.expires_us,
+    }
+
+
+def _shard_rows(batch: Batch, shards: Sequence[ShardPlan], seq: int) -> Iterator[dict[str, Any]]:
+    heads = {shard.pool: shard.index for shard in reversed(shards)}
+    for shard in shards:
+        yield {
+            "batch": batch.id,
+            "idx": shard.index,
+            "seq": seq,
+            "workspace": batch.workspace,
+            "pool": shard.pool,
+            "off": shard.offset,
+            "len": shard.length,
+            "crc": shard.crc,
+            "n": shard.requests,
+            "priority": fairness.PRIORITIES.index(batch.priority),
+            "head": int(heads[shard.pool] == shard.index),
+        }
+
+
+def _check_queue(t: Transaction, batch: Batch, queued_max: int) -> None:
+    row = t.one("queued", {"workspace": batch.workspace})
+    assert row is not None  # it is a sum
+    queued = row["requests"]
+    if queued + batch.requests <= queued_max:
+        return
+    fits_never = batch.requests > queued_max
+    raise RateLimited(
+        "This request would exceed your organization's limit on batch requests in the processing "
+        f"queue: {queued} of {queued_max} are taken, and this batch has {batch.requests}",
+        retry_after_s=None if fits_never else limits.QUEUE_FULL_RETRY_AFTER_S,
+        should_retry=False if fits_never else None,
+    )
+
+
+def _known(t: Transaction, workspace: str, key: str, now_us: int) -> Known | None:
+    bound = {"workspace": workspace, "key": key, "now": now_us}
+    row = t.one("create_find", bound)
+    if row is None:
+        return None
+    batch = _get(t, workspace, row["batch"])
+    return None if batch is None else Known(batch=batch, digest=row["digest"])
+
+
+def _get(t: Transaction, workspace: str, batch_id: str) -> Batch | None:
+    row = t.one("batch_get", {"id": batch_id, "workspace": workspace})
+    return None if row is None else columns.read_batch(row)
+
+
+def _finished(t: Transaction) -> list[str]:
+    return [row["id"] for row in t.all("finished")]
+
+
+def read_news(t: Transaction) -> News:
+    """Return what other processes have done that a worker should look at."""
+    newest = t.one("newest")
+    assert newest is not None  # it is a maximum
+    canceling = frozenset(row["id"] for row in t.all("canceling"))
+    return News(newest=newest["seq"], canceling=canceling)

@@ -1,0 +1,246 @@
+"""Several worker processes on one ledger: shared slots, deaths, frozen ones, and the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crash.checking import assert_holds
+from helpers_upstream import Upstream
+from helpers_workers import (
+    SHORT,
+    Slow,
+    hold_shared,
+    is_alive,
+    pids_of,
+    wait_free,
+    wait_workers,
+    workers_yard,
+)
+from helpers_yard import BATCHES, assert_answered, poll, request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def prompts_of(name: str, number: int, step: str = "") -> list[str]:
+    return [f"{name}-{n:04}{step}" for n in range(number)]
+
+
+def repeated(upstream: Upstream) -> int:
+    return sum(number - 1 for number in upstream.counts.values())
+
+
+def test_workers_divide_the_slots_and_the_work_and_leave_in_order(tmp_path: Path) -> None:
+    slow = Slow()
+    prompts = prompts_of("both", 1_500)
+    with Upstream(slow) as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        pids = wait_workers(yard)
+        batch = yard.create([request(prompt) for prompt in prompts])
+        hold_shared(yard, slow)
+        yard.wait_progress(batch["id"], lambda p: p["in_flight"] == 16)
+        slow.holds = False
+        upstream.gate("held").open()
+        ended = yard.wait_ended(batch["id"])
+        assert ended["request_counts"]["succeeded"] == len(prompts)
+        assert_answered(yard.results(batch["id"]), prompts)
+        assert slow.most == 16, "never more than are configured, over all workers"
+        assert pids_of(yard) == pids
+        assert yard.stop() == 0
+        assert not any(map(is_alive, pids))
+        assert repeated(upstream) == 0
+        assert "Traceback" not in yard.read_log()
+    assert_holds(yard.data)
+
+
+def test_the_work_of_a_killed_worker_goes_on_at_once_and_it_is_replaced(tmp_path: Path) -> None:
+    """Its lease is not waited for: it ends in an hour."""
+    slow = Slow()
+    prompts = prompts_of("killed", 1_500)
+    bounds = SHORT | {"limits:LEASE_US": 3_600_000_000}
+    with (
+        Upstream(slow) as upstream,
+        workers_yard(tmp_path / "data", upstream.url, bounds=bounds) as yard,
+    ):
+        victim = wait_workers(yard)[0]
+        batch = yard.create([request(prompt) for prompt in prompts])
+        hold_shared(yard, slow)
+        os.kill(victim, signal.SIGKILL)
+        wait_workers(yard, but=victim)
+        slow.holds = False
+        upstream.gate("held").open()
+        yard.wait_ended(batch["id"])
+        assert_answered(yard.results(batch["id"]), prompts)
+        assert 0 < repeated(upstream) <= 16
+        assert yard.stop() == 0
+    assert_holds(yard.data)
+
+
+def test_a_frozen_worker_that_wakes_is_fenced_off(tmp_path: Path) -> None:
+    slow = Slow()
+    prompts = prompts_of("frozen", 1_500)
+    with Upstream(slow) as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        frozen = wait_workers(yard)[0]
+        batch = yard.create([request(prompt) for prompt in prompts])
+        hold_shared(yard, slow)
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            slow.holds = False
+            upstream.gate("held").open()
+            ended = yard.wait_ended(batch["id"])
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        assert ended["request_counts"]["succeeded"] == len(prompts)
+        poll(lambda: "lost shard=" in yard.read_log(), yard.read_log)
+        assert_answered(yard.results(batch["id"]), prompts)
+        again = prompts_of("after", 600)
+        assert_answered(yard.run(again), again)
+        assert frozen in pids_of(yard), "it goes on"
+        assert repeated(upstream) <= 16
+        assert yard.stop() == 0
+        assert "Traceback" not in yard.read_log()
+    assert_holds(yard.data)
+
+
+def test_a_worker_without_a_sign_of_life_is_replaced(tmp_path: Path) -> None:
+    bounds = SHORT | {"limits:WORKER_SILENT_S": 8.0}
+    with (
+        Upstream() as upstream,
+        workers_yard(tmp_path / "data", upstream.url, bounds=bounds) as yard,
+    ):
+        silent = wait_workers(yard)[0]
+        os.kill(silent, signal.SIGSTOP)
+        wait_workers(yard, but=silent)
+        poll(lambda: not is_alive(silent), lambda: "it is ended")
+        assert "gave no sign of life" in yard.read_log()
+        assert_answered(yard.run(["silent-1"]), ["silent-1"])
+        assert yard.stop() == 0
+
+
+def test_workers_end_with_a_server_that_is_killed_and_the_next_one_goes_on(
+    tmp_path: Path,
+) -> None:
+    prompts = prompts_of("parent", 1_200, "|hold:parent")
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        pids = wait_workers(yard)
+        batch = yard.create([request(prompt) for prompt in prompts])
+        upstream.wait_calls("parent", 16)
+        yard.kill()
+        wait_free(yard.data)
+        assert not any(map(is_alive, pids))
+        assert_holds(yard.data)
+        upstream.gate("parent").open()
+        yard.start()
+        yard.wait_ended(batch["id"])
+        assert_answered(yard.results(batch["id"]), prompts)
+        assert repeated(upstream) <= 16
+        assert yard.stop() == 0
+
+
+def test_a_start_waits_for_the_workers_of_a_server_that_was_killed(tmp_path: Path) -> None:
+    """Here one is frozen, so that it cannot end before it is woken."""
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        frozen = wait_workers(yard)[0]
+        os.kill(frozen, signal.SIGSTOP)
+        yard.kill()
+        yard.launch()
+        try:
+            assert is_alive(frozen)
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        yard.wait_ready()
+        assert not is_alive(frozen)
+        assert_answered(yard.run(["waited-1"]), ["waited-1"])
+
+
+def test_a_signal_lets_the_calls_of_all_workers_end(tmp_path: Path) -> None:
+    prompts = prompts_of("drain", 1_200, "|hold:drain")
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        pids = wait_workers(yard)
+        batch = yard.create([request(prompt) for prompt in prompts])
+        upstream.wait_calls("drain", 16)
+        yard.signal(signal.SIGTERM)
+        poll(lambda: "leaving" in yard.read_log(), yard.read_log)
+        upstream.gate("drain").open()
+        assert yard.wait() == 0
+        assert not any(map(is_alive, pids))
+        before = len(upstream.calls)
+        assert before < len(prompts)
+        yard.start()
+        yard.wait_ended(batch["id"])
+        assert_answered(yard.results(batch["id"]), prompts)
+        assert repeated(upstream) == 0, "what was answered while it left is kept"
+
+
+def test_a_second_signal_ends_all_processes_at_once(tmp_path: Path) -> None:
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        pids = wait_workers(yard)
+        yard.create([request("stuck-1|hold:second")])
+        upstream.wait_calls("stuck", 1)
+        yard.signal(signal.SIGTERM)
+        poll(lambda: "leaving" in yard.read_log(), yard.read_log)
+        yard.signal(signal.SIGTERM)
+        assert yard.wait() == 1
+        poll(lambda: not any(map(is_alive, pids)), lambda: f"{pids} end")
+        upstream.gate("second").open()
+
+
+def test_a_cancel_reaches_the_workers(tmp_path: Path) -> None:
+    with (
+        Upstream() as upstream,
+        workers_yard(tmp_path / "data", upstream.url, slots=2) as yard,
+    ):
+        wait_workers(yard)
+        prompts = prompts_of("cancel", 20, "|hold:cancel")
+        batch = yard.create([request(prompt) for prompt in prompts])
+        upstream.wait_calls("cancel", 2)
+        yard.post(f"{BATCHES}/{batch['id']}/cancel", b"")
+        yard.wait_progress(batch["id"], lambda p: p["counts"]["canceled"] == 18)
+        upstream.gate("cancel").open()
+        ended = yard.wait_ended(batch["id"])
+        counts = ended["request_counts"]
+        assert (counts["succeeded"], counts["canceled"]) == (2, 18)
+        assert len(upstream.calls) == 2
+
+
+def test_progress_says_why_requests_wait_in_a_worker(tmp_path: Path) -> None:
+    with (
+        Upstream() as upstream,
+        workers_yard(tmp_path / "data", upstream.url, slots=2) as yard,
+    ):
+        batch = yard.create([request("denied-1|401,401,401,hold:denied")])
+        paused = poll(lambda: yard.progress(batch["id"])["paused"], yard.read_log)
+        assert list(paused) == ["up/scripted"]
+        upstream.gate("denied").open()
+        yard.wait_ended(batch["id"])
+
+
+def test_a_store_that_fails_in_a_worker_ends_the_yard(tmp_path: Path) -> None:
+    """As it does in one process: the next start recovers from what is on disk."""
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        pids = wait_workers(yard)
+        batch = yard.create([request("store-1|hold:store")])
+        upstream.wait_calls("store", 1)
+        (results,) = (tmp_path / "data").glob(f"segments/*/{batch['id']}/r")
+        results.rmdir()
+        results.write_bytes(b"")
+        upstream.gate("store").open()
+        assert yard.wait() == 1
+        poll(lambda: not any(map(is_alive, pids)), lambda: f"{pids} end")
+        assert "the store failed" in yard.read_log()
+        results.unlink()
+        results.mkdir()
+        yard.start()
+        yard.wait_ended(batch["id"])
+
+
+@pytest.mark.parametrize("workers", ["0", "65", "two"])
+def test_another_number_of_workers_is_refused(tmp_path: Path, workers: str) -> None:
+    yard = workers_yard(tmp_path / "data", "http://127.0.0.1:9")
+    yard._environment = {"BATCHYARD_WORKERS": workers}
+    yard.launch()
+    assert yard.wait() == 2
+    assert "workers" in yard.read_log()

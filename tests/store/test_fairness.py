@@ -1,0 +1,265 @@
+"""Whose shards are claimed: workspaces by weight, batches by priority and urgency, newcomers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from batchyard import limits
+from batchyard.fairness import Share, Shares
+from batchyard.ledger import Turn, Want, choosing
+from batchyard.model import Counts
+from store.making import DAY, LEASE, NOW, add, make_commit, make_held, take
+
+if TYPE_CHECKING:
+    from batchyard.ledger import Claim, Ledger
+
+pytestmark = pytest.mark.anyio
+
+POOL = "up/m"
+
+
+async def claim(ledger: Ledger, shares: Shares | None = None, *, now: int = NOW) -> Claim:
+    (found,) = await ledger.claim("me", POOL, LEASE, 1, shares=shares or Shares(), now_us=now)
+    return found
+
+
+# Workspaces ----------------------------------------------------------------------------------
+
+
+async def test_a_workspace_of_twice_the_weight_has_twice_the_shards(ledger: Ledger) -> None:
+    for workspace in ("a", "b"):
+        await add(ledger, workspace, *[POOL] * 20, workspace=workspace, requests=10)
+    shares = Shares({"b": Share(2.0)})
+    found = Counter([(await claim(ledger, shares)).workspace for _ in range(18)])
+    assert found == {"a": 6, "b": 12}
+
+
+async def test_what_workers_have_answered_counts_for_no_workspace(ledger: Ledger) -> None:
+    for workspace in ("a", "b"):
+        await add(ledger, workspace, *[POOL] * 3, workspace=workspace, requests=10)
+    first, second = await claim(ledger), await claim(ledger)
+    assert (first.workspace, second.workspace) == ("a", "b")
+    await ledger.renew("me", LEASE, [make_held(second, counts=Counts(succeeded=9))])
+    assert (await claim(ledger)).workspace == "b"
+
+
+async def test_many_workspaces_are_read_once_a_second_and_each_has_its_turn(
+    ledger: Ledger,
+) -> None:
+    for number in range(70):
+        await add(ledger, f"b{number}", POOL, POOL, POOL, workspace=f"w{number:02}")
+    reads = []
+    real = choosing.read_lanes
+
+    def counted(*args: Any) -> choosing.Lanes:
+        reads.append(args)
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "read_lanes", counted)
+        first = [(await claim(ledger)).workspace for _ in range(70)]
+        second = [(await claim(ledger)).workspace for _ in range(70)]
+        assert sorted(first) == sorted(second) == [f"w{number:02}" for number in range(70)]
+        assert len(reads) == 1
+        await claim(ledger, now=NOW + limits.SECOND_US)
+        assert len(reads) == 2
+    rest = [(await claim(ledger)).batch for _ in range(69)]
+    assert len(rest) == 69
+    assert await ledger.claim("me", POOL, LEASE, 1, now_us=NOW) == []
+
+
+async def test_lanes_that_another_worker_has_emptied_are_read_again(
+    ledger: Ledger,
+) -> None:
+    for number in range(65):
+        await add(ledger, f"b{number:02}", workspace=f"w{number:02}")
+    assert (await claim(ledger)).workspace == "w00"
+    for number in range(1, 65):  # by their turns: the lanes that are kept do not know
+        turn = Turn(f"w{number:02}", "normal", number + 1)
+        assert await ledger.claim("other", POOL, LEASE, 1, turn=turn)
+    late = await add(ledger, "late", workspace="zzz")
+    assert (await claim(ledger)).batch == late.id
+
+
+# Batches of one workspace --------------------------------------------------------------------
+
+
+async def test_each_batch_has_a_shard_before_one_has_two_whatever_its_priority(
+    ledger: Ledger,
+) -> None:
+    await add(ledger, "low", *[POOL] * 3, priority="low")
+    await add(ledger, "mid", *[POOL] * 3)
+    await add(ledger, "top", *[POOL] * 3, priority="high")
+    order = [(await claim(ledger)).batch.removeprefix("msgbatch_") for _ in range(5)]
+    assert order == ["top", "mid", "low", "top", "top"]
+
+
+async def test_priority_orders_nothing_between_workspaces(ledger: Ledger) -> None:
+    await add(ledger, "top", *[POOL] * 9, workspace="a", priority="high")
+    await add(ledger, "low", *[POOL] * 9, workspace="b", priority="low")
+    found = Counter([(await claim(ledger)).workspace for _ in range(8)])
+    assert found == {"a": 4, "b": 4}
+
+
+async def test_a_batch_that_soon_expires_has_more_shards(ledger: Ledger) -> None:
+    await add(ledger, "late", *[POOL] * 12, at=NOW - DAY + limits.HOUR_US)
+    await add(ledger, "early", *[POOL] * 12)
+    found = Counter([(await claim(ledger)).batch for _ in range(14)])
+    assert found == {"msgbatch_late": 12, "msgbatch_early": 2}
+
+
+async def test_a_high_priority_is_found_behind_any_number_of_older_batches(
+    ledger: Ledger,
+) -> None:
+    for number in range(100):
+        await add(ledger, f"old{number}", POOL, POOL)
+    await add(ledger, "top", POOL, POOL, priority="high")
+    assert (await claim(ledger)).batch == "msgbatch_top"
+
+
+async def test_the_priority_of_a_batch_is_kept(ledger: Ledger) -> None:
+    batch = await add(ledger, "a", priority="high")
+    assert await ledger.get("w", batch.id) == batch
+    assert (await take(ledger)).priority == "high"
+
+
+# Newcomers -----------------------------------------------------------------------------------
+
+
+async def test_fresh_batches_are_those_of_which_no_shard_was_taken_in_this_pool(
+    ledger: Ledger,
+) -> None:
+    await add(ledger, "begun", POOL, POOL, "up/n")
+    await take(ledger)
+    await add(ledger, "new", POOL, POOL)
+    await add(ledger, "other", "up/n")
+    found = await ledger.claim_fresh("me", POOL, LEASE, 9)
+    assert [(each.batch, each.index) for each in found] == [("msgbatch_new", 0)]
+    assert await ledger.claim_fresh("me", POOL, LEASE, 9) == []
+    found = await ledger.claim_fresh("me", "up/n", LEASE, 9)
+    assert [(each.batch, each.index) for each in found] == [
+        ("msgbatch_begun", 2),
+        ("msgbatch_other", 0),
+    ]
+
+
+async def test_fresh_batches_begin_by_workspaces_in_turn_and_by_priority(ledger: Ledger) -> None:
+    for number in range(4):
+        await add(ledger, f"a{number}", workspace="a")
+    await add(ledger, "a-top", workspace="a", priority="high")
+    await add(ledger, "b0", workspace="b")
+    await add(ledger, "c0", workspace="c")
+    found = await ledger.claim_fresh("me", POOL, LEASE, 5)
+    assert sorted(each.batch.removeprefix("msgbatch_") for each in found) == [
+        "a-top",
+        "a0",
+        "a1",
+        "b0",
+        "c0",
+    ]
+
+
+async def test_a_workspace_with_much_in_flight_begins_last(ledger: Ledger) -> None:
+    await add(ledger, "whale", POOL, workspace="a", requests=500)
+    await take(ledger)
+    await add(ledger, "more", workspace="a")
+    await add(ledger, "small", workspace="b")
+    found = await ledger.claim_fresh("me", POOL, LEASE, 1)
+    assert [each.batch for each in found] == ["msgbatch_small"]
+
+
+async def test_a_batch_that_was_given_back_is_fresh_again(ledger: Ledger) -> None:
+    await add(ledger, "a")
+    await take(ledger)
+    await ledger.release("me")
+    (again,) = await ledger.claim_fresh("other", POOL, LEASE, 9)
+    assert again.attempt == 2
+
+
+async def test_more_of_a_batch_is_claimed_by_its_turn_and_only_of_that_batch(
+    ledger: Ledger,
+) -> None:
+    await add(ledger, "a", POOL, POOL, "up/n")
+    await add(ledger, "b", POOL, POOL)
+    first = await take(ledger)
+    (second,) = await ledger.claim("me", POOL, LEASE, 1, turn=first.turn)
+    assert (second.batch, second.index) == (first.batch, 1)
+    assert await ledger.claim("me", POOL, LEASE, 1, turn=first.turn) == []
+    assert (await take(ledger)).batch == "msgbatch_b"
+
+
+# Several workers -----------------------------------------------------------------------------
+
+
+def want(slots: int = 64, *, busy: int = 0, pool: str = POOL, note: str | None = None) -> Want:
+    return Want(pool=pool, slots=slots, busy=busy, note=note)
+
+
+async def test_slots_pass_to_a_newcomer_as_the_calls_of_the_others_end(ledger: Ledger) -> None:
+    async def ask(owner: str, busy: int) -> int:
+        return (await ledger.share(owner, NOW, LEASE, [want(busy=busy)]))[POOL]
+
+    assert await ask("old", 0) == 64
+    assert await ask("new", 0) == 0
+    assert await ask("old", 60) == 32  # begins none until 28 have ended
+    assert await ask("new", 0) == 4
+    assert await ask("old", 40) == 32
+    assert await ask("new", 4) == 24
+    assert await ask("old", 32) == 32
+    assert await ask("new", 24) == 32
+
+
+async def test_who_leaves_a_pool_leaves_its_slots(ledger: Ledger) -> None:
+    await ledger.share("one", NOW, LEASE, [want(), want(pool="up/n")])
+    await ledger.share("two", NOW, LEASE, [want()])
+    await ledger.share("one", NOW, LEASE, [want(pool="up/n")])
+    assert await ledger.share("two", NOW, LEASE, [want()]) == {POOL: 64}
+
+
+@pytest.mark.parametrize("how", ["release", "lease", "expired"])
+async def test_the_slots_of_a_worker_that_died_are_free(ledger: Ledger, how: str) -> None:
+    await ledger.share("dead", NOW, LEASE, [want()])
+    now = NOW
+    if how == "release":
+        await ledger.release("dead")
+    elif how == "lease":
+        await ledger.take_back(LEASE + 1, but="")
+    else:
+        now = LEASE + 1  # nobody has swept
+    assert await ledger.share("live", now, now + 5, [want()]) == {POOL: 64}
+
+
+async def test_pools_are_divided_each_on_its_own(ledger: Ledger) -> None:
+    await ledger.share("one", NOW, LEASE, [want()])
+    granted = await ledger.share("two", NOW, LEASE, [want(), want(8, pool="up/n")])
+    assert granted == {POOL: 0, "up/n": 8}
+
+
+async def test_notes_of_workers_are_told_by_pool_until_they_are_withdrawn(
+    ledger: Ledger,
+) -> None:
+    await ledger.share("one", NOW, LEASE, [want(note="wrong key"), want(pool="up/n")])
+    await ledger.share("two", NOW, LEASE, [want()])
+    assert await ledger.notes() == {POOL: "wrong key"}
+    await ledger.share("one", NOW, LEASE, [want(), want(pool="up/n")])
+    assert await ledger.notes() == {}
+
+
+async def test_news_tell_of_new_and_canceled_batches_and_of_nothing_else(ledger: Ledger) -> None:
+    before = await ledger.news()
+    assert await ledger.news() == before
+    batch = await add(ledger, "a")
+    created = await ledger.news()
+    assert created.newest > before.newest
+    found = await take(ledger)
+    await ledger.renew("me", LEASE, [make_held(found)])
+    assert await ledger.news() == created
+    await ledger.cancel("w", batch.id, NOW)
+    canceled = await ledger.news()
+    assert (canceled.newest, canceled.canceling) == (created.newest, {batch.id})
+    await ledger.commit("me", [make_commit(found)])
+    await ledger.end(batch.id, NOW, make_commit(found).tokens)
+    assert (await ledger.news()).canceling == frozenset()

@@ -1,0 +1,379 @@
+"""What only PostgreSQL has to prove: connections that break, other clocks, several writers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from batchyard import limits
+from batchyard.clock import SystemClock
+from batchyard.errors import ConfigError, Overloaded, RateLimited, StoreError
+from batchyard.ledger import Want, postgres_schema
+from batchyard.ledger.postgres import PostgresLedger, shown_url
+from batchyard.model import Tokens
+from helpers_proxy import Proxy
+from store.making import (
+    LEASE,
+    NOW,
+    add,
+    finish,
+    make_batch,
+    make_commit,
+    make_held,
+    make_key,
+    make_shards,
+    postgres,
+    postgres_url,
+    take,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from helpers_proxy import When
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return postgres_url(tmp_path)
+
+
+@pytest.fixture
+async def ledger(url: str) -> AsyncIterator[PostgresLedger]:
+    opened = PostgresLedger(url, SystemClock(), database_time=False)
+    yield opened
+    await opened.close()
+
+
+# Connections that break --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with Proxy(postgres().port) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def behind(proxy: Proxy, url: str) -> AsyncIterator[PostgresLedger]:
+    """The same ledger, over connections that can be broken."""
+    through = url.replace(f":{postgres().port}/", f":{proxy.port}/")
+    opened = PostgresLedger(through, SystemClock(), database_time=False)
+    yield opened
+    await opened.close()
+
+
+WHENS = pytest.mark.parametrize("when", ["before", "after"])
+
+
+@WHENS
+@pytest.mark.parametrize("replaces", [False, True])
+async def test_a_create_whose_commit_was_cut_is_there_once_and_is_not_its_own_repeat(
+    behind: PostgresLedger, proxy: Proxy, when: When, replaces: bool
+) -> None:
+    proxy.break_next_commit(when)
+    batch, key = make_batch("a"), make_key("k", replaces=replaces)
+    assert await behind.create(batch, make_shards("up/m"), key, queued_max=3) is None
+    assert proxy.broken == 1
+    assert await behind.get("w", batch.id) == batch
+    assert (await behind.progress(batch.id)).shards == 1
+    with pytest.raises(RateLimited):  # it counts once
+        await behind.create(make_batch("b"), make_shards("up/m"), make_key("l"), queued_max=3)
+
+
+@WHENS
+async def test_a_claim_whose_commit_was_cut_takes_no_second_shard(
+    behind: PostgresLedger, proxy: Proxy, when: When
+) -> None:
+    batch = await add(behind, "a", "up/m", "up/m")
+    proxy.break_next_commit(when)
+    claim = await take(behind)
+    assert (claim.index, claim.attempt) == (0, 1)
+    assert (await behind.progress(batch.id)).shards_done == 0
+    assert [c.index for c in await behind.claim("other", "up/m", LEASE, 9)] == [1]
+    assert [r.index for r in await behind.renew("me", LEASE, [make_held(claim)])] == [0]
+
+
+@WHENS
+async def test_a_void_claim_whose_commit_was_cut_is_the_same_claim(
+    behind: PostgresLedger, proxy: Proxy, when: When
+) -> None:
+    batch = await add(behind, "a", "up/m", "up/m")
+    await behind.cancel("w", batch.id, NOW)
+    proxy.break_next_commit(when)
+    claims = await behind.claim_void("me", NOW, LEASE, 1)
+    assert [(c.index, c.attempt) for c in claims] == [(claims[0].index, 1)]
+    assert len(await behind.claim_void("other", NOW, LEASE, 9)) == 1
+
+
+@WHENS
+async def test_commit_end_and_delete_whose_commits_were_cut_have_happened(
+    behind: PostgresLedger, proxy: Proxy, when: When
+) -> None:
+    batch = await add(behind, "a")
+    claim = await take(behind)
+    proxy.break_next_commit(when)
+    committed = await behind.commit("me", [make_commit(claim)])
+    assert (committed.accepted, committed.finished) == ({(batch.id, 0)}, (batch.id,))
+    proxy.break_next_commit(when)
+    await behind.end(batch.id, NOW, Tokens())
+    ended = await behind.get("w", batch.id)
+    assert ended is not None
+    assert ended.status == "ended"
+    proxy.break_next_commit(when)
+    assert await behind.delete("w", batch.id, NOW)
+    assert await behind.get("w", batch.id) is None
+    assert not await behind.delete("w", batch.id, NOW)
+    assert proxy.broken == 3
+
+
+async def test_a_client_is_told_to_come_again_while_a_worker_waits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "LEDGER_AWAY_WAIT_S", 0.2)
+    proxy = Proxy(postgres().port)
+    with proxy:
+        through = postgres_url(tmp_path).replace(f":{postgres().port}/", f":{proxy.port}/")
+        ledger = PostgresLedger(through, SystemClock(), database_time=False)
+        batch = await add(ledger, "a")
+    with pytest.raises(Overloaded) as refused:
+        await ledger.get("w", batch.id)
+    assert refused.value.retry_after_s
+    waiting = asyncio.ensure_future(ledger.claim("me", "up/m", LEASE, 1))
+    with pytest.raises(Overloaded):
+        await ledger.cancel("w", batch.id, NOW)
+    assert not waiting.done()
+    assert "the ledger is away" in caplog.text
+    await ledger.close()
+    with pytest.raises(StoreError, match="closed"):
+        await waiting
+
+
+# Clocks that differ ------------------------------------------------------------------------------
+
+
+class _Wrong(SystemClock):
+    """The clock of a host that is an hour off, one way or the other."""
+
+    def __init__(self, hours: float) -> None:
+        super().__init__()
+        self.hours = hours
+        self.slept_s = 0.0
+
+    def now_us(self) -> int:
+        return super().now_us() + round(self.hours * limits.HOUR_US)
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.slept_s
+
+
+async def test_leases_are_in_the_time_of_the_database_whatever_the_hosts_say(url: str) -> None:
+    early, late = _Wrong(-1), _Wrong(+1)
+    one, two = PostgresLedger(url, early), PostgresLedger(url, late)
+    try:
+        await add(one, "a", "up/m", "up/m")
+        long = await one.claim("one", "up/m", early.now_us() + limits.LEASE_US, 1)
+        over = await two.claim("two", "up/m", late.now_us() - limits.SECOND_US, 1)
+        early.slept_s = late.slept_s = limits.LEASE_US / limits.SECOND_US
+        assert await one.take_back(early.now_us(), but="") == 1, "what is over is over"
+        assert await two.take_back(late.now_us(), but="") == 0, "and what is not is not"
+        held = [make_held(claim) for claim in (*long, *over)]
+        assert [r.index for r in await one.renew("one", early.now_us(), held)] == [long[0].index]
+    finally:
+        await one.close()
+        await two.close()
+
+
+async def test_no_lease_is_taken_before_a_whole_one_of_unbroken_contact(
+    proxy: Proxy, url: str
+) -> None:
+    clock = _Wrong(0)
+    through = url.replace(f":{postgres().port}/", f":{proxy.port}/")
+    ledger = PostgresLedger(through, clock)
+    lease_s = limits.LEASE_US / limits.SECOND_US
+    try:
+        await add(ledger, "a")
+        past = clock.now_us() - limits.SECOND_US
+        assert await ledger.claim("dead", "up/m", past, 1)
+        assert await ledger.take_back(clock.now_us(), but="") == 0
+        clock.slept_s += lease_s
+        proxy.break_next_commit("before")
+        await ledger.renew("me", past, [])
+        assert await ledger.take_back(clock.now_us(), but="") == 0, "it was away in between"
+        clock.slept_s += lease_s
+        assert await ledger.take_back(clock.now_us(), but="") == 1
+    finally:
+        await ledger.close()
+
+
+# Several writers ---------------------------------------------------------------------------------
+
+
+async def _several(url: str, number: int) -> list[PostgresLedger]:
+    return [PostgresLedger(url, SystemClock(), database_time=False) for _ in range(number)]
+
+
+async def test_of_claims_at_the_same_time_no_two_take_the_same_shard(url: str) -> None:
+    ledgers = await _several(url, 4)
+    try:
+        await add(ledgers[0], "a", *["up/m"] * 40)
+
+        async def drain(ledger: PostgresLedger, owner: str) -> list[int]:
+            found: list[int] = []
+            while claims := await ledger.claim(owner, "up/m", LEASE, 3):
+                assert len(claims) <= 3
+                found += [claim.index for claim in claims]
+            return found
+
+        parts = await asyncio.gather(*(drain(each, f"o{n}") for n, each in enumerate(ledgers)))
+        assert sorted(index for part in parts for index in part) == list(range(40))
+    finally:
+        for each in ledgers:
+            await each.close()
+
+
+async def test_of_creates_under_one_key_at_the_same_time_one_is_added(url: str) -> None:
+    ledgers = await _several(url, 4)
+    try:
+        answers = await asyncio.gather(
+            *(
+                each.create(make_batch(f"b{n}"), make_shards("up/m"), make_key("k"))
+                for n, each in enumerate(ledgers)
+            )
+        )
+        assert answers.count(None) == 1
+        page = await ledgers[0].page("w", limit=9, after=None, before=None)
+        assert page is not None
+        (added,) = page.batches
+        assert {known.batch.id for known in answers if known is not None} == {added.id}
+    finally:
+        for each in ledgers:
+            await each.close()
+
+
+async def test_whoever_commits_last_finds_the_batch_finished(url: str) -> None:
+    one, two = await _several(url, 2)
+    try:
+        for number in range(10):
+            batch = await add(one, f"b{number}", "up/m", "up/m")
+            claims = await one.claim("me", "up/m", LEASE, 2)
+            done = await asyncio.gather(
+                *(
+                    each.commit("me", [make_commit(claim)])
+                    for each, claim in zip((one, two), claims, strict=True)
+                )
+            )
+            assert any(batch.id in committed.finished for committed in done)
+            assert await one.end(batch.id, NOW, Tokens())
+    finally:
+        await one.close()
+        await two.close()
+
+
+async def test_slots_that_are_divided_at_the_same_time_are_never_more_than_there_are(
+    url: str,
+) -> None:
+    ledgers = await _several(url, 4)
+    wants = [Want(pool=pool, slots=16, busy=0, note=None) for pool in ("up/n", "up/m")]
+    try:
+        for _ in range(5):
+            granted = await asyncio.gather(
+                *(each.share(f"o{n}", NOW, LEASE, wants) for n, each in enumerate(ledgers))
+            )
+            for want in wants:
+                assert sum(each[want.pool] for each in granted) <= want.slots
+    finally:
+        for each in ledgers:
+            await each.close()
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+async def test_processes_that_start_at_the_same_time_make_one_set_of_tables(url: str) -> None:
+    opened = await asyncio.gather(
+        *(
+            asyncio.to_thread(PostgresLedger, url, SystemClock(), database_time=False)
+            for _ in range(4)
+        )
+    )
+    batch = await add(opened[0], "a")
+    assert [await each.get("w", batch.id) for each in opened] == [batch] * 4
+    for each in opened:
+        await each.close()
+
+
+async def test_tables_of_a_later_version_are_refused_and_left_alone(
+    ledger: PostgresLedger, url: str
+) -> None:
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE batchyard_ledger SET version = 99")
+        with pytest.raises(ConfigError, match=r"schema version 99; .* 3 to 3"):
+            PostgresLedger(url, SystemClock())
+        assert db.execute("SELECT version FROM batchyard_ledger").fetchone() == (99,)
+
+
+async def test_tables_of_an_earlier_version_are_migrated_once(
+    ledger: PostgresLedger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = await add(ledger, "a")
+    monkeypatch.setattr(postgres_schema, "SCHEMA_VERSION", 4)
+    step = (b"ALTER TABLE batches ADD COLUMN later INTEGER NOT NULL DEFAULT 7",)
+    monkeypatch.setattr(postgres_schema, "_MIGRATIONS", {3: step})
+    opened = await asyncio.gather(
+        *(
+            asyncio.to_thread(PostgresLedger, url, SystemClock(), database_time=False)
+            for _ in range(3)
+        )
+    )
+    assert await opened[0].get("w", batch.id) == batch
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT later FROM batches").fetchone() == (7,)
+    for each in opened:
+        await each.close()
+
+
+async def test_a_database_of_another_program_is_refused_and_left_alone(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("CREATE TABLE shards (mine INTEGER)")
+        with pytest.raises(ConfigError, match="tables of another program"):
+            PostgresLedger(url, SystemClock())
+        tables = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()"
+        assert db.execute(tables).fetchone() == (1,)
+
+
+async def test_a_password_is_in_no_message(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "s3cr3t"
+    base = f"postgresql://yard:{secret}@127.0.0.1"
+    for url in (
+        f"{base}:1/x",
+        f"{base}:{postgres().port}/none",
+        f"{base}:99999999/x",
+        f"{base}/x?y=1",
+    ):
+        with pytest.raises((ConfigError, StoreError)) as refused:
+            PostgresLedger(url, SystemClock())
+        assert secret not in str(refused.value)
+        assert secret not in shown_url(url)
+    assert secret not in caplog.text
+    assert shown_url(f"{base}:1/x?password={secret}") == "postgresql://yard@127.0.0.1:1/x"
+
+
+async def test_an_ended_batch_leaves_no_rows_of_its_shards(
+    ledger: PostgresLedger, url: str
+) -> None:
+    batch = await add(ledger, "a", "up/m", "up/m")
+    await finish(ledger, batch)
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT count(*) FROM shards").fetchone() == (0,)
+        plan = db.execute("EXPLAIN SELECT min(pool) FROM shards WHERE state = 0").fetchall()
+    assert re.search("shards_(ready|fresh)|Seq Scan", str(plan))
