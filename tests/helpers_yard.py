@@ -37,6 +37,8 @@ QUICK = {
     "limits:BACKOFF_BASE_S": 0.01,
     "limits:BACKOFF_CAP_S": 0.05,
     "limits:UPSTREAM_PAUSE_S": 0.05,
+    "limits:BREAKER_BASE_S": 0.01,
+    "limits:BREAKER_CAP_S": 0.05,
 }
 
 
@@ -183,6 +185,8 @@ class Yard:
         process, self.process = self.process, None
         assert process is not None
         if kill:
+            # From now on the port may be anybody's: a client that goes on would speak to them.
+            self.port = 0
             process.kill()
         try:
             return process.wait(DEADLINE_S)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _JUMP_US = 3_600 * 1_000_000
+_UP_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _JUMP_STANDS_S = 150.0  # two sweeps of the keeper, and some
 
 
@@ -25,8 +26,7 @@ def _wall_us() -> int:
 
 def _up_s() -> float:
     """Return seconds that never go back, those that the machine slept included where it counts."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if clock is None else time.clock_gettime(clock)
+    return time.clock_gettime(_UP_CLOCK)
 
 
 class Clock(Protocol):

@@ -6,6 +6,7 @@ nothing below the server interprets them.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -133,6 +134,11 @@ class StoreError(BatchyardError):
 
 class DiskFull(StoreError):
     """The disk is full: nothing was changed, and it may be tried again when there is room."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a system call failed for want of room, so that it may be tried again later."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 class DamagedError(StoreError):

@@ -80,6 +80,15 @@ DISK_FULL_RETRY_AFTER_S = 60
 DISK_FULL_WAIT_S = 1.0  # between two tries on a full disk
 SYNC_INTERVAL_S = 1.0  # and survives a power cut this long after
 IDLE_POLL_S = 1.0
+NEWS_AGE_MAX = 3.0  # times the interval at which a worker looks for cancels of other processes
+SLOTS_TURN_US = 5 * SECOND_US  # slots that cannot be divided go round among the workers
+WORKERS_MAX = 64
+WORKER_SILENT_S = 30.0  # a worker process that gives no sign of life for so long is ended
+WORKER_RESTART_S = 0.5  # before a worker that died is started again; doubles each time
+WORKER_RESTART_MAX_S = 30.0
+NEWS_POLL_S = 0.1  # how often a worker process looks for new and canceled batches
+OPEN_BYTES_MAX = 64 * MIB  # of requests; above it only pools that run dry open another shard
+FRESH_PER_ROUND = 16  # batches that a pool begins in one transaction
 KEEPER_INTERVAL_S = 60.0
 UNWRITTEN_BYTES_MAX = 64 * MIB  # the pools pause above this much that the disk has not taken
 DRAIN_GRACE_S = 60.0  # calls in flight at cancel, expiry and shutdown get this long
@@ -88,12 +97,53 @@ BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
 RETRY_AFTER_CAP_S = 900.0
 UPSTREAM_PAUSE_S = 30.0  # after 401, 402 or 403
+WINDOW_START = 64  # calls in flight of a pool of which nothing is known yet
+BREAKER_FAILURES = 16  # in a row, before all calls of a pool stop
+BREAKER_BASE_S = 1.0  # until a single call probes; doubles while the probes fail
+BREAKER_CAP_S = 30.0
 UPSTREAM_REPLY_BYTES_MAX = 64 * MIB
+UPSTREAM_HEAD_BYTES_MAX = 64 * KIB
 UPSTREAM_CONNECT_TIMEOUT_S = 10.0
+UPSTREAM_IDLE_CONNECTION_S = 4.0  # many servers close after five; a call must not meet that
 UPSTREAM_TIMEOUT_S = 3_600.0
+
+# Prompt caches. An upstream that does not stream begins to answer when it has the whole answer;
+# the prompt was read long before that.
+PRIMER_ANSWER_S = 30.0  # the rest of a group waits no longer for a primer that was sent
+PRIMER_BACKOFF_S = 5.0  # nor for one that failed and is sent again only after more than this
+CACHE_LAPSE_MARGIN_S = 10.0  # a request sent so shortly before an entry lapses may come too late
+PRIMED_PREFIXES_MAX = 20_000  # known for each pool
+PARKED_BYTES_MAX = 64 * MIB  # a pool claims no more while so much waits for primers
+
+# Streamed answers. Official clients make no plain call of more than 8,192 tokens to some models,
+# and to none one that may take ten minutes: what is silent for so long, somebody in between cuts.
+STREAM_ABOVE_TOKENS = 8_192
+UPSTREAM_STREAM_TIMEOUT_S = 6 * 3_600.0  # 300,000 tokens at 14 a second
+UPSTREAM_FIRST_BYTE_TIMEOUT_S = 600.0
+UPSTREAM_IDLE_TIMEOUT_S = 300.0
+UPSTREAM_STREAM_BYTES_MAX = 1_024 * MIB  # an event of 100 bytes may bring one character
+UPSTREAM_BLOCKS_MAX = 10_000
+
+# New objects before Python looks for cycles. Every call in flight is a live task; to look through
+# thousands of them as often as it does by itself (700) took an eighth of all time.
+GC_THRESHOLD = 20_000
 
 # The store.
 DISK_CHUNK_BYTES = 256 * KIB
+SPOOL_PIECE_BYTES = MIB  # of a body that arrives: what is written and digested in one go
+LEDGER_AWAY_WAIT_S = 10.0  # a client waits no longer for a database that is away
+LEDGER_AWAY_RETRY_AFTER_S = 5
+LEDGER_CONNECT_TIMEOUT_S = 10
+LEDGER_IDLE_S = 10.0  # the database ends the transaction of a process that is frozen within it
+LEDGER_RECONNECT_S = 0.1  # between two tries to reach it; doubles each time
+LEDGER_RECONNECT_MAX_S = 2.0
+SHARED_POLL_S = 1.0  # how often, about, a worker looks into a database that others use too
+SHARED_KEEPER_INTERVAL_S = 5.0
+LEFTOVERS_AGE_US = DAY_US  # no sooner are segments without a batch removed: of a create, perhaps
+OBJECTS_SYNC_INTERVAL_S = 5.0  # where each sync of a shard is a call that costs money
+OBJECTS_SYNCS_AT_ONCE = 16
+OBJECTS_RETRY_S = 180.0  # a call is tried again for so long, then the process ends
+OBJECTS_CALL_TIMEOUT_S = 60.0
 
 assert BATCH_REQUESTS_MAX <= SHARD_REQUESTS * BATCH_SHARDS_MAX
 assert PROCESSING_WINDOW_US < RETENTION_US

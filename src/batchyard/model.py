@@ -7,6 +7,9 @@ from typing import Literal
 
 Status = Literal["in_progress", "canceling", "ended"]
 
+Priority = Literal["low", "normal", "high"]
+"""How a batch stands beside the others of its workspace."""
+
 Billing = Literal["standard", "batch", "simulated"]
 """What a call costs: the list price, half of it, or nothing."""
 
@@ -50,6 +53,7 @@ class Batch:
     user_profile: str | None = None
     """The user profile that its requests are attributed to."""
     billing: Billing
+    priority: Priority = "normal"
     cancel_us: int | None = None
     ended_us: int | None = None
     archived_us: int | None = None

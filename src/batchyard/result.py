@@ -52,6 +52,7 @@ class Message(msgspec.Struct, gc=False, frozen=True):
 _message = msgspec.json.Decoder(_Message)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _BATCH = msgspec.Raw(b'"batch"')
+_LIST = ord("[")
 
 
 def read_message(body: bytes) -> Message:
@@ -69,19 +70,52 @@ def read_message(body: bytes) -> Message:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if bytes(memoryview(message.content)[:1]) != b"[":
+    if memoryview(message.content)[0] != _LIST:
         raise ValueError("content is not a list")
     return Message(_one_line(_batch_tier(body, bytes(message.usage))), usage)
 
 
 def _batch_tier(body: bytes, usage: bytes) -> bytes:
     """Return `body` with `usage.service_tier` set to `batch`, every other value byte for byte."""
-    new = wire.encode(_fields.decode(usage) | {"service_tier": _BATCH})
+    new = _with_tier(usage)
+    if new is None:
+        new = wire.encode(_fields.decode(usage) | {"service_tier": _BATCH})
+    elif body.endswith(b',"usage":%b}' % usage):
+        # What stands before the last brace is the last member of the message itself: no key or
+        # string can end like this, since there is no escape in it.
+        return b"%b%b}" % (body[: -len(usage) - 1], new)
     start = body.rfind(usage)
     if body.find(usage) == start:
         return body[:start] + new + body[start + len(usage) :]
     # The same object stands in the content too (a tool input can be anything).
     return wire.encode(_fields.decode(body) | {"usage": msgspec.Raw(new)})
+
+
+class _Tiered(msgspec.Struct, gc=False):
+    service_tier: str | None = None
+
+
+_tiered = msgspec.json.Decoder(_Tiered)
+
+
+def _with_tier(usage: bytes) -> bytes | None:
+    """Return `usage` with its tier replaced in its text; None when it is not plain to see where.
+
+    Without an escape in it, a key that is there is there in letters, and a quote ends a string.
+    """
+    if b"\\" in usage:
+        return None
+    named = usage.count(b'"service_tier"')
+    if not named:
+        return b'%b,"service_tier":"batch"}' % usage[:-1] if b'"' in usage else None
+    if named > 1:
+        return None
+    try:
+        tier = _tiered.decode(usage).service_tier
+    except msgspec.ValidationError:
+        return None
+    member = b'"service_tier":"%b"' % (tier or "").encode()
+    return usage.replace(member, b'"service_tier":"batch"') if member in usage else None
 
 
 def _one_line(body: bytes) -> bytes:

@@ -333,6 +333,7 @@ def a_whole_life(yard: RecordingYard) -> None:
     yard.get(f"{path}/results", range="bytes=999999999-")
     yard.get(f"{path}/progress")
     yard.get(f"{path}/progress", accept="text/event-stream")
+    yard.get(f"{path}/cache")
     (lost,) = yard.data.glob(f"segments/*/{batch['id']}/manifest*")
     content = lost.read_bytes()
     lost.unlink()
@@ -584,7 +585,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     for path, method, operation in operations(described):
         if operation.get("security") != []:  # it does not ask for the description once more
             assert {f"{method} {path} 200", f"{method} {path} 400"} <= seen, (method, path)
-    for missing in ("", "/progress", "/results"):
+    for missing in ("", "/cache", "/progress", "/results"):
         assert f"GET {BATCHES}/{{batch_id}}{missing} 404" in seen
 
 

@@ -136,6 +136,7 @@ PROGRESS_KEYS = [
     "in_flight",
     "shards",
     "shards_done",
+    "priority",
     "billing",
     "tokens",
     "paused",

@@ -79,6 +79,31 @@ def test_a_long_retry_after_is_waited_for(yard: Yard, upstream: Upstream) -> Non
     assert upstream.counts["wait-long"] == 1
 
 
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+def test_every_kind_of_fault_passes_at_every_position(yard: Yard, position: str) -> None:
+    """One batch for each kind: the others are answered, and the one that met it as well."""
+    faults = ["429:0", "500", "529:0", "html", "html200", "empty", "nobody", "truncated"]
+    faults += ["nolength", "endless", "close", "reset", "garbage"]
+    for fault in faults:
+        name = re.sub(r"\W", "-", f"{position}-{fault}")
+        prompts = [f"{name}-{n}" for n in range(8)]
+        place = {"first": 0, "middle": 4, "last": 8}[position]
+        prompts.insert(place, f"{name}-bad|{fault},message")
+        assert_answered(yard.run(prompts), prompts)
+
+
+def test_the_operator_sees_which_calls_failed_and_why(yard: Yard) -> None:
+    batch = yard.create([request("seen-1|500,429:0,message"), request("seen-2")])
+    yard.wait_ended(batch["id"])
+    progress = yard.progress(batch["id"])
+    assert (progress["calls"], progress["repeated_calls"]) == (4, 2)
+    assert progress["failed_calls"] == {"500": 1, "429": 1}
+    (failing,) = progress["failing"]
+    assert (failing["custom_id"], failing["tries"], failing["reason"]) == ("seen-1", 2, "429")
+    assert failing["is_over"]
+    assert progress["estimate"] is None
+
+
 # Faults that stay -----------------------------------------------------------------------------
 
 
@@ -184,7 +209,7 @@ def test_a_401_pauses_until_the_upstream_accepts_again(yard: Yard, upstream: Ups
         "more tries than attempts",
     )
     progress = yard.progress(batch["id"])
-    assert progress["paused"]["up/locked"] == "scripted 401"
+    assert progress["paused"]["up/locked"] == "HTTP 401 authentication_error"
     assert progress["results"] == 0
     # Another model of the same upstream goes on.
     assert_answered(yard.run(["unlocked"]), ["unlocked"])

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 def _tell(
-    root: Path, story: Callable[[World], Awaitable[None]], *, slots: int = 16, seed: int = 1
+    root: Path,
+    story: Callable[[World], Awaitable[None]],
+    *,
+    slots: int = 16,
+    seed: int = 1,
+    damaged: frozenset[str] = frozenset(),
 ) -> None:
     async def run() -> None:
         world = World(random.Random(seed), root, slots, Chances(), exact_calls=False)
         await story(world)
-        for process in list(world.processes):
-            await world.leave(process)
-        await world.ledger.close()
+        await world.close(but=damaged)
 
     asyncio.run(run())
 
@@ -117,7 +120,7 @@ def test_a_worker_that_takes_its_own_lost_shard_again_keeps_it(root: Path) -> No
 def test_a_batch_whose_bytes_are_damaged_holds_up_no_other(root: Path) -> None:
     async def story(world: World) -> None:
         damaged = await world.create(requests=5)
-        (path,) = (root / "segments").rglob("requests")
+        path = _requests(root)
         path.write_bytes(b"x" * path.stat().st_size)
         world.start()
         whole = await world.create(requests=5)
@@ -125,6 +128,71 @@ def test_a_batch_whose_bytes_are_damaged_holds_up_no_other(root: Path) -> None:
         world.check_alive()
         await world.check_ended(whole)
         assert (await world.batch_of(damaged)).ended_us is None
+
+    _tell(root, story, damaged=frozenset({"requests-damaged"}))
+
+
+def _requests(root: Path) -> Path:
+    (path,) = (root / "segments").rglob("requests")
+    return path
+
+
+def _damage_params(root: Path, custom_id: str) -> None:
+    """Change a byte of the params of one request."""
+    path = _requests(root)
+    data = path.read_bytes()
+    at = data.index(b'"max_tokens"', data.index(f"{custom_id} ".encode()))
+    path.write_bytes(data[: at + 1] + b"x" + data[at + 2 :])
+
+
+def test_requests_that_share_a_shard_with_damaged_ones_are_not_sent_and_end_with_a_cancel(
+    root: Path,
+) -> None:
+    async def story(world: World) -> None:
+        sent = await world.create(requests=6, shard=3)
+        _damage_params(root, "r4")
+        world.start()
+        await world.clock.advance(60)
+        assert world.calls == 3, "what may be damaged was sent"
+        assert (await world.batch_of(sent)).ended_us is None
+        await world.cancel(sent)
+        await world.clock.advance(2)
+        await world.check_ended(sent)
+        batch = await world.batch_of(sent)
+        assert (batch.counts.succeeded, batch.counts.canceled) == (3, 3)
+
+    _tell(root, story)
+
+
+def test_damaged_requests_end_when_their_time_is_over(root: Path) -> None:
+    async def story(world: World) -> None:
+        sent = await world.create(requests=6, shard=3, window_s=100)
+        _damage_params(root, "r1")
+        world.start()
+        await world.clock.advance(50)
+        await world.restart(power_cut=True)
+        world.start()
+        await world.clock.advance(60)
+        await world.check_ended(sent)
+        batch = await world.batch_of(sent)
+        assert (batch.counts.succeeded, batch.counts.expired) == (3, 3)
+
+    _tell(root, story)
+
+
+def test_requests_whose_bytes_were_put_back_are_sent_after_a_start(root: Path) -> None:
+    async def story(world: World) -> None:
+        await world.create(requests=6, shard=3)
+        whole = _requests(root).read_bytes()
+        _damage_params(root, "r4")
+        world.start()
+        await world.clock.advance(60)
+        _requests(root).write_bytes(whole)
+        await world.restart(power_cut=False)
+        world.start()
+        await _end_all(world)
+        assert set(world.calls_of.values()) == {1}
+        assert world.calls == 6
 
     _tell(root, story)
 
@@ -264,3 +332,22 @@ def test_what_was_adopted_stays_though_a_zombie_writes_on(root: Path) -> None:
         await _end_all(world)
 
     _tell(root, story, slots=3)
+
+
+def test_of_two_attempts_with_the_same_answers_one_is_taken(root: Path) -> None:
+    async def story(world: World) -> None:
+        world.chances.next_s = [10.0] * 5 + [5.0, 5.0, 500.0, 500.0, 500.0]
+        first = world.start()
+        await world.create(requests=5, shard=5)
+        await world.clock.advance(1)
+        first.gate.clear()  # its calls go on, and it writes their answers down
+        await world.ledger.take_back(world.clock.now_us() + limits.DAY_US, but="")
+        world.start()
+        await world.clock.advance(15)
+        assert world.calls == 10
+        await world.restart(power_cut=False)
+        world.start()
+        await _end_all(world)
+        assert world.calls == 10, "what the first attempt had recorded was asked again"
+
+    _tell(root, story, slots=5)

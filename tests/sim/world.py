@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import random
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,8 @@ from batchyard.segments.directory import DirectorySegments
 from batchyard.segments.requests import Records, plan_shards, sizes_of
 from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Call, Failure, FailureKind, Outcome, Reply
+from batchyard.verify import Finding, check
+from sim.watching import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +60,9 @@ class InlineExecutor(ThreadPoolExecutor):
 
 class PowerCutSegments:
     """Real segments that know which bytes were synced, so that a power cut can take the others."""
+
+    sync_interval_s = DirectorySegments.sync_interval_s
+    syncs_at_once = DirectorySegments.syncs_at_once
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -91,6 +97,13 @@ class PowerCutSegments:
     def batches(self) -> list[str]:
         return self._real.batches()
 
+    def written_us(self, batch_id: str) -> int | None:
+        return self._real.written_us(batch_id)
+
+    def synced(self, name: str) -> int:
+        """Return how many bytes of a result segment survive a power cut."""
+        return self._synced.get(name, 0)
+
     def cut_power(self, rng: random.Random) -> None:
         """Lose some of what was not synced: a tail, torn anywhere, or filled with zeros."""
         # By shard and attempt: the order of writing within a round, and the ends of the names,
@@ -120,10 +133,10 @@ class _WatchedAppender:
     def append(self, chunks: Sequence[bytes]) -> None:
         assert not self._closed, "appended to a closed segment"
         self._real.append(chunks)
-        self._length = self._real.extent().length
+        self._length = sum(extent.length for extent in self._real.extents())
 
-    def extent(self) -> Extent:
-        return self._real.extent()
+    def extents(self) -> tuple[Extent, ...]:
+        return self._real.extents()
 
     def sync(self) -> None:
         assert not self._closed, "synced a closed segment"
@@ -277,6 +290,7 @@ class World:
 
     def __post_init__(self) -> None:
         asyncio.get_running_loop().set_default_executor(InlineExecutor())
+        self.root.mkdir(mode=0o700, exist_ok=True)
         self.store = PowerCutSegments(self.root / "segments")
         self.ledger = self._open()
         self.upstreams = {
@@ -284,6 +298,11 @@ class World:
             "two": ScriptedUpstream("two", self, self.chances),
         }
         self.routes = Routes([Route("one", ("alpha*",)), Route("two", ("beta*",))])
+        self.watch = Watch(
+            self.root / "ledger.db",
+            lambda name, length: self.store.read(name, 0, length),
+            self.store.synced,
+        )
 
     def _open(self) -> SqliteLedger:
         return SqliteLedger(self.root / "ledger.db", threads=InlineExecutor)
@@ -347,6 +366,8 @@ class World:
         self.trace.append(f"{self.clock.now_us()} restart power_cut={power_cut}")
 
     def check_alive(self) -> None:
+        """Check that every process works, and what must be true after every step."""
+        self.watch.look()
         for process in self.processes:
             for task in process.tasks:
                 if task.done():
@@ -413,12 +434,14 @@ class World:
             id=batch_id,
             workspace=workspace or rng.choice(WORKSPACES),
             requests=len(custom_ids),
-            created_us=now,
+            # As long ago as leaves so much of its 24 hours.
+            created_us=now + window * limits.SECOND_US - limits.PROCESSING_WINDOW_US,
             expires_us=now + window * limits.SECOND_US,
             version="2023-06-01",
             billing="simulated",
         )
-        key = CreateKey(key=batch_id, digest=b"", until_us=now + 1, replaces=False)
+        digest = hashlib.sha256(body).digest()
+        key = CreateKey(key=batch_id, digest=digest, until_us=now + 1, replaces=False)
         assert await self.ledger.create(batch, shards, key) is None
         sent = Sent(batch, custom_ids, invalid)
         self.sent[batch_id] = sent
@@ -433,6 +456,34 @@ class World:
         sent.cancel_us = batch.cancel_us
         for process in self.processes:
             process.worker.cancel(sent.batch.id)
+
+    async def delete(self, sent: Sent) -> None:
+        """Delete a batch that has ended, as `server/batches.py` does."""
+        batch = sent.batch
+        assert await self.ledger.delete(batch.workspace, batch.id, self.clock.now_us())
+        self.watch.deleted.add(batch.id)
+        del self.sent[batch.id]
+        self.store.delete_batch(batch.id)
+
+    async def close(self, *, but: frozenset[str] = frozenset()) -> None:
+        """Let everybody leave, and prove of what is on disk all that `batchyard check` knows.
+
+        Args:
+            but: rules that do not hold, because bytes were damaged.
+        """
+        for process in list(self.processes):
+            await self.leave(process)
+        self.watch.look()
+        await self.ledger.close()
+        self.check_disk(but)
+
+    def check_disk(self, but: frozenset[str] = frozenset()) -> None:
+        """Check the data directory, on which nobody works."""
+        findings: list[Finding] = []
+        summary = check(self.root, findings.append)
+        errors = {f.rule: f"{f.rule} {f.where}: {f.text}" for f in findings if f.level == "error"}
+        assert errors.keys() == but, errors
+        assert summary.batches == len(self.sent)
 
     @property
     def calls(self) -> int:

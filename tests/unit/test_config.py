@@ -9,6 +9,7 @@ import pytest
 
 from batchyard import limits
 from batchyard.errors import ConfigError
+from batchyard.fairness import Share
 from batchyard.server.config import Config, load
 
 SIM = ("sim=simulated:",)
@@ -83,6 +84,20 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     assert (local.models, local.key, local.url) == (("*",), "k1", "http://localhost:8000/base")
 
 
+def test_how_answers_are_streamed_and_how_long_they_may_take(tmp_path: Path) -> None:
+    def upstream(*lines: str) -> tuple[object, ...]:
+        text = "\n".join(["[[upstream]]", "name = 'a'", "url = 'http://h'", *lines])
+        (made,) = config(tmp_path, text).upstreams
+        times = (made.timeout_s, made.stream_timeout_s)
+        return (*times, made.first_byte_timeout_s, made.idle_timeout_s, made.stream_above_tokens)
+
+    assert upstream() == (3_600.0, 21_600.0, 600.0, 300.0, 8_192)
+    assert upstream("timeout = 60") == (60.0, 60.0, 600.0, 300.0, 8_192)
+    assert upstream("first_byte_timeout = 7.5", "idle_timeout = 8")[2:4] == (7.5, 8.0)
+    assert upstream("stream_above_tokens = 0")[4] == 0
+    assert upstream('stream_above_tokens = "never"')[4] is None
+
+
 ENVIRONMENT = {
     "BATCHYARD_HOST": "127.0.0.2",
     "BATCHYARD_PORT": "1002",
@@ -90,6 +105,33 @@ ENVIRONMENT = {
     "BATCHYARD_PUBLIC_URL": "http://environment.example",
     "LOCAL_KEY": "k",
 }
+
+
+def test_workspaces_have_shares_and_the_star_is_all_others(tmp_path: Path) -> None:
+    text = """
+[[workspace]]
+id = "wrkspc_a"
+weight = 2
+share_max = 0.5
+
+[[workspace]]
+id = "*"
+share_max = 0.8
+"""
+    shares = config(tmp_path, text, upstreams=SIM).shares
+    assert shares.of("wrkspc_a") == Share(2.0, 0.5)
+    assert shares.of("wrkspc_b") == Share(1.0, 0.8)
+    assert config(upstreams=SIM).shares.of("any") == Share(1.0, 1.0)
+
+
+def test_the_number_of_workers_is_a_flag_a_variable_or_in_the_file(tmp_path: Path) -> None:
+    text = "[server]\nworkers = 2"
+    env = {"BATCHYARD_WORKERS": "3"}
+    assert config(upstreams=SIM).workers == 1
+    assert config(tmp_path, text, upstreams=SIM).workers == 2
+    assert config(tmp_path, text, env, upstreams=SIM).workers == 3
+    assert config(tmp_path, text, env, upstreams=SIM, workers=4).workers == 4
+    assert "workers 0" in refused(upstreams=SIM, workers=0)
 
 
 def test_the_environment_is_above_the_file(tmp_path: Path) -> None:
@@ -147,6 +189,25 @@ WRONG_FILES = [
     ("[[upstream]]\nname = 'A b'\nurl = 'http://h'", "upstream name A b"),
     ("[[upstream]]\nname = 'a'\nurl = 'http://h'\nslots = 0", "slots from 1 to 100000"),
     ("[[upstream]]\nname = 'a'\nurl = 'http://h'\ntimeout = 0.5", "timeout from 1 to 86400"),
+    ("[[upstream]]\nname = 'a'\nurl = 'http://h'\ntimeout = nan", "a timeout from 1 to 86400"),
+    (
+        "[[upstream]]\nname = 'a'\nurl = 'http://h'\nfirst_byte_timeout = 0",
+        "a first_byte_timeout from 1 to 86400",
+    ),
+    (
+        "[[upstream]]\nname = 'a'\nurl = 'http://h'\nidle_timeout = inf",
+        "an idle_timeout from 1 to 86400",
+    ),
+    (
+        "[[upstream]]\nname = 'a'\nurl = 'http://h'\nstream_above_tokens = -1",
+        'stream_above_tokens -1: a whole number from 0, or "never", is allowed',
+    ),
+    (
+        "[[upstream]]\nname = 'a'\nurl = 'http://h'\nstream_above_tokens = 'no'",
+        "no: a whole number",
+    ),
+    ("[[upstream]]\nname = 'a'\nurl = 'http://h'\nstream_above_tokens = 1.5", "int"),
+    ("[[upstream]]\nname = 'a'\nurl = 'http://h'\nstream_above_tokens = true", "int"),
     ("[[upstream]]\nname = 'a'\nurl = 'http://h'\nkey_env = 'NOPE'", "NOPE is not set"),
     (
         "[[upstream]]\nname = 'a'\nurl = 'http://h'\n[[upstream]]\nname = 'b'\nurl = 'http://i'",
@@ -156,6 +217,17 @@ WRONG_FILES = [
         "upstream = [{name='a', url='http://h', models=['x']}, {name='a', url='http://i'}]",
         "upstream a is configured twice",
     ),
+    ("[server]\nworkers = 0", "workers 0"),
+    ("[server]\nworkers = 65", "workers 65: 1 to 64 are allowed"),
+    ("[server]\nworkers = '2'", "workers"),
+    ("[[workspace]]\nweight = 2", "id"),
+    ("[[workspace]]\nid = ''", "an id is needed"),
+    ("[[workspace]]\nid = 'a'\nwieght = 2", "wieght"),
+    ("[[workspace]]\nid = 'a'\nweight = 0", "workspace a: a weight from 0.01 to 100"),
+    ("[[workspace]]\nid = 'a'\nweight = nan", "workspace a: a weight from 0.01 to 100"),
+    ("[[workspace]]\nid = 'a'\nshare_max = 0", "workspace a: a share_max above 0 and up to 1"),
+    ("[[workspace]]\nid = 'a'\nshare_max = 1.1", "workspace a: a share_max above 0"),
+    ("workspace = [{id = 'a'}, {id = 'a'}]", "workspace a: an id is needed, and each one once"),
     ("[server]\npublic_url = 'ftp://x'", "public_url ftp://x"),
     ("[server]\npublic_url = 'http://'", "public_url"),
     ("[server]\npublic_url = 'http://h?x=1'", "public_url"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from batchyard import limits
 from batchyard.dispatch.routes import dispatch_order
 from batchyard.errors import StoreError
-from batchyard.segments.requests import Records, plan_shards, read_records, sizes_of
+from batchyard.segments.requests import Records, plan_shards, read_ids, read_records, sizes_of
 from batchyard.wire import Entry
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def planned(entries: list[Entry], pools: list[str]) -> list[ShardPlan]:
     return plan_shards(entries, sizes_of(entries), pools, dispatch_order(pools))
 
 
-def test_a_record_is_id_length_and_params() -> None:
+def test_a_record_is_id_length_check_and_params() -> None:
+    checks = zlib.crc32(b"id-1 10"), zlib.crc32(b"id-0 2")
     assert written(make(b"{}", b'{\n"a":\r\n1}'), [1, 0]) == (
-        b'id-1 10\n{\n"a":\r\n1}\nid-0 2\n{}\n'
+        b'id-1 10 %08x\n{\n"a":\r\n1}\nid-0 2 %08x\n{}\n' % checks
     )
 
 
@@ -133,6 +135,8 @@ DATA = written(make(b"{}", b'{"a":1}'), [0, 1])
         b"id 2\n{}",
         b"id 2\n{}x",
         b"id 3\n{}\n",
+        b"id 2 0a1b2c3d\n{}\n",
+        b"id 2 \n{}x",
         b"id -2\n{}\n",
         DATA + b"\n",
         DATA + b"\0" * 30,
@@ -146,10 +150,35 @@ def test_a_damaged_segment_is_an_error_with_its_place(data: bytes) -> None:
 
 
 def test_a_segment_cut_anywhere_is_an_error_or_ends_between_records() -> None:
-    borders = {0, len(b"id-0 2\n{}\n"), len(DATA)}
+    borders = {0, len(b"id-0 2 12345678\n{}\n"), len(DATA)}
     for cut in range(len(DATA) + 1):
         if cut in borders:
             list(read_records(DATA[:cut]))
         else:
             with pytest.raises(StoreError):
                 list(read_records(DATA[:cut]))
+
+
+def test_records_of_files_from_before_there_was_a_check_can_be_read() -> None:
+    assert list(read_records(b'id 2\n{}\nother 7\n{"a":1}\n')) == [
+        ("id", b"{}"),
+        ("other", b'{"a":1}'),
+    ]
+
+
+def test_the_ids_of_damaged_requests_are_right_or_refused() -> None:
+    """Any one bit may flip: the ids are those that were written, or an error."""
+    for place in range(8 * len(DATA)):
+        damaged = bytearray(DATA)
+        damaged[place // 8] ^= 1 << place % 8
+        try:
+            found = read_ids(bytes(damaged))
+        except StoreError:
+            continue
+        assert found == ["id-0", "id-1"]
+    assert read_ids(DATA.replace(b'"a"', b'"b"')) == ["id-0", "id-1"]
+
+
+def test_ids_without_a_check_are_not_trusted() -> None:
+    with pytest.raises(StoreError):
+        read_ids(b"id 2\n{}\n")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from batchyard import limits, result, wire
 from batchyard.dispatch import retry
+from batchyard.dispatch.limiter import Signal
 from batchyard.dispatch.retry import Again, Done, Fail, Pause, backoff_s, decide
 from batchyard.upstream import Failure, FailureKind, Reply
 
@@ -241,3 +242,31 @@ def test_all_who_were_told_the_same_time_do_not_come_back_at_once() -> None:
 def test_a_pause_and_a_wait_are_told_apart_for_every_status() -> None:
     assert retry._PAUSE == PAUSES
     assert retry._WAIT == WAITS
+
+
+@given(
+    st.integers(1, 100),
+    st.none() | st.floats(0, limits.RETRY_AFTER_CAP_S),
+    st.integers(0, 2**32),
+    st.floats(-10, 1_000),
+    st.booleans(),
+)
+def test_a_retry_never_passes_the_expiry(
+    tries: int, retry_after_s: float | None, seed: int, left_s: float, is_gated: bool
+) -> None:
+    rng = random.Random(seed)
+    delay = retry.delay_s(tries, retry_after_s, rng, left_s=left_s, is_gated=is_gated)
+    assert delay is None or (retry_after_s or 0.0) <= delay < left_s
+
+
+def test_every_outcome_tells_something_of_the_upstream() -> None:
+    told = {s: retry.signal(r, decide(r, NOW)) for s in range(100, 1_000) for r in [Reply(s, b"")]}
+    assert {s for s, told_of in told.items() if told_of is Signal.LIMITED} == {429}
+    assert {s for s, told_of in told.items() if told_of is Signal.OVERLOADED} == {529}
+    assert {s for s, told_of in told.items() if told_of is Signal.NOTHING} == PAUSES | {404, 405}
+    assert all(told[s] is Signal.TAKEN for s in (302, 400, 409, 413, 422))
+    assert all(told[s] is Signal.FAILED for s in (200, 204, 500, 502, 503))
+    done = Reply(200, MESSAGE)
+    assert retry.signal(done, decide(done, NOW)) is Signal.TAKEN
+    refused = Failure(FailureKind.CONNECT, "why")
+    assert retry.signal(refused, decide(refused, NOW)) is Signal.UNREACHABLE

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from batchyard import crash, limits, result
 from batchyard.clock import wait_first
 from batchyard.dispatch import checking, retry
+from batchyard.dispatch.accounts import Accounts
+from batchyard.dispatch.limiter import Signal
 from batchyard.errors import StoreError
-from batchyard.upstream import Call
+from batchyard.upstream import Call, Reply
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Awaitable, Callable
 
     from batchyard.clock import Clock
     from batchyard.dispatch.pool import Pool
     from batchyard.dispatch.shard import Request, ShardRun
-    from batchyard.upstream import Upstream
+    from batchyard.price import Usage
+    from batchyard.upstream import Outcome, Upstream
 
 log = logging.getLogger(__name__)
+
+# A request that is refused again and again (it is larger than the whole limit, say) tells nothing
+# of the others; its own waits are enough.
+_TELLING_TRIES = 2
+
+_NO_RESULT = (retry.Again, retry.Pause)
 
 
 class Caller:
@@ -33,6 +44,9 @@ class Caller:
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self._clock = clock
         self._rng = rng
+        self.accounts = Accounts()
+        self.look_again: Callable[[], Awaitable[None]] | None = None
+        """Awaited before each call, where batches are canceled in another process."""
         self.waiting = 0
         """Requests in flight that wait for time to pass, not for an answer."""
 
@@ -84,56 +98,119 @@ class Caller:
             claim.workspace,
             claim.user_profile,
             custom_id,
+            partial(pool.begun, request) if request.marks else None,
+            shard.goes_on,
         )
+        account = self.accounts.of(claim.batch)
         counted = tries = 0
         while True:
-            if pool.pause_reason is not None:
-                await self._while_paused(pool, shard)
+            if tries or pool.pause_reason is not None or self.look_again is not None:
+                await self._before_call(pool, shard, tries)
             if shard.stopped.is_set():
                 shard.give_up(custom_id)
                 return
             crash.point("call")
-            outcome = await upstream.send(call)
+            pool.sent(request)
+            account.calls += 1
+            if tries:
+                account.repeated += 1
+            outcome, action = await self._send(pool, upstream, call, tries)
             crash.point("called")
-            action = retry.decide(outcome, self._clock.now_us())
             tries += 1
-            match action:
-                case retry.Done(message):
-                    pool.answered()
-                    line = result.succeeded(custom_id, message.body)
-                    shard.settle(custom_id, "succeeded", line, message.usage)
-                    return
-                case retry.Fail(error_type, text, request_id):
-                    pool.answered()
-                    shard.fail(custom_id, error_type, text, request_id)
-                    return
-                case retry.Unsent(why):
-                    pool.answered()
-                    shard.settle(custom_id, why, result.unsent(custom_id, why))
-                    return
-                case retry.Pause(error_type, text):
-                    shard.note_try(custom_id, error_type, text)
-                    pool.pause(text, self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S)
-                case retry.Again():
-                    if action.counted:
-                        pool.answered()
-                        counted += 1
-                    else:
-                        pool.refused(action.message)
-                    if counted >= limits.ATTEMPTS_MAX:
-                        shard.fail(custom_id, action.type, action.message, None)
-                        return
-                    if action.reached:
-                        shard.note_try(custom_id, action.type, action.message)
-                    delay = retry.backoff_s(tries, action.retry_after_s, self._rng)
-                    await self._wait(shard, delay)
-
-    async def _while_paused(self, pool: Pool, shard: ShardRun) -> None:
-        while not shard.stopped.is_set():
-            left = pool.paused_until_s - self._clock.monotonic_s()
-            if left <= 0:
+            if isinstance(action, _NO_RESULT):
+                account.failed(custom_id, tries, retry.reason(outcome), action.message)
+            elif tries > 1:
+                account.over(custom_id)
+            if isinstance(action, retry.Pause):
+                shard.note_try(custom_id, action.type, action.message)
+                pool.delayed(request, 0.0)  # nobody may send now, so nobody waits for it
+                pool.pause(
+                    retry.told(outcome, action), self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
+                )
+            elif not isinstance(action, retry.Again):
+                _settle(pool, shard, request, action)
                 return
-            await self._wait(shard, left)
+            else:
+                if action.counted:
+                    pool.answered()
+                    counted += 1
+                else:
+                    pool.refused(retry.told(outcome, action))
+                if pool.trouble is not None or pool.gate.limiter.is_limited:
+                    pool.gate.tell(retry.told(outcome, action))
+                if counted >= limits.ATTEMPTS_MAX:
+                    account.over(custom_id)
+                    shard.fail(custom_id, action.type, action.message, None)
+                    return
+                await self._before_again(pool, shard, request, action, tries)
+
+    async def _before_call(self, pool: Pool, shard: ShardRun, tries: int) -> None:
+        if tries or pool.pause_reason is not None:
+            await self._until_allowed(pool, shard)
+        if self.look_again is not None:
+            await self.look_again()
+
+    async def _before_again(
+        self, pool: Pool, shard: ShardRun, request: Request, action: retry.Again, tries: int
+    ) -> None:
+        if action.reached:
+            shard.note_try(request.custom_id, action.type, action.message)
+        left_s = self._left_s(shard)
+        delay = retry.delay_s(
+            tries,
+            action.retry_after_s,
+            self._rng,
+            left_s=left_s,
+            is_gated=pool.gate.limiter.breaker.until_s is not None,
+        )
+        wait_s = max(0.0, left_s) if delay is None else delay
+        pool.delayed(request, wait_s)
+        await self._wait(shard, wait_s)
+
+    async def _send(
+        self, pool: Pool, upstream: Upstream, call: Call, tries: int
+    ) -> tuple[Outcome, retry.Action]:
+        """Make one call after some `tries`, and tell the gate what became of it."""
+        gate = pool.gate
+        permit = gate.start(call.params)
+        try:
+            outcome = await upstream.send(call)
+        except BaseException:
+            gate.end(permit, Signal.NOTHING)
+            raise
+        # Only a refusal may hold a date; the wall time costs as much as the rest of the decision.
+        refused = not isinstance(outcome, Reply) or outcome.status != 200
+        action = retry.decide(outcome, self._clock.now_us() if refused else 0)
+        headers = getattr(outcome, "headers", None)
+        if type(action) is retry.Done:
+            used = _counted(action.message.usage) if gate.wants_usage else None
+            gate.end(permit, Signal.TAKEN, used=used, headers=headers)
+        else:
+            signal = retry.signal(outcome, action)
+            if signal is Signal.LIMITED and tries >= _TELLING_TRIES:
+                signal = Signal.NOTHING
+            after = action.retry_after_s if isinstance(action, retry.Again) else None
+            gate.end(permit, signal, retry_after_s=after, headers=headers)
+        return outcome, action
+
+    async def _until_allowed(self, pool: Pool, shard: ShardRun) -> None:
+        """Wait until a call may be made, or made again, before the batch expires."""
+        while not shard.stopped.is_set():
+            left_s = pool.paused_until_s - self._clock.monotonic_s()
+            if left_s > 0.0:
+                await self._wait(shard, left_s)
+                continue
+            if self._left_s(shard) <= 0.0:
+                # Nothing is sent again after the expiry, which the worker notices in a moment.
+                await self._wait(shard, limits.RENEW_INTERVAL_S)
+                continue
+            if not pool.gate.may_repeat:
+                await pool.gate.wait_again(shard.stopped)
+                continue
+            return
+
+    def _left_s(self, shard: ShardRun) -> float:
+        return (shard.claim.expires_us - self._clock.now_us()) / limits.SECOND_US
 
     async def _wait(self, shard: ShardRun, seconds: float) -> None:
         self.waiting += 1
@@ -141,3 +218,28 @@ class Caller:
             await wait_first(self._clock, shard.stopped, seconds)
         finally:
             self.waiting -= 1
+
+
+def _settle(
+    pool: Pool, shard: ShardRun, request: Request, action: retry.Done | retry.Fail | retry.Unsent
+) -> None:
+    """Record the result of a request."""
+    pool.answered()
+    custom_id = request.custom_id
+    match action:
+        case retry.Done(message):
+            pool.begun(request)
+            line = result.succeeded(custom_id, message.body)
+            shard.settle(custom_id, "succeeded", line, message.usage)
+        case retry.Fail(error_type, text, request_id):
+            shard.fail(custom_id, error_type, text, request_id)
+        case retry.Unsent(why):
+            shard.settle(custom_id, why, result.unsent(custom_id, why))
+
+
+def _counted(usage: Usage) -> tuple[int, int]:
+    """Return the tokens that count against limits: what is read from a cache does not.
+
+    Source: the API's rate limits page.
+    """
+    return usage.input_tokens + usage.cache_write_tokens, usage.output_tokens

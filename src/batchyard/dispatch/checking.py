@@ -41,17 +41,19 @@ def check(
     if len(params) > limits.MESSAGE_BODY_BYTES_MAX:
         most = limits.MESSAGE_BODY_BYTES_MAX // limits.MIB
         return Problem("invalid_request_error", f"Request exceeds the maximum size of {most} MB")
-    problem = validate.check(params, version=version, betas=betas)
+    # Most requests are text and nothing else: no URL and no profile can be in them.
+    is_plain = validate.is_plain(params, version)
+    problem = None if is_plain else validate.examine(params, version=version, betas=betas)
     if problem is not None:
         return problem
-    if user_profile is not None and _other_profile(params, user_profile):
+    if user_profile is not None and not is_plain and _other_profile(params, user_profile):
         return Problem(
             "invalid_request_error",
             "user_profile_id: conflicts with the anthropic-user-profile-id header of the batch",
         )
     if upstream is None:
         return Problem("not_found_error", f"model: {shown(validate.model_of(params))}")
-    if not upstream.fetches_urls:
+    if not (is_plain or upstream.fetches_urls):
         path = validate.names_url(params)
         if path is not None:
             return Problem(

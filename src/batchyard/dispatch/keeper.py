@@ -16,6 +16,7 @@ from batchyard.dispatch.ending import end_batch
 from batchyard.errors import DiskFull
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
     from batchyard.clock import Clock
@@ -38,6 +39,8 @@ class Keeper:
         *,
         owner: str,
         tidy: Callable[[], None] | None = None,
+        interval_s: float = limits.KEEPER_INTERVAL_S,
+        rng: random.Random | None = None,
     ) -> None:
         """Make a keeper.
 
@@ -47,7 +50,11 @@ class Keeper:
             clock: of all lifetimes.
             owner: the worker of this process, whose shards nobody takes.
             tidy: a further duty of each sweep; blocks for a moment only.
+            interval_s: between two sweeps.
+            rng: of their jitter, where other processes keep the same house.
         """
+        self._interval_s = interval_s
+        self._rng = rng
         self._tidy = tidy
         self._owner = owner
         self._ledger = ledger
@@ -68,7 +75,8 @@ class Keeper:
                     await self.sweep()
                 except DiskFull as error:
                     log.warning("sweep cut short: %s", error)
-            await self._clock.sleep(limits.KEEPER_INTERVAL_S)
+            jitter = 1.0 if self._rng is None else self._rng.uniform(0.5, 1.5)
+            await self._clock.sleep(self._interval_s * jitter)
 
     async def sweep(self) -> None:
         """Do every duty once."""
@@ -92,13 +100,31 @@ class Keeper:
             await asyncio.to_thread(self._store.delete_batch, batch_id)
             log.info("archived batch=%s", batch_id)
 
-    async def clear_leftovers(self) -> None:
+    async def clear_leftovers(self, older_than_us: int = 0) -> None:
         """Remove segments that no batch owns: what a crash left of creates and deletes.
 
-        Only for a process that holds the data directory alone, before it accepts requests.
+        Args:
+            older_than_us: only what has lain for so long. 0 is only for a process that holds the
+                data directory alone, before it accepts requests: a create writes its segments
+                before the ledger knows of them.
         """
+        before_us = self._clock.now_us() - older_than_us
+        found = await asyncio.to_thread(self._store.batches)
         live = await self._ledger.live()
-        for batch_id in await asyncio.to_thread(self._store.batches):
-            if not live.get(batch_id, False):
-                await asyncio.to_thread(self._store.delete_batch, batch_id)
-                log.info("removed leftover segments batch=%s", batch_id)
+        for batch_id in found:
+            if live.get(batch_id, False):
+                continue
+            if older_than_us and await asyncio.to_thread(self._is_newer, batch_id, before_us):
+                continue
+            await asyncio.to_thread(self._store.delete_batch, batch_id)
+            log.info("removed leftover segments batch=%s", batch_id)
+
+    def _is_newer(self, batch_id: str, before_us: int) -> bool:
+        written_us = self._store.written_us(batch_id)
+        return written_us is None or written_us > before_us
+
+    async def clear_old_leftovers(self) -> None:
+        """Remove what nobody can be about to own any more, at once and then every day."""
+        while True:
+            await self.clear_leftovers(limits.LEFTOVERS_AGE_US)
+            await self._clock.sleep(limits.DAY_US / limits.SECOND_US)

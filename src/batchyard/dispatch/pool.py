@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TYPE_CHECKING
 
+from batchyard import limits
+from batchyard.dispatch.parking import Parking
+from batchyard.dispatch.priming import Priming
+from batchyard.dispatch.turns import Turns
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Iterable
 
+    from batchyard.dispatch.gate import Gate
     from batchyard.dispatch.shard import Request, ShardRun
     from batchyard.upstream import Upstream
 
@@ -28,21 +33,38 @@ class Pool:
     quick calls.
     """
 
-    def __init__(self, name: str, upstream: Upstream | None, slots: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        upstream: Upstream | None,
+        slots: int,
+        turns: Turns | None = None,
+        now_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.name = name
         self.upstream = upstream
         self.slots = slots
+        """Those that this process may fill; where there are several, they divide those of all."""
+        self.part = 1.0
+        """Of the slots and the limits that are configured, what this process has."""
+        self.turns = Turns() if turns is None else turns
         self.busy = 0
         self.paused_until_s = 0.0
         self.pause_reason: str | None = None
         self._refusals = 0
         self._refusal = ""
-        self._shards: deque[ShardRun] = deque()
+        self._now_s = now_s
+        self._priming = Priming()
+        self._parking = Parking()
+        self.gate: Gate
+        """Where calls wait for a permit; given by the worker."""
+        self.on_release: Callable[[Pool], object] = lambda _: None
+        """Called when requests that waited for a prompt cache may be sent."""
 
     @property
     def unsent(self) -> int:
         """Return how many requests wait for a slot."""
-        return sum(len(shard.unsent) for shard in self._shards)
+        return self.turns.unsent
 
     @property
     def is_hungry(self) -> bool:
@@ -50,26 +72,89 @@ class Pool:
 
         A paused pool with nothing left to try with must claim too, or it would stay paused.
         """
+        if self._parking.size >= limits.PARKED_BYTES_MAX:
+            return False
         return (self.pause_reason is None or not self.busy) and self.unsent < 2 * self.slots
+
+    def is_lacking(self, shard: ShardRun) -> bool:
+        """Whether its batch may soon have nothing to send, while others have."""
+        return self.pause_reason is None and len(shard.unsent) <= 2 * len(shard.inflight)
+
+    def is_short(self, shard: ShardRun) -> bool:
+        """Whether to look for more shards, when a request of this one has been taken."""
+        if len(shard.unsent) > 2 * self.slots:  # then neither can be, and this is nearly always so
+            return False
+        return self.is_hungry or self.is_lacking(shard)
 
     def add(self, shard: ShardRun) -> None:
         """Queue a shard."""
-        self._shards.append(shard)
+        self.turns.add(shard)
 
     def take(self, task: asyncio.Task[None]) -> tuple[ShardRun, Request] | None:
         """Return the next request to send, which `task` will do."""
-        while self._shards:
-            shard = self._shards[0]
-            request = shard.take(task)
+        for shard in self.turns.order(self.slots):
+            if not shard.unsent:
+                continue
+            request = self._next(shard, task) if shard.unsent[0].marks else shard.take(task)
             if request is not None:
+                self.turns.took(shard)
                 return shard, request
-            self._shards.popleft()
         return None
+
+    def _next(self, shard: ShardRun, task: asyncio.Task[None]) -> Request | None:
+        """Take the next request of a shard that need not wait for a prompt cache to be written."""
+        unsent = shard.unsent
+        while unsent and unsent[0].marks:
+            key = self._priming.admit(unsent[0], self._now_s())
+            if key is None:
+                break
+            self._parking.park(shard, key)
+        return shard.take(task)
+
+    @property
+    def parked(self) -> int:
+        """Return how many requests wait for another one to write their prefix to the cache."""
+        return len(self._parking)
+
+    def sent(self, request: Request) -> None:
+        """Note that a request is sent to the upstream now."""
+        if request.marks:
+            self._priming.sent(request, self._now_s())
+
+    def begun(self, request: Request) -> None:
+        """Note that the answer to a request begins: what it writes to the cache can be read."""
+        if request.marks:
+            self._release(self._priming.begun(request))
+
+    def delayed(self, request: Request, seconds: float) -> None:
+        """Note that a request failed, and is sent again after `seconds`."""
+        if request.marks:
+            self._hand_on(self._priming.delayed(request, seconds))
+
+    def left(self, request: Request) -> None:
+        """Note that a request is not in flight any more, whatever has become of it."""
+        if request.marks:
+            self._hand_on(self._priming.left(request))
+
+    def tick(self) -> None:
+        """Let go on what has waited long enough, or for nobody any more. Once a second is right."""
+        self._release(self._priming.overdue(self._now_s()))
+        self._hand_on(key for key in self._parking.keys if not self._priming.is_primed(key))
+
+    def _release(self, keys: Iterable[bytes]) -> None:
+        self._tell(sum(self._parking.release(key) for key in keys))
+
+    def _hand_on(self, keys: Iterable[bytes]) -> None:
+        self._tell(sum(self._parking.release_one(key) for key in list(keys)))
+
+    def _tell(self, released: int) -> None:
+        if released:
+            self.on_release(self)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to remember: no work, no call, no trouble."""
-        return not self.busy and not self.unsent and self.trouble is None
+        return not self.busy and not self.unsent and not self.parked and self.trouble is None
 
     @property
     def trouble(self) -> str | None:
@@ -89,8 +174,6 @@ class Pool:
         """Note a call that came to nothing, and that is not counted: no connection, no capacity."""
         self._refusals += 1
         self._refusal = reason
-        if self._refusals == _REFUSALS_SHOWN:
-            log.warning("waiting pool=%s: %s", shown(self.name), shown(reason, 300))
 
     def answered(self) -> None:
         """Note that the upstream took a call: it accepts us, and can be reached."""

@@ -10,6 +10,7 @@ the lines are kept until there is room.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from batchyard.errors import DiskFull
 from batchyard.ledger import Commit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from batchyard.clock import Clock
     from batchyard.dispatch.shard import ShardRun
@@ -137,7 +138,7 @@ class Recorder:
         work = [(shard, shard.take_lines()) for shard in dirty]
         self._unwritten = 0
         while work:  # a full disk takes some tries
-            with _Use(self, [shard for shard, _ in work]):
+            with self._using([shard for shard, _ in work]):
                 work = await asyncio.to_thread(self._write, work)
             if work and not await self._try_again("results"):
                 return
@@ -196,19 +197,21 @@ class Recorder:
                 await self._commit_all(sync=finishing)
 
     async def _wait_until_due(self) -> None:
-        left = limits.SYNC_INTERVAL_S - (self._clock.monotonic_s() - self._synced_s)
+        interval_s = self._segments.sync_interval_s
+        left = interval_s - (self._clock.monotonic_s() - self._synced_s)
         await wait_first(self._clock, self._work, max(left, 0.0))
 
     async def _commit_all(self, *, sync: bool) -> None:
         """Sync what is due (or everything), commit what is done, end what is finished."""
         done, self._done = self._done, []
-        due = sync or self._clock.monotonic_s() - self._synced_s >= limits.SYNC_INTERVAL_S
+        since_s = self._clock.monotonic_s() - self._synced_s
+        due = sync or since_s >= self._segments.sync_interval_s
         syncing = self._unsynced | set(done) if due else set(done)
         self._unsynced -= syncing
         syncing = {shard for shard in syncing if not shard.closed}
         if syncing:
-            with _Use(self, syncing):
-                await asyncio.to_thread(_sync, list(syncing))
+            with self._using(syncing):
+                await self._sync_all(list(syncing))
         if due:
             self._synced_s = self._clock.monotonic_s()
         done = [shard for shard in done if not shard.lost]
@@ -216,6 +219,11 @@ class Recorder:
             await self._commit(done)
         for batch_id in sorted(self._finished):
             await self._end(batch_id)
+
+    async def _sync_all(self, shards: Sequence[ShardRun]) -> None:
+        ways = min(self._segments.syncs_at_once, len(shards))
+        parts = (shards[way::ways] for way in range(ways))
+        await asyncio.gather(*(asyncio.to_thread(_sync, part) for part in parts))
 
     async def _commit(self, done: Sequence[ShardRun]) -> None:
         commits = [
@@ -257,6 +265,16 @@ class Recorder:
 
     # Letting go -------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _using(self, shards: Collection[ShardRun]) -> Generator[None]:
+        """Keep the segments of shards open while a thread has them."""
+        self._in_use.append(shards)
+        try:
+            yield
+        finally:
+            self._in_use.remove(shards)
+            self._release()
+
     def close(self, shard: ShardRun) -> None:
         """Let go of a shard's segment: now, or when the threads that are at it have ended."""
         if shard.closed:
@@ -273,21 +291,6 @@ class Recorder:
                 self._leaving.remove(shard)
                 if shard.appender is not None:
                     shard.appender.close()
-
-
-class _Use:
-    """Keeps the segments of shards open while a thread has them."""
-
-    def __init__(self, recorder: Recorder, shards: Collection[ShardRun]) -> None:
-        self._recorder = recorder
-        self._shards = shards
-
-    def __enter__(self) -> None:
-        self._recorder._in_use.append(self._shards)  # noqa: SLF001 - a part of the recorder
-
-    def __exit__(self, *_: object) -> None:
-        self._recorder._in_use.remove(self._shards)  # noqa: SLF001
-        self._recorder._release()  # noqa: SLF001
 
 
 def _sync(shards: Sequence[ShardRun]) -> None:

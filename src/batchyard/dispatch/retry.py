@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from batchyard import limits, result, wire
+from batchyard.dispatch.limiter import Signal
 from batchyard.upstream import Failure, FailureKind, Outcome, Reply, Verdict
 
 if TYPE_CHECKING:
@@ -84,6 +85,21 @@ _AGAIN = frozenset({408, 409})
 _NO_ENDPOINT = frozenset({404, 405})
 _SHOWN_CHARS = 1_000
 
+# What calls that are repeated tell of the upstream; 5xx and answers that are none are failures.
+_SIGNAL_OF_STATUS = {
+    408: Signal.TIMEOUT,
+    409: Signal.TAKEN,
+    429: Signal.LIMITED,
+    504: Signal.TIMEOUT,
+    529: Signal.OVERLOADED,
+}
+_SIGNAL_OF_FAILURE = {
+    FailureKind.CONNECT: Signal.UNREACHABLE,
+    FailureKind.TIMEOUT: Signal.TIMEOUT,
+    FailureKind.BROKEN: Signal.FAILED,
+    FailureKind.TOO_LARGE: Signal.TAKEN,
+}
+
 
 class _Error(msgspec.Struct):
     message: str
@@ -114,6 +130,41 @@ def decide(outcome: Outcome, now_us: int) -> Action:
             text = f"The upstream's reply is not a message: {error}"
             return Again("api_error", text, None, counted=True)
     return _refusal(outcome, now_us)
+
+
+def signal(outcome: Outcome, action: Action) -> Signal:
+    """Return what an outcome tells of the upstream.
+
+    Args:
+        outcome: of one call.
+        action: what `decide` said of it.
+    """
+    if isinstance(outcome, Failure):
+        return _SIGNAL_OF_FAILURE[outcome.kind]
+    if isinstance(action, Pause):
+        return Signal.NOTHING
+    if isinstance(outcome, Reply) and isinstance(action, Again):
+        return _SIGNAL_OF_STATUS.get(outcome.status, Signal.FAILED)
+    return Signal.TAKEN
+
+
+def told(outcome: Outcome, action: Pause | Again) -> str:
+    """Return why a pool waits, for the log and for all who have requests in it.
+
+    Never the words of a reply: they may repeat the request, or the key, of somebody else.
+    """
+    if isinstance(outcome, Reply) and _read_error(outcome) is not None:
+        return f"HTTP {outcome.status} {action.type}"
+    return action.message
+
+
+def reason(outcome: Outcome) -> str:
+    """Return the class of a failed call in a word or two, for counting."""
+    if isinstance(outcome, Failure):
+        return outcome.kind.value
+    if isinstance(outcome, Reply):
+        return "not a message" if outcome.status == 200 else str(outcome.status)
+    return outcome.kind
 
 
 def _refusal(reply: Reply, now_us: int) -> Action:
@@ -173,3 +224,24 @@ def backoff_s(tries: int, retry_after_s: float | None, rng: random.Random) -> fl
     jitter = rng.random() * ceiling
     # On top of retry-after, or all who were told the same time would come back at once.
     return jitter if retry_after_s is None else retry_after_s + min(jitter, 1.0)
+
+
+def delay_s(
+    tries: int,
+    retry_after_s: float | None,
+    rng: random.Random,
+    *,
+    left_s: float,
+    is_gated: bool = False,
+) -> float | None:
+    """Return how long to wait before the next try; None when it would pass the expiry.
+
+    Args:
+        tries: calls made so far, at least 1.
+        retry_after_s: what the upstream asked for.
+        rng: the source of the jitter.
+        left_s: until the batch expires.
+        is_gated: whether the pool lets only single calls try, so that jitter would add nothing.
+    """
+    delay = (retry_after_s or 0.0) if is_gated else backoff_s(tries, retry_after_s, rng)
+    return delay if delay < left_s else None

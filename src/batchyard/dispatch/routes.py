@@ -87,8 +87,21 @@ def _model_of(params: msgspec.Raw) -> str:
     return model if len(model) <= limits.MODEL_CHARS_MAX else ""
 
 
-def dispatch_order(pools: Sequence[str]) -> list[int]:
-    """Return the indexes of the requests in dispatch order: by pool, then as they arrived."""
-    if len(set(pools)) == 1:
-        return list(range(len(pools)))
-    return sorted(range(len(pools)), key=pools.__getitem__)
+def dispatch_order(pools: Sequence[str], keys: Sequence[bytes] | None = None) -> list[int]:
+    """Return the indexes of the requests in dispatch order.
+
+    By pool, then by prefix key, so that what shares a prompt cache stands together, then as they
+    arrived. Those without a key come last in their pool: they fill the slots while the others wait
+    for their caches to be written.
+
+    Args:
+        pools: of each request.
+        keys: of each request, empty for those that cache nothing (`prefix.order_keys`).
+    """
+    order = list(range(len(pools)))
+    if keys is not None and any(keys):
+        order.sort(key=keys.__getitem__)
+        order.sort(key=lambda index: not keys[index])
+    if len(set(pools)) > 1:
+        order.sort(key=pools.__getitem__)  # stable
+    return order

@@ -17,6 +17,7 @@ from batchyard.model import Counts, Extent, Tokens
 
 if TYPE_CHECKING:
     from batchyard.dispatch.adopt import Adopted
+    from batchyard.dispatch.prefix import Mark
     from batchyard.price import Usage
     from batchyard.segments import Appender
 
@@ -28,6 +29,8 @@ class Request(NamedTuple):
 
     custom_id: str
     params: bytes
+    marks: tuple[Mark, ...] = ()
+    """The prefixes that a prompt cache may keep, the shortest first."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,8 @@ class ShardRun:
         self.claim = claim
         self.unsent = deque(r for r in requests if r.custom_id not in adopted.covered)
         self.inflight: dict[str, Flight] = {}
+        self.parked: dict[str, Request] = {}
+        """Unsent requests that wait for another one to write their prefix to the cache."""
         self.lines: list[bytes] = []
         self._fresh_bytes = 0
         self.appender: Appender | None = None
@@ -81,6 +86,28 @@ class ShardRun:
         self.inflight[request.custom_id] = Flight(task)
         return request
 
+    def park(self) -> Request:
+        """Set the next request aside, and return it."""
+        request = self.unsent.popleft()
+        self.parked[request.custom_id] = request
+        return request
+
+    def is_parked(self, request: Request) -> bool:
+        """Whether a request is set aside here."""
+        return self.parked.get(request.custom_id) is request
+
+    def unpark(self, request: Request) -> bool:
+        """Make a request that was set aside the next one; False when it is not here any more."""
+        if not self.is_parked(request):
+            return False
+        del self.parked[request.custom_id]
+        self.unsent.appendleft(request)
+        return True
+
+    def goes_on(self) -> bool:
+        """Return whether calls may still be sent: nothing has stopped it."""
+        return not self.stopped.is_set()
+
     def note_try(self, custom_id: str, error_type: str, message: str) -> None:
         """Remember how a try of a request in flight failed."""
         flight = self.inflight.get(custom_id)
@@ -105,9 +132,9 @@ class ShardRun:
             return
         self.stop_reason = reason
         self.deadline_s = deadline_s
-        while self.unsent:
-            custom_id = self.unsent.popleft().custom_id
+        for custom_id in (*self.parked, *(request.custom_id for request in self.unsent)):
             self._add(reason, result.unsent(custom_id, reason), None)
+        self._drop_unsent()
         self.stopped.set()
 
     def give_up(self, custom_id: str) -> None:
@@ -133,13 +160,13 @@ class ShardRun:
 
     def halt(self) -> None:
         """Send nothing more: the worker leaves, and the rest is for the next attempt."""
-        self.unsent.clear()
+        self._drop_unsent()
         self.stopped.set()
 
     def lose(self) -> None:
         """Drop everything, and end the calls: another worker has the shard."""
         self.lost = True
-        self.unsent.clear()
+        self._drop_unsent()
         flights = list(self.inflight.values())
         self.inflight.clear()
         self.stopped.set()
@@ -181,8 +208,12 @@ class ShardRun:
     @property
     def extents(self) -> tuple[Extent, ...]:
         """Return the bytes that are the result of the shard, when all is written."""
-        own = () if self.appender is None else (self.appender.extent(),)
+        own = () if self.appender is None else self.appender.extents()
         return (*self._adopted.extents, *own)
+
+    def _drop_unsent(self) -> None:
+        self.unsent.clear()
+        self.parked.clear()
 
     def _add(self, kind: result.ResultType, line: bytes, usage: Usage | None) -> None:
         self._tally.add(kind, usage)

@@ -17,19 +17,28 @@ from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.adopt import Adopted, adopt
 from batchyard.dispatch.calling import Caller
+from batchyard.dispatch.ceilings import Ceilings
+from batchyard.dispatch.gate import Gates
 from batchyard.dispatch.pool import Pool
+from batchyard.dispatch.prefix import Reader, shared_marks
 from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
 from batchyard.dispatch.shard import Request, ShardRun, StopReason
+from batchyard.dispatch.turns import Turns
+from batchyard.dispatch.waiting import Waiting, in_pool
 from batchyard.errors import DamagedError, DiskFull, shown
-from batchyard.segments.requests import read_records
+from batchyard.fairness import EQUAL
+from batchyard.ledger import News, Want
+from batchyard.segments.requests import read_ids, read_records
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Mapping, Sequence
 
     from batchyard.clock import Clock
-    from batchyard.ledger import Claim, Ledger
+    from batchyard.dispatch.accounts import Account
+    from batchyard.fairness import Shares
+    from batchyard.ledger import Claim, Ledger, Turn
     from batchyard.segments import Segments
     from batchyard.upstream import Upstream
 
@@ -38,6 +47,7 @@ log = logging.getLogger(__name__)
 # A slot lets others run after this many requests, for upstreams that answer without waiting.
 _YIELD_EVERY = 16
 _VOIDS_PER_ROUND = 8
+_LACKING_PER_ROUND = limits.OPEN_BYTES_MAX // limits.SHARD_BYTES_MAX  # shards of one batch
 
 
 class Worker:
@@ -55,6 +65,9 @@ class Worker:
         rng: random.Random,
         calls_max: int = limits.CALLS_MAX,
         flush_s: float = limits.FLUSH_INTERVAL_S,
+        shares: Shares = EQUAL,
+        owner: str | None = None,
+        ceilings: Ceilings | None = None,
     ) -> None:
         """Make a worker.
 
@@ -68,6 +81,10 @@ class Worker:
             rng: of the jitter.
             calls_max: requests in flight over all pools.
             flush_s: how long answers gather before they are written.
+            shares: of the workspaces.
+            owner: its name in the ledger among several workers. Slots are divided then, and what
+                clients ask of another process is looked for in the ledger. None for the only one.
+            ceilings: limits of the upstreams that are configured, beside the slots.
         """
         self._ledger = ledger
         self._store = store
@@ -76,12 +93,18 @@ class Worker:
         self._slots = slots
         self._clock = clock
         self._calls_max = calls_max
-        self.owner = ids.nonce()
-        self._caller = Caller(clock, rng)
+        self._shares = shares
+        self.owner, self._is_one_of_several = owner or ids.nonce(), owner is not None
+        self._rng, self._caller = rng, Caller(clock, rng)
+        self._gates = Gates(clock, ceilings or Ceilings())
         self._recorder = Recorder(ledger, store, clock, self.owner, self._forget, flush_s=flush_s)
         self._pools: dict[str, Pool] = {}
         self._held: dict[tuple[str, int], ShardRun] = {}
-        self._homeless: set[str] = set()
+        self._homeless = set[str]()
+        self._drained: set[tuple[str, Turn]] = set()
+        """Batches of which a pool has all there is, for a moment."""
+        self._asked: set[str] = set()
+        """Pools that the other workers know to be ours too."""
         self._canceled: set[str] = set()
         self._wake = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -89,11 +112,12 @@ class Worker:
         self._busy = 0
         self._calls: set[asyncio.Task[None]] = set()
         self._activity = Activity()
+        self._news, self._looked_s = News(newest=0, canceling=frozenset()), 0.0
 
     @property
     def has_unsent(self) -> bool:
-        """Whether requests wait for a slot."""
-        return any(pool.unsent for pool in self._pools.values())
+        """Whether requests wait for a slot, or for the one that writes their prompt cache."""
+        return any(pool.unsent or pool.parked for pool in self._pools.values())
 
     def is_quiet(self, answering: int) -> bool:
         """Whether nothing happens before time passes or a client calls.
@@ -105,12 +129,15 @@ class Worker:
             not self._wake.is_set()
             and self._activity.is_quiet
             and self._recorder.is_quiet
-            and self._busy == answering + self._caller.waiting
+            and self._busy == answering + self._caller.waiting + self._gates.waiting
         )
 
     def wake(self) -> None:
         """Look for work now: there may be new shards."""
         self._wake.set()
+
+    cancel_takes_s = 0.0
+    """After how long nothing is sent of a batch that was canceled: at once."""
 
     def cancel(self, batch_id: str) -> None:
         """Start no further call of a batch that the ledger knows as canceled."""
@@ -136,6 +163,30 @@ class Worker:
                 found[name] = "its upstream is not configured any more"
         return found
 
+    def explain(self, batch_id: str, pools: Iterable[str]) -> list[Waiting]:
+        """Return why requests of a batch wait in these pools."""
+        found: list[Waiting] = []
+        now_s = self._clock.monotonic_s()
+        for name in pools:
+            pool = self._pools.get(name)
+            if pool is not None:
+                shards = list(self._held.values())
+                found += in_pool(pool, self._gates.waits(name), shards, batch_id, now_s)
+            elif name in self._homeless:
+                why = "its upstream is not configured any more"
+                found.append(Waiting(name, "unconfigured", why))
+        return found
+
+    def account(self, batch_id: str) -> Account | None:
+        """Return what is counted of the calls of a batch."""
+        return self._caller.accounts.find(batch_id)
+
+    def rate_max(self, pools: Iterable[str]) -> float | None:
+        """Return how many calls a second these pools can make at most, where that is known."""
+        rates = [self._gates.rate_max(name) for name in pools]
+        known = [rate for rate in rates if rate is not None]
+        return sum(known) if known and len(known) == len(rates) else None
+
     async def run(self) -> None:
         """Work until `leave` is called.
 
@@ -145,6 +196,9 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             self._group = group
             loops = [group.create_task(loop) for loop in (self._claiming(), self._renewing())]
+            if self._is_one_of_several:
+                self._caller.look_again = self._look_again
+                loops.append(group.create_task(self._watching()))
             group.create_task(self._recorder.run())
             await self._leaving.wait()
             await self._drain()
@@ -165,7 +219,7 @@ class Worker:
             with self._activity.piece():
                 found = await self._claim_round()
             if not found:
-                await wait_first(self._clock, self._wake, limits.IDLE_POLL_S)
+                await wait_first(self._clock, self._wake, self._pause_s(limits.IDLE_POLL_S))
 
     async def _claim_round(self) -> bool:
         """Claim and open what there is room for; return whether there was anything."""
@@ -174,21 +228,63 @@ class Worker:
         lease = now + limits.LEASE_US
         voids: Sequence[Claim] = ()
         claims: list[Claim] = []
+        ready: Sequence[str] = ()
         try:
             voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
-            for name in await self._ledger.pools_ready():
-                pool = self._pool(name)
-                if pool is not None and pool.is_hungry and self._busy < self._calls_max:
-                    claims += await self._ledger.claim(self.owner, name, lease, 1)
+            ready = await self._ledger.pools_ready()
+            pools = [pool for pool in map(self._pool, ready) if pool is not None]
+            if self._is_one_of_several and not all(pool.slots for pool in pools):
+                await self._share()
+            for pool in pools:
+                if self._busy < self._calls_max:
+                    claims += await self._claim(pool, now)
         except DiskFull:
             await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         for claim in voids:
             await self._open(claim, void=True)
         for claim in claims:
             await self._open(claim, void=False)
-        for idle in [name for name, pool in self._pools.items() if pool.is_idle]:
-            del self._pools[idle]  # clients choose the names of models: do not grow for ever
+        idle = [pool.name for pool in self._pools.values() if pool.is_idle]
+        for name in idle:  # clients choose the names of models: do not grow for ever
+            if name not in ready:
+                del self._pools[name]
+                self._gates.forget(name)
         return bool(voids or claims)
+
+    async def _claim(self, pool: Pool, now_us: int) -> list[Claim]:
+        """Claim for one pool: what has not begun, what runs out, and what fills free slots.
+
+        Each batch has a shard open as long as there are slots for as many, so that turns can be
+        taken request by request.
+        """
+        ledger, owner, name = self._ledger, self.owner, pool.name
+        lease = now_us + limits.LEASE_US
+        claims: list[Claim] = []
+        if pool.pause_reason is None and pool.slots and self._has_room:
+            begun = min(pool.slots - pool.turns.batches, limits.FRESH_PER_ROUND)
+            if begun > 0:
+                claims += await ledger.claim_fresh(owner, name, lease, begun, shares=self._shares)
+            lacking = pool.turns.lacking()
+            # One at a time would not keep up with thousands of slots.
+            each = 1 + pool.slots // (limits.SHARD_REQUESTS * max(1, pool.turns.batches))
+            for turn in lacking:
+                if (name, turn) not in self._drained:
+                    more = await ledger.claim(
+                        owner, name, lease, min(each, _LACKING_PER_ROUND), turn=turn
+                    )
+                    claims += more
+                    if not more:
+                        self._drained.add((name, turn))
+        if not claims and pool.is_hungry:
+            claims += await ledger.claim(owner, name, lease, 1, shares=self._shares, now_us=now_us)
+        return claims
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether more shards may be open than the slots need."""
+        shards = [shard for shard in self._held.values() if shard.unsent or shard.parked]
+        waiting = (shard.claim.length for shard in shards)
+        return sum(waiting) < limits.OPEN_BYTES_MAX
 
     def _pool(self, name: str) -> Pool | None:
         pool = self._pools.get(name)
@@ -204,10 +300,19 @@ class Worker:
         pool = Pool(
             name,
             None if upstream is None else self._upstreams[upstream],
-            limits.POOL_SLOTS_DEFAULT if upstream is None else self._slots[upstream],
+            0 if self._is_one_of_several else self._slots_of(name),
+            Turns(self._shares, self._clock.now_us),
+            self._clock.monotonic_s,
         )
+        pool.gate = self._gates.of(name, self._slots_of(name))
+        pool.on_release = self._fill
         self._pools[name] = pool
         return pool
+
+    def _slots_of(self, name: str) -> int:
+        """Return the slots of a pool over all workers."""
+        upstream = self._routes.upstream_of_pool(name)
+        return limits.POOL_SLOTS_DEFAULT if upstream is None else self._slots[upstream]
 
     async def _open(self, claim: Claim, *, void: bool) -> None:
         """Take up a claimed shard.
@@ -217,10 +322,10 @@ class Worker:
             void: whether it was claimed because its batch was canceled or has expired.
         """
         try:
-            shard = await asyncio.to_thread(self._load, claim)
+            shard, is_whole = await asyncio.to_thread(self._load, claim)
         except DamagedError as error:
-            # The others go on. This one is left to the next start: without its bytes, nothing that
-            # we could record would be true.
+            # The others go on. This one is left to the next start: as it is not known whose results
+            # are missing, nothing that we could record would be true.
             log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, error)  # noqa: TRY400
             return
         crash.point("claimed")
@@ -241,6 +346,10 @@ class Worker:
         if shard.is_done:
             self._recorder.note(shard)
             return
+        if not is_whole:
+            text = "its requests are damaged, and wait for the end of their batch"
+            log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, text)
+            return
         pool = self._pool(claim.pool)
         assert pool is not None  # it was claimed from this pool
         pool.add(shard)
@@ -254,23 +363,30 @@ class Worker:
                 await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         return False
 
-    def _load(self, claim: Claim) -> ShardRun:
+    def _load(self, claim: Claim) -> tuple[ShardRun, bool]:
+        """Return a shard, and whether its requests are whole and can be sent. Blocks."""
         data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
-        if claim.crc is not None and zlib.crc32(data) != claim.crc:
-            raise DamagedError(f"the requests of shard {claim.batch}/{claim.index} are damaged")
-        requests = [Request(*record) for record in read_records(data)]
+        is_whole = claim.crc is None or zlib.crc32(data) == claim.crc
+        records = read_records(data) if is_whole else [(name, b"{}") for name in read_ids(data)]
+        reader = Reader()
+        requests = [
+            Request(custom_id, params, shared_marks(prefix, claim.workspace) if prefix else ())
+            for custom_id, params in records
+            for prefix in (reader.read(params),)
+        ]
         if len(requests) != claim.requests:
             raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
         adopted = Adopted()
         if claim.attempt > 1:
             adopted = adopt(self._store, claim, {request.custom_id for request in requests})
-        return ShardRun(claim, requests, adopted)
+        return ShardRun(claim, requests, adopted), is_whole
 
     # Calling ----------------------------------------------------------------------------------
 
     def _fill(self, pool: Pool) -> None:
         """Start slots for what is unsent, up to the pool's number and the process's."""
-        for _ in range(min(pool.slots - pool.busy, pool.unsent, self._calls_max - self._busy)):
+        ready = pool.turns.ready(pool.slots)
+        for _ in range(min(pool.slots - pool.busy, ready, self._calls_max - self._busy)):
             pool.busy += 1
             self._busy += 1
             task = self._group.create_task(self._slot(pool))
@@ -285,18 +401,26 @@ class Worker:
             while True:
                 if not self._recorder.has_room:
                     await self._recorder.room()
+                if not pool.gate.is_open:
+                    await pool.gate.wait()
+                if pool.busy > pool.slots:
+                    break  # another worker has this slot now
                 taken = pool.take(task)
                 if taken is None:
+                    if pool.parked and pool.is_hungry:
+                        self._wake.set()  # while these wait, others may go
                     break
-                if pool.is_hungry:
+                if not self._wake.is_set() and pool.is_short(taken[0]):
                     self._wake.set()
                 await self._caller.run(pool, *taken)
+                pool.left(taken[1])
                 self._recorder.note(taken[0])
                 done += 1
                 if done % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
         finally:
             pool.busy -= 1
+            pool.gate.pass_on()
             self._busy -= 1
             if not self._busy:
                 self._idle.set()
@@ -310,9 +434,58 @@ class Worker:
     async def _renewing(self) -> None:
         while True:
             await self._clock.sleep(limits.RENEW_INTERVAL_S)
+            self._drained.clear()
+            for pool in list(self._pools.values()):
+                pool.tick()
             if self._held:
                 with self._activity.piece():
                     await self._renew()
+            if self._asked or (self._is_one_of_several and self._pools):
+                with self._activity.piece(), contextlib.suppress(DiskFull):
+                    await self._share()
+
+    async def _share(self) -> None:
+        """Tell the other workers which pools are ours too, and take our part of their slots."""
+        now = self._clock.now_us()
+        wants = [
+            Want(pool=name, slots=self._slots_of(name), busy=pool.busy, note=pool.trouble)
+            for name, pool in self._pools.items()
+        ]
+        granted = await self._ledger.share(self.owner, now, now + limits.LEASE_US, wants)
+        self._asked = set(granted)
+        for name, slots in granted.items():
+            pool = self._pools.get(name)
+            if pool is not None:
+                pool.slots = slots
+                pool.part = slots / self._slots_of(name)
+                pool.gate.limiter.part = max(pool.part, 0.001)
+                self._fill(pool)
+
+    async def _watching(self) -> None:
+        """Look for what clients have asked of another process."""
+        while True:
+            await self._look()
+            await self._clock.sleep(self._pause_s(self._ledger.poll_s))
+
+    async def _look(self) -> None:
+        began_s = self._clock.monotonic_s()
+        news = await self._ledger.news()
+        known, self._news = self._news, news
+        if news.newest != known.newest:
+            self.wake()
+        for batch_id in news.canceling - known.canceling:
+            self.cancel(batch_id)
+        self._looked_s = began_s
+
+    async def _look_again(self) -> None:
+        """Look, if that was too long ago: a process that was frozen must not send on old news."""
+        age_s = self._clock.monotonic_s() - self._looked_s
+        if age_s > limits.NEWS_AGE_MAX * self._ledger.poll_s:
+            await self._look()
+
+    def _pause_s(self, seconds: float) -> float:
+        """Return a time to wait, such that several workers do not all look at once."""
+        return seconds * self._rng.uniform(0.5, 1.5) if self._is_one_of_several else seconds
 
     async def _renew(self) -> None:
         shards = dict(self._held)
@@ -358,6 +531,8 @@ class Worker:
         for shard in self._held.values():
             shard.halt()
         self._recorder.open_room()  # who waits for the disk has nothing to send
+        self._gates.close()
         if self._busy:
+            log.info("%d calls in flight may end", self._busy)
             self._idle.clear()
             await wait_first(self._clock, self._idle, limits.DRAIN_GRACE_S)

@@ -52,7 +52,7 @@ class Machine:
         """Return a quarter of the shortest answer while others wait for its slot."""
         assert self._yard is not None
         shortest = self._calls.shortest_s
-        return shortest / 4 if shortest is not None and self._yard.worker.has_unsent else None
+        return shortest / 4 if shortest is not None and self._yard.own_worker.has_unsent else None
 
     async def settle(self) -> None:
         """Wait until only the passing of time, or a client, can change anything."""

@@ -22,7 +22,7 @@ async def settled(yard: Yard, model: ScriptedModel) -> None:
     while calm < 2 and loop.time() < end:
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-        if yard.keeper.is_quiet and yard.worker.is_quiet(model.waiting):
+        if yard.keeper.is_quiet and yard.own_worker.is_quiet(model.waiting):
             calm += 1
         else:
             calm = 0

@@ -10,6 +10,7 @@ from starlette.routing import Route, Router
 
 from batchyard.errors import MethodNotAllowed, NotFound, shown
 from batchyard.server.batches import Batches
+from batchyard.server.caching import Caching
 from batchyard.server.description import Description
 from batchyard.server.door import Door
 from batchyard.server.dry_run import DryRun
@@ -50,6 +51,7 @@ def build(yard: Yard, layer: Callable[[ASGIApp], ASGIApp] | None = None) -> ASGI
         "/v1/messages/batches/{batch_id}/cancel": ("batches", {"POST": batches.cancel}),
         "/v1/messages/batches/{batch_id}/results": ("batches", {"GET": Results(yard).respond}),
         "/v1/messages/batches/{batch_id}/progress": ("batches", {"GET": Progress(yard).respond}),
+        "/v1/messages/batches/{batch_id}/cache": ("batches", {"GET": Caching(yard).respond}),
         "/v1/messages": ("key", {"POST": messages.post}),
         "/v1/messages/count_tokens": ("key", {"POST": messages.post}),
         "/v1/models": ("key", {"GET": messages.models}),

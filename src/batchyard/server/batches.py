@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from batchyard import crash, ids, limits, wire
 from batchyard.errors import DiskFull, InvalidRequest, NotFound, RateLimited, shown
+from batchyard.fairness import read_priority
 from batchyard.ledger import CreateKey
 from batchyard.model import Batch
 from batchyard.server import uploads
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from batchyard.ledger import Known
+    from batchyard.model import Priority
     from batchyard.server.auth import Caller
     from batchyard.server.uploads import Upload
     from batchyard.server.yard import Yard
@@ -43,6 +45,7 @@ class Batches:
                 f"idempotency-key: 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} characters are allowed",
                 should_retry=False,
             )
+        priority = read_priority(request.headers.get("batchyard-priority"))
         if named is None and not _is_retry(request):  # a repeat needs no room
             self._yard.disk.admit(_announced_bytes(request))
         async with uploads.spooled(request, self._yard.spool) as upload:
@@ -53,7 +56,7 @@ class Batches:
             async with lock:
                 batch = await self._repeated(request, caller, key)
                 if batch is None:
-                    batch = await self._create(caller, upload, key)
+                    batch = await self._create(caller, upload, key, priority)
         return _json(self._object(request, batch))
 
     def _create_key(self, caller: Caller, upload: Upload, named: str | None) -> CreateKey:
@@ -85,7 +88,9 @@ class Batches:
         known = await self._yard.ledger.known(caller.workspace, key.key, now)
         return None if known is None else _same(known, key)
 
-    async def _create(self, caller: Caller, upload: Upload, key: CreateKey) -> Batch:
+    async def _create(
+        self, caller: Caller, upload: Upload, key: CreateKey, priority: Priority
+    ) -> Batch:
         yard = self._yard
         yard.disk.admit(0)  # the body is on the disk already
         batch_id = ids.mint("msgbatch")
@@ -104,6 +109,7 @@ class Batches:
                 betas=caller.betas,
                 user_profile=caller.user_profile,
                 billing=yard.billing_of({shard.pool for shard in accepted.shards}),
+                priority=priority,
             )
             known = await yard.ledger.create(
                 batch, accepted.shards, key, queued_max=yard.queued_max
@@ -159,6 +165,7 @@ class Batches:
             raise _not_found(batch_id)
         if batch.status == "canceling":
             self._yard.worker.cancel(batch.id)
+            await self._yard.clock.sleep(self._yard.worker.cancel_takes_s)
         return _json(self._object(request, batch))
 
     async def delete(self, request: Request) -> Response:

@@ -10,6 +10,15 @@ requests_per_minute = 60000
 queued_requests = 10000000
 disk_reserve_mb = 512
 models = "models.toml"
+workers = 4
+ledger = "postgresql://batchyard@db.internal/batchyard"
+segments = "s3://bucket/yard"
+role = "all"
+
+[[workspace]]
+id = "wrkspc_reports"
+weight = 2
+share_max = 0.8
 
 [[upstream]]
 name = "claude"
@@ -18,7 +27,17 @@ models = ["claude-*"]
 key_env = "ANTHROPIC_API_KEY"
 slots = 64
 timeout = 3600
+first_byte_timeout = 600
+idle_timeout = 300
+stream_above_tokens = 8192
 fetches_urls = true
+requests_per_minute = 4000
+input_tokens_per_minute = 2000000
+output_tokens_per_minute = 400000
+
+[[upstream.limit]]
+models = ["claude-opus-*"]
+requests_per_minute = 1000
 """
 
 from __future__ import annotations
@@ -33,12 +52,18 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from batchyard import limits
+from batchyard.dispatch.ceilings import Limit
 from batchyard.errors import ConfigError, shown
+from batchyard.fairness import EQUAL, Share, Shares
+from batchyard.server import stores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from batchyard.server.stores import Role
+
 SIMULATED = "simulated"
+_DISK_RESERVE_MB = limits.DISK_RESERVE_BYTES_DEFAULT // limits.MIB
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -52,7 +77,12 @@ class UpstreamConfig:
     key: str | None = field(default=None, repr=False)
     slots: int = limits.POOL_SLOTS_DEFAULT
     timeout_s: float = limits.UPSTREAM_TIMEOUT_S
+    stream_timeout_s: float = limits.UPSTREAM_STREAM_TIMEOUT_S
+    first_byte_timeout_s: float = limits.UPSTREAM_FIRST_BYTE_TIMEOUT_S
+    idle_timeout_s: float = limits.UPSTREAM_IDLE_TIMEOUT_S
+    stream_above_tokens: int | None = limits.STREAM_ABOVE_TOKENS
     fetches_urls: bool = False
+    limits: tuple[Limit, ...] = ()
 
     @property
     def is_simulated(self) -> bool:
@@ -73,6 +103,14 @@ class Config:
     queued_requests: int = limits.QUEUED_REQUESTS_DEFAULT
     disk_reserve_bytes: int = limits.DISK_RESERVE_BYTES_DEFAULT
     models: Path | None = None
+    workers: int = 1
+    """Processes that call upstreams; a single one is the server itself."""
+    ledger: str | None = field(default=None, repr=False)
+    """URL of the database, which may hold a password; None for SQLite in the data directory."""
+    segments: str | None = None
+    """URL of the object store; None for the data directory."""
+    role: Role = "all"
+    shares: Shares = EQUAL
     upstreams: tuple[UpstreamConfig, ...]
 
 
@@ -86,6 +124,23 @@ class _Server(msgspec.Struct, forbid_unknown_fields=True):
     queued_requests: int | None = None
     disk_reserve_mb: int | None = None
     models: str | None = None
+    workers: int | None = None
+    ledger: str | None = None
+    segments: str | None = None
+    role: str | None = None
+
+
+class _Workspace(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    weight: float = 1.0
+    share_max: float = 1.0
+
+
+class _Limit(msgspec.Struct, forbid_unknown_fields=True):
+    models: list[str]
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
 
 
 class _Upstream(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,16 +149,24 @@ class _Upstream(msgspec.Struct, forbid_unknown_fields=True):
     models: list[str] = msgspec.field(default_factory=lambda: ["*"])
     key_env: str | None = None
     slots: int = limits.POOL_SLOTS_DEFAULT
-    timeout: float = limits.UPSTREAM_TIMEOUT_S
+    timeout: float | None = None
+    first_byte_timeout: float = limits.UPSTREAM_FIRST_BYTE_TIMEOUT_S
+    idle_timeout: float = limits.UPSTREAM_IDLE_TIMEOUT_S
+    stream_above_tokens: int | str = limits.STREAM_ABOVE_TOKENS
     fetches_urls: bool | None = None
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    limit: list[_Limit] = []
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     server: _Server = msgspec.field(default_factory=_Server)
     upstream: list[_Upstream] = []
+    workspace: list[_Workspace] = []
 
 
-def load(
+def load(  # noqa: PLR0913 - the flags, by keyword
     *,
     file: Path | None,
     environment: Mapping[str, str],
@@ -111,52 +174,57 @@ def load(
     port: int | None = None,
     data: Path | None = None,
     upstreams: Sequence[str] = (),
+    workers: int | None = None,
+    ledger: str | None = None,
+    segments: str | None = None,
+    role: str | None = None,
 ) -> Config:
     """Put the settings together.
 
     Args:
-        file: `batchyard.toml`, if any.
+        file: `batchyard.toml`.
         environment: for `BATCHYARD_*` and the keys of upstreams.
         host: flag.
         port: flag.
         data: flag.
         upstreams: flags, `NAME=URL` each; they replace those of the file.
+        workers: flag.
+        ledger: flag.
+        segments: flag.
+        role: flag.
 
     Raises:
         ConfigError: what is wrong, where, and what is allowed.
     """
     settings = _read(file)
     server = settings.server
-    named = upstreams or _listed(environment, "UPSTREAMS")
-    entries = [_flag(text) for text in named] or settings.upstream
+
+    def count(name: str, default: int) -> int:
+        variable = environment.get(f"BATCHYARD_{name.upper()}")
+        return _count(name, variable, getattr(server, name), default)
+
+    named = [_flag(text) for text in upstreams or _listed(environment, "UPSTREAMS")]
     hosts = _listed(environment, "ALLOWED_HOSTS") or server.allowed_hosts
+    workers = _workers(workers, environment.get("BATCHYARD_WORKERS"), server.workers)
+    ledger = ledger or environment.get("BATCHYARD_LEDGER") or server.ledger
+    segments = segments or environment.get("BATCHYARD_SEGMENTS") or server.segments
+    role = role or environment.get("BATCHYARD_ROLE") or server.role or "all"
     return Config(
         host=host or environment.get("BATCHYARD_HOST") or server.host or "127.0.0.1",
         port=_port(port, environment.get("BATCHYARD_PORT"), server.port),
         data=data or Path(environment.get("BATCHYARD_DATA") or server.data or "batchyard-data"),
         public_url=_public_url(environment.get("BATCHYARD_PUBLIC_URL") or server.public_url),
         allowed_hosts=frozenset(name.lower() for name in hosts),
-        requests_per_minute=_count(
-            "requests_per_minute",
-            environment.get("BATCHYARD_REQUESTS_PER_MINUTE"),
-            server.requests_per_minute,
-            limits.REQUESTS_PER_MINUTE_DEFAULT,
-        ),
-        queued_requests=_count(
-            "queued_requests",
-            environment.get("BATCHYARD_QUEUED_REQUESTS"),
-            server.queued_requests,
-            limits.QUEUED_REQUESTS_DEFAULT,
-        ),
-        disk_reserve_bytes=limits.MIB
-        * _count(
-            "disk_reserve_mb",
-            environment.get("BATCHYARD_DISK_RESERVE_MB"),
-            server.disk_reserve_mb,
-            limits.DISK_RESERVE_BYTES_DEFAULT // limits.MIB,
-        ),
+        requests_per_minute=count("requests_per_minute", limits.REQUESTS_PER_MINUTE_DEFAULT),
+        queued_requests=count("queued_requests", limits.QUEUED_REQUESTS_DEFAULT),
+        disk_reserve_bytes=limits.MIB * count("disk_reserve_mb", _DISK_RESERVE_MB),
         models=_path(environment.get("BATCHYARD_MODELS") or server.models),
-        upstreams=_upstreams(entries, environment),
+        workers=workers,
+        ledger=ledger,
+        segments=segments,
+        role=stores.check(ledger, segments, role, workers),
+        shares=_shares(settings.workspace),
+        upstreams=_upstreams(named or settings.upstream, environment),
     )
 
 
@@ -196,6 +264,29 @@ def _count(name: str, environment: str | None, file: int | None, default: int) -
     if count < 1:
         raise ConfigError(f"{name} {shown(value)}: a whole number from 1 is allowed")
     return count
+
+
+def _workers(flag: int | None, environment: str | None, file: int | None) -> int:
+    text = environment if flag is None else str(flag)
+    count = _count("workers", text, file, 1)
+    if count > limits.WORKERS_MAX:
+        raise ConfigError(f"workers {count}: 1 to {limits.WORKERS_MAX} are allowed")
+    return count
+
+
+def _shares(entries: Sequence[_Workspace]) -> Shares:
+    """Return the shares of the workspaces; `*` is all that are not named."""
+    named: dict[str, Share] = {}
+    for entry in entries:
+        where = f"workspace {shown(entry.id)}"
+        if not entry.id or entry.id in named:
+            raise ConfigError(f"{where}: an id is needed, and each one once")
+        if not 0.01 <= entry.weight <= 100:
+            raise ConfigError(f"{where}: a weight from 0.01 to 100 is allowed")
+        if not 0 < entry.share_max <= 1:
+            raise ConfigError(f"{where}: a share_max above 0 and up to 1 is allowed")
+        named[entry.id] = Share(entry.weight, entry.share_max)
+    return Shares(named, named.pop("*", Share()))
 
 
 def _port(flag: int | None, environment: str | None, file: int | None) -> int:
@@ -266,17 +357,73 @@ def _upstream(entry: _Upstream, environment: Mapping[str, str]) -> UpstreamConfi
         )
     if not 1 <= entry.slots <= 100_000:
         raise ConfigError(f"upstream {entry.name}: slots from 1 to 100000 are allowed")
-    if not 1 <= entry.timeout <= 86_400:
-        raise ConfigError(f"upstream {entry.name}: a timeout from 1 to 86400 seconds is allowed")
+    _check_streaming(entry)
     return UpstreamConfig(
         name=entry.name,
         url=entry.url.rstrip("/").removesuffix("/v1"),  # many write it, and none means it twice
         models=tuple(entry.models),
         key=_key(entry, parts, environment),
         slots=entry.slots,
-        timeout_s=entry.timeout,
+        # Who sets the one means both; left alone, what streams has longer.
+        timeout_s=entry.timeout or limits.UPSTREAM_TIMEOUT_S,
+        stream_timeout_s=entry.timeout or limits.UPSTREAM_STREAM_TIMEOUT_S,
+        first_byte_timeout_s=entry.first_byte_timeout,
+        idle_timeout_s=entry.idle_timeout,
+        stream_above_tokens=_stream_above(entry),
         fetches_urls=_is_hosted(parts) if entry.fetches_urls is None else entry.fetches_urls,
+        limits=_limits(entry),
     )
+
+
+def _limits(entry: _Upstream) -> tuple[Limit, ...]:
+    """Return the ceilings of an upstream: one over all its models, and those of its tables."""
+    whole = _Limit(
+        ["*"],
+        entry.requests_per_minute,
+        entry.input_tokens_per_minute,
+        entry.output_tokens_per_minute,
+    )
+    found = []
+    for index, each in enumerate([whole, *entry.limit]):
+        where = f"upstream {entry.name}" + (f", limit {index}" if index else "")
+        amounts = {
+            "requests_per_minute": each.requests_per_minute,
+            "input_tokens_per_minute": each.input_tokens_per_minute,
+            "output_tokens_per_minute": each.output_tokens_per_minute,
+        }
+        for name, amount in amounts.items():
+            if amount is not None and not 1 <= amount <= 10**12:
+                raise ConfigError(f"{where}: {name} {amount}: 1 to {10**12} are allowed")
+        is_empty = all(amount is None for amount in amounts.values())
+        if index and (is_empty or not each.models):
+            raise ConfigError(f"{where}: models and one of {', '.join(amounts)} are needed")
+        if not is_empty:
+            found.append(Limit(tuple(each.models), *amounts.values()))
+    return tuple(found)
+
+
+def _check_streaming(entry: _Upstream) -> None:
+    timeouts = {
+        "timeout": entry.timeout,
+        "first_byte_timeout": entry.first_byte_timeout,
+        "idle_timeout": entry.idle_timeout,
+    }
+    for name, seconds in timeouts.items():
+        if seconds is not None and not 1 <= seconds <= 86_400:
+            article = "an" if name[0] in "ai" else "a"
+            allowed = f"{article} {name} from 1 to 86400 seconds is allowed"
+            raise ConfigError(f"upstream {entry.name}: {allowed}")
+    above = entry.stream_above_tokens
+    if above != "never" and (isinstance(above, str) or above < 0):
+        raise ConfigError(
+            f"upstream {entry.name}: stream_above_tokens {shown(above)}: a whole number from 0, or "
+            '"never", is allowed'
+        )
+
+
+def _stream_above(entry: _Upstream) -> int | None:
+    above = entry.stream_above_tokens
+    return above if isinstance(above, int) else None
 
 
 def _key(entry: _Upstream, url: SplitResult, environment: Mapping[str, str]) -> str | None:

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 
-from batchyard import wire
+from batchyard import limits, wire
 from batchyard.server.batches import find
+from batchyard.server.estimate import Estimates
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from starlette.requests import Request
 
+    from batchyard import ledger
+    from batchyard.dispatch.accounts import Account
+    from batchyard.dispatch.waiting import Waiting
     from batchyard.model import Batch
     from batchyard.server.yard import Yard
 
 _EVENT_INTERVAL_S = 1.0
+_STOPS = frozenset({"unconfigured", "paused", "breaker_open"})
 
 
 class Progress:
@@ -29,6 +34,7 @@ class Progress:
 
     def __init__(self, yard: Yard) -> None:
         self._yard = yard
+        self._estimates = Estimates()
 
     async def respond(self, request: Request) -> Response:
         """Return how far a batch is."""
@@ -56,10 +62,15 @@ class Progress:
         `counts` tells the kinds; `in_flight` have been taken up and have no result yet. `billing`
         is what the calls cost: `standard` (the list price), `batch` (half of it) or `simulated`
         (nothing). `tokens` are the sums of an ended batch. `paused` says, by pool, why requests of
-        this batch wait for their upstream.
+        this batch wait for their upstream. `waiting` says more: the reason, in words, and until
+        when. `calls` and what follows are counted since the start of the process that works, null
+        where others do; `failing` are the last requests of which a call failed. `estimate` is the
+        end, null with the reason where there is no basis.
         """
         shards = shards_done = in_flight = 0
         waiting: dict[str, str] = {}
+        reasons: Sequence[Waiting] = ()
+        estimate: dict[str, object] | None = None
         counts, tokens = batch.counts, batch.tokens
         if batch.ended_us is None:
             progress = await self._yard.ledger.progress(batch.id)
@@ -67,6 +78,8 @@ class Progress:
             shards, shards_done = progress.shards, progress.shards_done
             in_flight = progress.inflight
             waiting = self._yard.worker.troubles(progress.pools)
+            reasons = self._yard.worker.explain(batch.id, progress.pools)
+            estimate = self._estimate(batch, progress, reasons)
         if not shards:  # an open batch has some: it ended, maybe since it was read
             batch = await self._yard.ledger.get(batch.workspace, batch.id) or batch
             counts = batch.counts
@@ -85,6 +98,7 @@ class Progress:
             "in_flight": in_flight,
             "shards": shards,
             "shards_done": shards_done,
+            "priority": batch.priority,
             "billing": batch.billing,
             "tokens": {
                 "input": tokens.input,
@@ -93,4 +107,57 @@ class Progress:
                 "cache_read": tokens.cache_read,
             },
             "paused": waiting,
+            "waiting": [self._waiting(reason) for reason in reasons],
+            **_calls(self._yard.worker.account(batch.id)),
+            "estimate": None if batch.ended_us is not None else estimate,
         }
+
+    def _waiting(self, reason: Waiting) -> dict[str, object]:
+        until = None
+        if reason.until_s is not None:
+            clock = self._yard.clock
+            left_us = round((reason.until_s - clock.monotonic_s()) * limits.SECOND_US)
+            until = wire.rfc3339(clock.now_us() + left_us)
+        return {
+            "pool": reason.pool,
+            "reason": reason.reason,
+            "detail": reason.detail,
+            "until": until,
+        }
+
+    def _estimate(
+        self, batch: Batch, progress: ledger.Progress, reasons: Sequence[Waiting]
+    ) -> dict[str, object]:
+        stops = {r.pool: r.detail for r in reasons if r.reason in _STOPS}
+        stopped = None
+        if stops and set(progress.pools) <= set(stops):
+            stopped = next(iter(stops.values()))
+        found = self._estimates.of(
+            batch,
+            progress.counts.total,
+            self._yard.clock.now_us(),
+            stopped=stopped,
+            rate_max=self._yard.worker.rate_max(progress.pools),
+        )
+        ends = found.ends_us
+        return {"ends_at": None if ends is None else wire.rfc3339(ends), "basis": found.basis}
+
+
+def _calls(account: Account | None) -> dict[str, object]:
+    if account is None:
+        return {"calls": None, "repeated_calls": None, "failed_calls": {}, "failing": []}
+    return {
+        "calls": account.calls,
+        "repeated_calls": account.repeated,
+        "failed_calls": dict(account.reasons),
+        "failing": [
+            {
+                "custom_id": custom_id,
+                "tries": failing.tries,
+                "reason": failing.reason,
+                "message": failing.message,
+                "is_over": failing.is_over,
+            }
+            for custom_id, failing in account.failing.items()
+        ],
+    }

@@ -6,7 +6,7 @@ and written out again in dispatch order by a thread.
 
 from __future__ import annotations
 
-import errno
+import asyncio
 import hashlib
 import mmap
 import tempfile
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from batchyard import limits, segments, strict, wire
+from batchyard.dispatch.prefix import order_keys
 from batchyard.dispatch.routes import Routes, dispatch_order
-from batchyard.errors import DiskFull, InvalidRequest, StoreError
+from batchyard.errors import DiskFull, InvalidRequest, StoreError, is_disk_full
 from batchyard.segments.requests import Records, plan_shards, sizes_of
 from batchyard.server.guard import body_chunks
 
@@ -56,17 +57,67 @@ async def spooled(request: Request, directory: Path) -> AsyncIterator[Upload]:
         InvalidRequest, TooLarge: it is coded, too slow, too large, …
         StoreError: the disk failed; DiskFull when there is no room.
     """
-    digest = hashlib.sha256()
     try:
-        with tempfile.TemporaryFile(dir=directory, buffering=limits.DISK_CHUNK_BYTES) as file:
-            async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
-                file.write(chunk)
-                digest.update(chunk)
-            file.flush()
-            yield Upload(file, digest.digest())
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            spool = _Spool(file)
+            try:
+                async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
+                    await spool.add(chunk)
+            finally:
+                await spool.rest()
+            yield Upload(file, spool.finish())
     except OSError as error:  # also of the close, which writes what is left
-        kind = DiskFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
+        kind = DiskFull if is_disk_full(error) else StoreError
         raise kind(f"cannot spool a body: {error.strerror}") from error
+
+
+class _Spool:
+    """Writes and digests a body in pieces: those of a large one in a thread, as the next arrive."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._chunks: list[bytes] = []
+        self._length = 0
+        self._writing: asyncio.Future[None] | None = None
+
+    async def add(self, chunk: bytes) -> None:
+        """Take a chunk in; waits while the disk is a piece behind.
+
+        Raises:
+            OSError: it could not be written, or one before it.
+        """
+        self._chunks.append(chunk)
+        self._length += len(chunk)
+        if self._length >= limits.SPOOL_PIECE_BYTES:
+            piece, self._chunks, self._length = self._chunks, [], 0
+            if self._writing is not None:
+                await asyncio.shield(self._writing)
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, piece))
+
+    async def rest(self) -> None:
+        """Wait until no thread is at the file, which may be closed then."""
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+            self._writing.exception()  # `finish` raises it, unless there is another error already
+
+    def finish(self) -> bytes:
+        """Write what is left, and return the digest of all.
+
+        Raises:
+            OSError: it could not be written, or what came before it.
+        """
+        if self._writing is not None:
+            self._writing.result()
+        self._write(self._chunks)
+        return self._digest.digest()
+
+    def _write(self, chunks: list[bytes]) -> None:
+        piece = b"".join(chunks)
+        self._digest.update(piece)
+        view = memoryview(piece)
+        while view:
+            view = view[self._file.write(view) :]
 
 
 def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Accepted:
@@ -78,9 +129,10 @@ def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Ac
     """
     entries = entries_of(upload)
     pools = routes.pools(entries)
-    order = dispatch_order(pools)
+    keys = order_keys(entries)
+    order = dispatch_order(pools, keys)
     sizes = sizes_of(entries)
-    shards = plan_shards(entries, sizes, pools, order)
+    shards = plan_shards(entries, sizes, pools, order, keys)
     records = Records(entries, sizes, order, shards)
     store.put(segments.requests_name(batch_id), records.chunks())
     return Accepted(len(entries), records.shards())

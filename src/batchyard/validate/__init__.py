@@ -13,8 +13,9 @@ rules: only what every Messages endpoint must refuse, and what batches refuse, i
 """
 
 from batchyard.validate.decide import check, examine, model_of
+from batchyard.validate.ordinary import is_fine as is_plain
 from batchyard.validate.problem import Problem
 from batchyard.validate.tools import FORCED as FORCED_CHOICES
 from batchyard.validate.urls import names_url
 
-__all__ = ["FORCED_CHOICES", "Problem", "check", "examine", "model_of", "names_url"]
+__all__ = ["FORCED_CHOICES", "Problem", "check", "examine", "is_plain", "model_of", "names_url"]

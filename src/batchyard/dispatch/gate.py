@@ -1,0 +1,272 @@
+"""Who waits for a permit: the async shell around a pool's limiter.
+
+While nothing limits, a call passes without waiting and without a task. Otherwise calls queue here,
+those that are repeated first, and one timer wakes the next when it may start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batchyard.dispatch import hints
+from batchyard.dispatch.limiter import Limiter, Permit, Signal, Wait
+from batchyard.errors import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batchyard.clock import Clock
+    from batchyard.dispatch.ceilings import Ceilings
+
+log = logging.getLogger(__name__)
+
+_SAID_S = 60.0  # a limit that comes back sooner is not told of again
+_IDLE_MAX = 1_000  # clients choose the names of models: do not remember for ever
+
+
+class _Head(msgspec.Struct, gc=False):
+    max_tokens: int = 0
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+class Gate:
+    """Lets the calls of one pool through."""
+
+    def __init__(self, name: str, limiter: Limiter, clock: Clock) -> None:
+        """Make one.
+
+        Args:
+            name: of the pool, for the log.
+            limiter: decides.
+            clock: of waits.
+        """
+        self.limiter = limiter
+        self.waiting = 0
+        """Calls that wait here, for time or for an answer to another call."""
+        self.wants_usage = bool(limiter.ceilings)
+        """Whether it must know the tokens that calls use."""
+        self._name = name
+        self._clock = clock
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._repeated: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.Task[None] | None = None
+        self._timer_s = 0.0
+        self._is_closed = False
+        self._is_told = False
+        self._said_s = float("-inf")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a first call may start now."""
+        return not self._repeated and self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a call may be repeated now."""
+        return self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+
+    async def wait(self) -> None:
+        """Wait until a first call may start, or the gate is closed.
+
+        The caller starts one at once, or calls `pass_on`.
+        """
+        while not (self.is_open or self._is_closed):
+            await self._in(self._queue, None)
+
+    async def wait_again(self, stopped: asyncio.Event) -> None:
+        """Wait until a call may be repeated, or `stopped` is set."""
+        while not stopped.is_set() and not self.may_repeat:
+            await self._in(self._repeated, stopped)
+        if stopped.is_set():
+            self.pass_on()
+
+    async def _in(self, queue: deque[asyncio.Future[None]], stopped: asyncio.Event | None) -> None:
+        future = asyncio.get_running_loop().create_future()
+        queue.append(future)
+        self.waiting += 1
+        self.pass_on()
+        try:
+            if stopped is None:
+                await future
+            else:
+                stop = asyncio.ensure_future(stopped.wait())
+                try:
+                    await asyncio.wait((future, stop), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    stop.cancel()
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.pass_on()  # it was this one's turn
+            raise
+        finally:
+            if not future.done() or future.cancelled():
+                with contextlib.suppress(ValueError):  # it was passed over already
+                    queue.remove(future)
+                    self.waiting -= 1
+
+    def pass_on(self) -> None:
+        """Wake the next when it may start, or see to it that a timer does."""
+        queue = self._repeated or self._queue
+        if not queue:
+            return
+        now_s = self._clock.monotonic_s()
+        wait_s = self.limiter.wait_s(now_s)
+        if wait_s <= 0.0 or self._is_closed:
+            self._wake(queue)
+        elif wait_s != float("inf") and (self._timer is None or now_s + wait_s < self._timer_s):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_s = now_s + wait_s
+            self._timer = asyncio.ensure_future(self._ring(wait_s))
+
+    def _wake(self, queue: deque[asyncio.Future[None]]) -> None:
+        while queue:
+            future = queue.popleft()
+            self.waiting -= 1
+            if not future.done():  # or its call was given up
+                future.set_result(None)
+                return
+
+    async def _ring(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+        self._timer = None
+        self.pass_on()
+
+    def close(self) -> None:
+        """Let first calls through that wait: the worker leaves, and they find nothing to send."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._queue:
+            self._wake(self._queue)
+
+    # Calls ------------------------------------------------------------------------------------
+
+    def start(self, params: bytes) -> Permit:
+        """Note that a call starts now."""
+        limiter = self.limiter
+        now_s = self._clock.monotonic_s()
+        if limiter.ceilings:
+            permit = limiter.start(now_s, len(params), _max_tokens(params))
+        else:
+            permit = limiter.start(now_s)
+        if self._queue or self._repeated:
+            self.pass_on()
+        return permit
+
+    def end(
+        self,
+        permit: Permit,
+        signal: Signal,
+        *,
+        retry_after_s: float | None = None,
+        used: tuple[int, int] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take in what became of a call.
+
+        Args:
+            permit: of the call.
+            signal: what it told.
+            retry_after_s: what the upstream asked for, capped.
+            used: input and output tokens that count against limits, where they are known.
+            headers: of the answer.
+        """
+        limiter = self.limiter
+        now_s = self._clock.monotonic_s()
+        limiter.end(permit, now_s, signal, retry_after_s, used)
+        if headers is not None:
+            for hint in hints.read(headers, self._clock.now_us):
+                self.wants_usage |= hint.kind != "requests"
+                limiter.hint(hint, now_s)
+        if self._is_told:
+            self._tell_recovery(now_s, signal)
+        if self._queue or self._repeated:
+            self.pass_on()
+
+    def tell(self, reason: str) -> None:
+        """Say once in the log that calls of the pool wait; `end` says when they no longer do.
+
+        Args:
+            reason: what the upstream said.
+        """
+        if not self._is_told and self._clock.monotonic_s() - self._said_s >= _SAID_S:
+            log.warning("waiting pool=%s: %s", shown(self._name), shown(reason, 300))
+            self._is_told = True
+
+    def _tell_recovery(self, now_s: float, signal: Signal) -> None:
+        if signal is Signal.TAKEN and not self.limiter.is_limited:
+            log.info("recovered pool=%s", shown(self._name))
+            self._is_told = False
+            self._said_s = now_s
+
+
+def _max_tokens(params: bytes) -> int:
+    try:
+        return max(0, _head.decode(params).max_tokens)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+
+
+class Gates:
+    """The gates of one worker, by pool."""
+
+    def __init__(self, clock: Clock, ceilings: Ceilings) -> None:
+        """Make none yet.
+
+        Args:
+            clock: of waits.
+            ceilings: configured limits.
+        """
+        self._clock = clock
+        self._ceilings = ceilings
+        self._of: dict[str, Gate] = {}
+
+    def of(self, pool: str, slots: int) -> Gate:
+        """Return the gate of a pool, with what it has learned if that was not long ago.
+
+        Args:
+            pool: its name, `upstream/model`.
+            slots: calls in flight over all workers, at most.
+        """
+        gate = self._of.get(pool)
+        if gate is None:
+            upstream, _, model = pool.partition("/")
+            limiter = Limiter(slots, self._ceilings.of_pool(upstream, model))
+            gate = self._of[pool] = Gate(pool, limiter, self._clock)
+        return gate
+
+    def forget(self, pool: str) -> None:
+        """Drop what is not worth remembering of a pool without work."""
+        gate = self._of.get(pool)
+        if gate is not None and (not gate.limiter.is_limited or len(self._of) > _IDLE_MAX):
+            del self._of[pool]
+
+    @property
+    def waiting(self) -> int:
+        """Return how many calls wait, for time or for an answer to another call."""
+        return sum(gate.waiting for gate in self._of.values())
+
+    def waits(self, pool: str) -> list[Wait]:
+        """Return why the calls of a pool wait at its gate."""
+        gate = self._of.get(pool)
+        return [] if gate is None else gate.limiter.waits(self._clock.monotonic_s())
+
+    def rate_max(self, pool: str) -> float | None:
+        """Return how many calls a second its upstream takes at most, where that is known."""
+        gate = self._of.get(pool)
+        return None if gate is None else gate.limiter.rate_max(self._clock.monotonic_s())
+
+    def close(self) -> None:
+        """Let everything through that waits: the worker leaves."""
+        for gate in self._of.values():
+            gate.close()

@@ -1,0 +1,230 @@
+"""Whose request is sent next: max-min fair slots over the shards that a pool has open. Pure.
+
+First between workspaces, then between the batches of one: the next slot goes to the one whose
+requests in flight, that one included, are the fewest divided by weight. Who has none in flight may
+have so little weight that it would never be its turn; so turns are also counted, in proportion to
+the weights, and it has one when it is behind all others. Nobody waits for ever, and even a single
+slot goes round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from batchyard.fairness import EQUAL, weight_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from batchyard.dispatch.shard import ShardRun
+    from batchyard.fairness import Share, Shares
+    from batchyard.ledger import Turn
+
+
+L = TypeVar("L", bound="_Lane")
+
+
+class _Lane:
+    """One of those that take turns; `passed` is how far it has come, as turns over weight."""
+
+    __slots__ = ("passed", "weight")
+
+    def __init__(self, weight: float, peers: Iterable[_Lane]) -> None:
+        self.weight = weight
+        self.passed = 0.0
+        self.catch_up(peers)
+
+    def catch_up(self, peers: Iterable[_Lane]) -> None:
+        """Go where the one is whose turn it is: who had nothing to send makes up for nothing."""
+        behind = min((peer.passed for peer in peers if peer.unsent), default=0.0)
+        self.passed = max(self.passed, behind)
+
+    def took(self) -> None:
+        self.passed += 1 / self.weight
+
+    @property
+    def unsent(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def inflight(self) -> int:
+        raise NotImplementedError
+
+
+class _Batch(_Lane):
+    __slots__ = ("shards",)
+
+    def __init__(self, weight: float, peers: Iterable[_Lane]) -> None:
+        super().__init__(weight, peers)
+        self.shards: list[ShardRun] = []
+        """Those with requests that have no result, as they were opened."""
+
+    def forget(self) -> None:
+        if not all(shard.unsent or shard.inflight or shard.parked for shard in self.shards):
+            self.shards = [s for s in self.shards if s.unsent or s.inflight or s.parked]
+
+    @property
+    def unsent(self) -> int:
+        count = 0
+        for shard in self.shards:
+            count += len(shard.unsent)
+        return count
+
+    @property
+    def inflight(self) -> int:
+        count = 0
+        for shard in self.shards:
+            count += len(shard.inflight)
+        return count
+
+
+class _Workspace(_Lane):
+    __slots__ = ("batches", "share")
+
+    def __init__(self, share: Share, peers: Iterable[_Lane]) -> None:
+        super().__init__(share.weight, peers)
+        self.share = share
+        self.batches: dict[str, _Batch] = {}
+
+    def forget(self) -> None:
+        for name, batch in list(self.batches.items()):
+            batch.forget()
+            if not batch.shards:
+                del self.batches[name]
+
+    @property
+    def unsent(self) -> int:
+        return sum(batch.unsent for batch in self.batches.values())
+
+    @property
+    def inflight(self) -> int:
+        return sum(batch.inflight for batch in self.batches.values())
+
+    def ready(self, slots: int) -> int:
+        if self.share.most >= 1.0:
+            return self.unsent
+        return min(self.unsent, max(0, self.share.slots(slots) - self.inflight))
+
+
+class Turns:
+    """The open shards of one pool, and whose turn it is."""
+
+    def __init__(self, shares: Shares = EQUAL, now_us: Callable[[], int] = lambda: 0) -> None:
+        """Begin with none.
+
+        Args:
+            shares: of the workspaces.
+            now_us: the time from which the urgency of batches is counted.
+        """
+        self._shares = shares
+        self._now_us = now_us
+        self._workspaces: dict[str, _Workspace] = {}
+        self._alone: _Batch | None = None
+        """The only batch there is, of a workspace that may have all slots: it is always its turn.
+
+        Nearly all requests of a large batch are sent like that, and need no comparing.
+        """
+
+    def add(self, shard: ShardRun) -> None:
+        """Take up a shard."""
+        claim = shard.claim
+        self._forget()
+        workspace = self._workspaces.get(claim.workspace)
+        if workspace is None:
+            share = self._shares.of(claim.workspace)
+            workspace = _Workspace(share, self._workspaces.values())
+            self._workspaces[claim.workspace] = workspace
+        elif not workspace.unsent:
+            workspace.catch_up(self._workspaces.values())
+        weight = weight_of(claim.priority, claim.expires_us - self._now_us())
+        batch = workspace.batches.get(claim.batch)
+        if batch is None:
+            batch = workspace.batches[claim.batch] = _Batch(weight, workspace.batches.values())
+        elif not batch.unsent:
+            batch.catch_up(workspace.batches.values())
+        batch.weight = weight
+        batch.shards.append(shard)
+        self._alone = self._find_alone()
+
+    def _find_alone(self) -> _Batch | None:
+        if len(self._workspaces) != 1:
+            return None
+        (workspace,) = self._workspaces.values()
+        if len(workspace.batches) != 1 or workspace.share.most < 1.0:
+            return None
+        (batch,) = workspace.batches.values()
+        return batch
+
+    def order(self, slots: int) -> Iterable[ShardRun]:
+        """Return the shards that may have unsent requests, the one whose turn it is first.
+
+        Args:
+            slots: of the pool, of which a workspace may have its share only.
+        """
+        return self._ordered(slots) if self._alone is None else self._alone.shards
+
+    def _ordered(self, slots: int) -> Iterator[ShardRun]:
+        for workspace in _sorted([w for w in self._workspaces.values() if w.ready(slots)]):
+            for batch in _sorted([b for b in workspace.batches.values() if b.unsent]):
+                batch.forget()
+                yield from [shard for shard in batch.shards if shard.unsent]
+
+    def took(self, shard: ShardRun) -> None:
+        """Note that a request of this shard was sent."""
+        if self._alone is not None:
+            return  # a batch that comes begins where this one is
+        workspace = self._workspaces[shard.claim.workspace]
+        workspace.took()
+        workspace.batches[shard.claim.batch].took()
+
+    @property
+    def unsent(self) -> int:
+        """Return how many requests wait."""
+        alone = self._alone
+        if alone is not None:
+            return alone.unsent
+        return sum(workspace.unsent for workspace in self._workspaces.values())
+
+    def ready(self, slots: int) -> int:
+        """Return how many requests could be sent now, if slots were free."""
+        return sum(workspace.ready(slots) for workspace in self._workspaces.values())
+
+    @property
+    def batches(self) -> int:
+        """Return how many batches have requests that wait or are in flight."""
+        self._forget()
+        return sum(len(workspace.batches) for workspace in self._workspaces.values())
+
+    def lacking(self) -> list[Turn]:
+        """Return the batches that would soon have nothing to send: they need another shard.
+
+        Less is unsent than fills the slots twice that the batch has now.
+        """
+        self._forget()
+        return [
+            batch.shards[-1].claim.turn
+            for workspace in self._workspaces.values()
+            for batch in workspace.batches.values()
+            if batch.unsent < 2 * max(1, batch.inflight)
+        ]
+
+    def _forget(self) -> None:
+        for name, workspace in list(self._workspaces.items()):
+            workspace.forget()
+            if not workspace.batches:
+                del self._workspaces[name]
+        self._alone = self._find_alone()
+
+
+def _sorted(lanes: list[L]) -> list[L]:
+    """Return lanes with something to send, the one whose turn it is first."""
+    if len(lanes) < 2:
+        return lanes
+    behind = min(lane.passed for lane in lanes)
+
+    def key(lane: L) -> tuple[float, float]:
+        inflight = lane.inflight
+        level = (inflight + 1) / lane.weight if inflight or lane.passed > behind else 0.0
+        return level, lane.passed
+
+    return sorted(lanes, key=key)

@@ -1,0 +1,160 @@
+"""Slots that call an upstream with limits, through the real gate and limiter, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from batchyard import limits
+from batchyard.dispatch.limiter import Signal
+from batchyard.dispatch.retry import backoff_s
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Coroutine, Sequence
+
+    from batchyard.dispatch.gate import Gate
+
+Says = Literal["exactly", "in whole seconds", "never"]
+"""How a refusal tells when to come again."""
+
+
+class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop whose time jumps to the next timer as soon as nothing else is ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_s = 0.0
+
+    def time(self) -> float:
+        return self._now_s
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:
+            self._now_s = max(self._now_s, self._scheduled[0].when())
+        super()._run_once()
+
+
+class LoopClock:
+    """A clock that goes with the loop."""
+
+    def now_us(self) -> int:
+        return 1_790_000_000_000_000 + round(self.monotonic_s() * limits.SECOND_US)
+
+    def monotonic_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def run_virtually(story: Coroutine[None, None, None]) -> None:
+    with asyncio.Runner(loop_factory=VirtualTime) as runner:
+        runner.run(story)
+
+
+@dataclass
+class Allowed:
+    """An upstream that allows so many calls a second, or the concurrency that brings as many."""
+
+    kind: Literal["rate", "concurrency"]
+    phases: Sequence[float]
+    """What it allows, in calls a second, one after the other."""
+    phase_s: float = 100.0
+    burst_s: float = 0.2
+    """How many seconds of it the bucket holds; at least one call."""
+    latency_s: float = 0.2
+    refusal_s: float = 0.01
+    _level: float = 1.0
+    _at_s: float = 0.0
+    _busy: int = 0
+
+    @property
+    def end_s(self) -> float:
+        return self.phase_s * len(self.phases)
+
+    def limit(self, now_s: float) -> float:
+        return self.phases[min(int(now_s / self.phase_s), len(self.phases) - 1)]
+
+    def admit(self, now_s: float) -> float | None:
+        """Return None for a call that is taken, else the seconds until it could be."""
+        limit = self.limit(now_s)
+        if self.kind == "concurrency":
+            if self._busy >= round(limit * self.latency_s):
+                return 1.0
+            self._busy += 1
+            return None
+        most = max(1.0, limit * self.burst_s)
+        self._level = min(most, self._level + (now_s - self._at_s) * limit)
+        self._at_s = now_s
+        if self._level < 1.0:
+            return (1.0 - self._level) / limit
+        self._level -= 1.0
+        return None
+
+    def leave(self) -> None:
+        self._busy -= self.kind == "concurrency"
+
+
+@dataclass
+class Traffic:
+    """Slots that call such an upstream as a worker does, and what comes of it."""
+
+    allowed: Allowed
+    gate: Gate
+    says_when: Says
+    rng: random.Random
+    sent: int = 0
+    refused: int = 0
+    taken: list[float] = field(default_factory=list)
+
+    async def run(self, slots: int) -> None:
+        loop = asyncio.get_running_loop()
+        end_s = self.allowed.end_s
+        tasks = [loop.create_task(self._slot(end_s)) for _ in range(slots)]
+        await asyncio.sleep(end_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.gate.close()
+
+    async def _slot(self, end_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        never = asyncio.Event()
+        while loop.time() < end_s:
+            if not self.gate.is_open:
+                await self.gate.wait()
+            tries = 0
+            while True:
+                if tries:
+                    while not self.gate.may_repeat:
+                        await self.gate.wait_again(never)
+                tries += 1
+                permit = self.gate.start(b"")
+                self.sent += 1
+                wait_s = self.allowed.admit(loop.time())
+                if wait_s is None:
+                    await asyncio.sleep(self.allowed.latency_s * self.rng.uniform(0.7, 1.3))
+                    self.allowed.leave()
+                    self.gate.end(permit, Signal.TAKEN)
+                    self.taken.append(loop.time())
+                    break
+                await asyncio.sleep(self.allowed.refusal_s)
+                after = wait_s if self.says_when == "exactly" else float(math.ceil(wait_s))
+                after = None if self.says_when == "never" else after
+                self.gate.end(permit, Signal.LIMITED, retry_after_s=after)
+                self.refused += 1
+                await asyncio.sleep(backoff_s(tries, after, self.rng))
+
+    def goodput(self, begin_s: float, end_s: float) -> float:
+        """Return the share of what was allowed within a phase that was used."""
+        taken = sum(begin_s <= at_s < end_s for at_s in self.taken)
+        return taken / ((end_s - begin_s) * self.allowed.limit(begin_s))
+
+    def longest_stall_s(self) -> float:
+        """Return the longest time without an accepted call."""
+        moments = [0.0, *self.taken, self.allowed.end_s]
+        return max(after - before for before, after in itertools.pairwise(moments))

@@ -1,0 +1,199 @@
+"""Who waits at a gate is let through: in order, none forgotten, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from batchyard import limits
+from batchyard.dispatch.ceilings import Ceilings, Limit
+from batchyard.dispatch.gate import Gate, Gates
+from batchyard.dispatch.limiter import Signal
+from sim.limited import LoopClock, run_virtually
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def tell(story: Callable[[Gate], Awaitable[None]], *, per_minute: int = 60, slots: int = 8) -> None:
+    """Let a story happen at a gate that lets one call through each second."""
+
+    async def run() -> None:
+        ceilings = Ceilings({"up": [Limit(("*",), requests=per_minute)]})
+        await story(Gates(LoopClock(), ceilings).of("up/model", slots))
+
+    run_virtually(run())
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Caller:
+    """Calls that note when they were let through."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.through: list[tuple[str, float]] = []
+
+    async def first(self, name: str) -> None:
+        await self.gate.wait()
+        self._start(name)
+
+    async def again(self, name: str, stopped: asyncio.Event) -> None:
+        await self.gate.wait_again(stopped)
+        if not stopped.is_set():
+            self._start(name)
+
+    def _start(self, name: str) -> None:
+        self.through.append((name, now_s()))
+        self.gate.end(self.gate.start(b"{}"), Signal.TAKEN)
+
+
+def test_calls_go_through_in_the_order_in_which_they_came_and_repeated_ones_before() -> None:
+    async def story(gate: Gate) -> None:
+        caller, never = Caller(gate), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for name in ("a", "b", "c", "d"):
+                group.create_task(caller.first(name))
+            await asyncio.sleep(0.5)
+            group.create_task(caller.again("e", never))
+        names = [name for name, _ in caller.through]
+        assert names == ["a", "e", "b", "c", "d"]
+        moments = [moment for _, moment in caller.through]
+        assert moments == pytest.approx([0.0, 1.0, 2.0, 3.0, 4.0], abs=0.01)
+        assert gate.waiting == 0
+
+    tell(story)
+
+
+def test_one_that_is_given_up_while_it_waits_passes_its_turn_on() -> None:
+    async def story(gate: Gate) -> None:
+        caller = Caller(gate)
+        tasks = [asyncio.ensure_future(caller.first(name)) for name in ("a", "b", "c")]
+        await asyncio.sleep(0.5)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert [name for name, _ in caller.through] == ["a", "c"]
+        assert caller.through[-1][1] == pytest.approx(1.0, abs=0.01)
+        assert gate.waiting == 0
+
+    tell(story)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_turn_is_passed_on_by_one_that_is_given_up_just_when_it_comes(turns: int) -> None:
+    """So many turns of the loop after the end of its wait: before, at, or after its wake-up."""
+
+    async def story(gate: Gate) -> None:
+        loop = asyncio.get_running_loop()
+        caller = Caller(gate)
+        tasks = [asyncio.ensure_future(caller.first(name)) for name in ("a", "b", "c")]
+        await asyncio.sleep(0.5)
+
+        def give_up(left: int) -> None:
+            if left:
+                loop.call_soon(give_up, left - 1)
+            else:
+                tasks[1].cancel()
+
+        loop.call_at(1.0, give_up, turns)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        through = dict(caller.through)
+        assert through["c"] == pytest.approx(2.0 if "b" in through else 1.0, abs=0.01)
+        assert gate.waiting == 0
+
+    tell(story)
+
+
+def test_a_stopped_shard_is_not_waited_for() -> None:
+    async def story(gate: Gate) -> None:
+        caller, stopped = Caller(gate), asyncio.Event()
+        await caller.first("a")
+        task = asyncio.ensure_future(caller.again("b", stopped))
+        await asyncio.sleep(0.25)
+        stopped.set()
+        await task
+        assert now_s() == pytest.approx(0.25)
+        assert gate.waiting == 0
+        await caller.first("c")
+        assert caller.through[-1] == ("c", pytest.approx(1.0, abs=0.01))
+
+    tell(story)
+
+
+def test_closing_lets_first_calls_through_at_once() -> None:
+    async def story(gate: Gate) -> None:
+        tasks = [asyncio.ensure_future(gate.wait()) for _ in range(5)]
+        gate.end(gate.start(b"{}"), Signal.LIMITED, retry_after_s=900.0)
+        late = asyncio.ensure_future(gate.wait())
+        await asyncio.sleep(1.0)
+        gate.close()
+        await asyncio.gather(*tasks, late)
+        assert now_s() == pytest.approx(1.0)
+
+    tell(story)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_wake_up_is_lost_whatever_is_refused_given_up_or_stopped(seed: int) -> None:
+    """Every call that is not given up gets through in the end, and none is counted as waiting."""
+    rng = random.Random(seed)
+
+    async def story(gate: Gate) -> None:
+        ended: list[bool] = []
+
+        async def call() -> None:
+            await asyncio.sleep(rng.uniform(0.0, 30.0))
+            stopped = asyncio.Event()
+            await gate.wait()
+            for tries in range(rng.randint(1, 4)):
+                if tries:
+                    await gate.wait_again(stopped)
+                permit = gate.start(b"{}")
+                try:
+                    await asyncio.sleep(rng.uniform(0.0, 3.0))
+                except BaseException:
+                    gate.end(permit, Signal.NOTHING)
+                    raise
+                signal = rng.choice(list(Signal))
+                gate.end(permit, signal, retry_after_s=rng.choice([None, 0.0, 2.0]))
+            gate.pass_on()
+            ended.append(True)
+
+        tasks = [asyncio.ensure_future(call()) for _ in range(100)]
+        given_up = rng.sample(tasks, 30)
+        for task in given_up:
+            asyncio.get_running_loop().call_later(rng.uniform(0.0, 60.0), task.cancel)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.BREAKER_CAP_S * 400):
+                await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(task.done() for task in tasks), "a wake-up was lost"
+        assert len(ended) >= 70
+        assert (gate.waiting, gate.limiter.in_flight) == (0, 0)
+
+    tell(story, per_minute=60_000, slots=16)
+
+
+def test_the_log_says_once_that_calls_wait_and_once_that_they_no_longer_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def story(gate: Gate) -> None:
+        caller = Caller(gate)
+        for _ in range(3):
+            gate.end(gate.start(b"{}"), Signal.UNREACHABLE)
+            gate.tell("connection refused\n")
+        await caller.first("a")
+        await caller.first("b")
+
+    with caplog.at_level(logging.INFO, logger="batchyard.dispatch.gate"):
+        tell(story, per_minute=60_000)
+    assert [record.getMessage() for record in caplog.records] == [
+        r"waiting pool=up/model: connection refused\n",
+        "recovered pool=up/model",
+    ]

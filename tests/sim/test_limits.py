@@ -1,0 +1,95 @@
+"""A limit that moves is followed, and any limit is found: in virtual time, event by event."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from batchyard.dispatch.ceilings import Ceilings
+from batchyard.dispatch.gate import Gates
+from sim.limited import Allowed, LoopClock, Says, Traffic, run_virtually
+
+PHASES = (50.0, 200.0, 20.0)
+ADAPT_S = 30.0
+"""How much of each phase is left out of the goodput: the time to find a new limit."""
+
+SEEDS = int(os.environ.get("BATCHYARD_LIMITS_SEEDS", "6"))
+
+
+def run(allowed: Allowed, says_when: Says, slots: int, seed: int) -> Traffic:
+    """Let slots call for as long as the upstream has phases."""
+    found: list[Traffic] = []
+
+    async def story() -> None:
+        gate = Gates(LoopClock(), Ceilings()).of("up/model", slots)
+        found.append(Traffic(allowed, gate, says_when, random.Random(seed)))
+        await found[0].run(slots)
+
+    run_virtually(story())
+    return found[0]
+
+
+@pytest.mark.parametrize("slots", [64, 500])
+@pytest.mark.parametrize(
+    ("allowed", "says_when"),
+    [
+        (Allowed("rate", PHASES, burst_s=0.2), "exactly"),
+        (Allowed("rate", PHASES, burst_s=0.2), "never"),
+        (Allowed("rate", PHASES, burst_s=1.0), "in whole seconds"),
+        (Allowed("rate", PHASES, burst_s=1.0), "never"),
+        (Allowed("concurrency", PHASES), "in whole seconds"),
+        (Allowed("concurrency", PHASES), "never"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.kind}-{value.burst_s}",
+)
+def test_a_limit_that_moves_is_followed(allowed: Allowed, says_when: Says, slots: int) -> None:
+    """50 a second, then 200, then 20: at least 95 % are used, and under 2 % of calls refused."""
+    traffic = run(replace(allowed), says_when, slots, 7)
+    begins = [phase * allowed.phase_s for phase in range(len(PHASES))]
+    used = [traffic.goodput(begin + ADAPT_S, begin + allowed.phase_s) for begin in begins]
+    assert min(used) >= 0.95, (used, traffic.refused / traffic.sent)
+    assert max(used) <= 1.05, used
+    assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_any_limit_is_found_and_nothing_ever_stalls(seed: int) -> None:
+    """From 1 to 500 a second, in buckets of 0.2 to 5 s, with answers that take 10 ms to 2 s.
+
+    At least 80 % are used within half a minute. Where refusals ask for whole seconds, and the
+    bucket holds less than that, each one that is obeyed costs more than the bucket can make up for:
+    70 % then.
+    """
+    rng = random.Random(seed)
+    limit = 500.0 ** rng.random()
+    latency_s = 0.01 * 200.0 ** rng.random()
+    allowed = Allowed(
+        "rate",
+        [limit],
+        phase_s=70.0,
+        burst_s=0.2 * 25.0 ** rng.random(),
+        latency_s=latency_s,
+        refusal_s=min(latency_s, 0.05),
+    )
+    says_when: Says = rng.choice(get_args(Says))
+    slots = max(64, round(limit * latency_s * rng.choice([1.5, 5.0])))
+    traffic = run(allowed, says_when, slots, seed)
+    used = traffic.goodput(ADAPT_S, allowed.end_s)
+    stall_s = traffic.longest_stall_s()
+    told = (
+        round(limit, 1),
+        allowed,
+        says_when,
+        slots,
+        used,
+        stall_s,
+        traffic.refused,
+        traffic.sent,
+    )
+    assert stall_s <= 5.0 + 2.0 * latency_s, told
+    loses_seconds = says_when == "in whole seconds" and allowed.burst_s < 1.0
+    assert used >= (0.7 if loses_seconds else 0.8), told

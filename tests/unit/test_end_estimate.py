@@ -1,0 +1,72 @@
+"""When a batch will have ended: with a basis, never earlier than limits allow."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchyard import limits
+from batchyard.model import Batch
+from batchyard.server.estimate import Estimates
+
+BEGIN_US = 1_790_000_000_000_000
+S = limits.SECOND_US
+
+
+def batch(requests: int = 1_000, *, window_s: int = 86_400, batch_id: str = "b") -> Batch:
+    return Batch(
+        id=batch_id,
+        workspace="w",
+        requests=requests,
+        created_us=BEGIN_US,
+        expires_us=BEGIN_US + window_s * S,
+        version="2023-06-01",
+        billing="standard",
+    )
+
+
+def test_the_rate_of_the_last_minutes_tells_the_end() -> None:
+    found = Estimates().of(batch(), 100, BEGIN_US + 10 * S)
+    assert found.ends_us == BEGIN_US + 100 * S
+    assert found.basis == "900 left, 10.0 results a second over the last 10 s"
+
+
+def test_only_the_last_five_minutes_count() -> None:
+    estimates = Estimates()
+    whole = batch(100_000)
+    for second in range(0, 620, 10):  # ten a second, and then one
+        results = second * 10 if second < 300 else 3_000 + (second - 300)
+        found = estimates.of(whole, results, BEGIN_US + second * S)
+    assert " 1.0 results a second over the last 300 s" in found.basis
+
+
+@pytest.mark.parametrize(("results", "second"), [(0, 100), (500, 2)])
+def test_without_a_basis_there_is_no_estimate(results: int, second: int) -> None:
+    found = Estimates().of(batch(), results, BEGIN_US + second * S)
+    assert found.ends_us is None
+    assert found.basis == f"no basis: {results} results in the last {second} s"
+
+
+def test_of_an_old_batch_that_was_never_looked_at_nothing_is_known_at_first() -> None:
+    estimates = Estimates()
+    late_us = BEGIN_US + 3_600 * S
+    assert estimates.of(batch(), 500, late_us).ends_us is None
+    assert estimates.of(batch(), 550, late_us + 10 * S).ends_us == late_us + 100 * S
+
+
+def test_it_is_never_earlier_than_a_known_limit_allows() -> None:
+    found = Estimates().of(batch(), 500, BEGIN_US + 10 * S, rate_max=2.0)
+    assert found.ends_us == BEGIN_US + 260 * S
+    assert found.basis.endswith("at most 2.0 a second from now on")
+    slow = Estimates().of(batch(), 500, BEGIN_US + 10 * S, rate_max=1_000.0)
+    assert slow.ends_us == BEGIN_US + 20 * S, "a limit above the rate changes nothing"
+
+
+def test_it_is_never_after_the_expiry_and_says_so() -> None:
+    found = Estimates().of(batch(window_s=60), 10, BEGIN_US + 10 * S)
+    assert found.ends_us == BEGIN_US + 60 * S
+    assert found.basis.endswith("it expires before all is done")
+
+
+def test_what_stands_still_has_no_end_but_a_reason() -> None:
+    found = Estimates().of(batch(), 500, BEGIN_US + 10 * S, stopped="wrong key")
+    assert (found.ends_us, found.basis) == (None, "nothing moves: wrong key")

@@ -1,0 +1,237 @@
+"""What a limiter learns from answers, and the ceilings that it never exceeds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchyard import limits, wire
+from batchyard.dispatch import hints
+from batchyard.dispatch.ceilings import Bucket, Ceilings, Limit
+from batchyard.dispatch.limiter import Limiter, Permit, Signal
+
+
+def fill(limiter: Limiter, now_s: float) -> list[Permit]:
+    """Start as many calls as may start now."""
+    permits = []
+    while limiter.wait_s(now_s) <= 0.0:
+        permits.append(limiter.start(now_s))
+    return permits
+
+
+def end(limiter: Limiter, permits: list[Permit], now_s: float, signal: Signal) -> None:
+    for permit in permits:
+        limiter.end(permit, now_s, signal)
+
+
+def test_a_healthy_upstream_has_all_its_slots_within_some_round_trips() -> None:
+    limiter = Limiter(2_000)
+    now_s, flown = 0.0, []
+    for _ in range(8):
+        permits = fill(limiter, now_s)
+        flown.append(len(permits))
+        now_s += 0.2
+        end(limiter, permits, now_s, Signal.TAKEN)
+    assert flown[0] == limits.WINDOW_START
+    assert flown[-1] == 2_000
+
+
+def test_the_window_doubles_each_second_while_answers_take_longer() -> None:
+    limiter = Limiter(1_000)
+    flown = [len(fill(limiter, float(second))) for second in range(6)]
+    assert sum(flown) == 1_000
+
+
+@pytest.mark.parametrize("signal", [Signal.OVERLOADED, Signal.TIMEOUT])
+def test_a_cohort_decreases_the_window_once(signal: Signal) -> None:
+    limiter = Limiter(10)
+    end(limiter, fill(limiter, 0.0), 1.0, signal)
+    assert limiter.window.size == pytest.approx(7.0)
+
+
+def test_a_retry_after_holds_all_calls_unless_a_later_one_is_accepted() -> None:
+    limiter = Limiter(4)
+    refused, later = limiter.start(0.0), limiter.start(0.1)
+    limiter.end(refused, 0.2, Signal.LIMITED, 3.0)
+    assert limiter.wait_s(0.2) == pytest.approx(3.0)
+    assert limiter.waits(0.2)[0].kind == "cooling_down"
+    limiter.end(later, 0.3, Signal.TAKEN)
+    assert limiter.wait_s(1.0) < 1.0
+
+
+def test_single_calls_probe_ever_more_rarely_whether_a_long_retry_after_holds_for_all() -> None:
+    limiter = Limiter(64)
+    limiter.end(limiter.start(0.0), 0.0, Signal.LIMITED, 900.0)
+    now_s, probes = 0.0, []
+    while (now_s := now_s + limiter.wait_s(now_s)) < 900.0:
+        (permit,) = fill(limiter, now_s)
+        probes.append(now_s)
+        limiter.end(permit, now_s, Signal.LIMITED, 900.0 - now_s)
+    assert probes[:4] == [5.0, 15.0, 35.0, 75.0]
+    assert len(probes) < 20
+    assert limiter.wait_s(900.0) == 0.0, "then it is over"
+
+
+def test_an_accepted_probe_ends_a_long_retry_after_and_the_next_probe_comes_sooner() -> None:
+    limiter = Limiter(64)
+    waits = []
+    for begin_s in (0.0, 100.0, 200.0):
+        limiter.end(limiter.start(begin_s), begin_s, Signal.LIMITED, 900.0)
+        waits.append(limiter.wait_s(begin_s))
+        (probe,) = fill(limiter, begin_s + waits[-1])
+        limiter.end(probe, begin_s + 6.0, Signal.TAKEN)
+        assert "cooling_down" not in [wait.kind for wait in limiter.waits(begin_s + 6.0)]
+    assert waits == [5.0, 2.5, 1.25]
+
+
+def test_a_storm_opens_the_breaker_and_single_calls_probe() -> None:
+    limiter = Limiter(64)
+    end(limiter, fill(limiter, 0.0), 1.0, Signal.FAILED)
+    assert limiter.waits(1.0)[0].kind == "breaker_open"
+    assert limiter.wait_s(1.0) == pytest.approx(limits.BREAKER_BASE_S)
+    probes = fill(limiter, 2.0)
+    assert len(probes) == 1
+    end(limiter, probes, 3.0, Signal.UNREACHABLE)
+    assert limiter.wait_s(3.0) == pytest.approx(2 * limits.BREAKER_BASE_S)
+    probes = fill(limiter, 5.0)
+    assert len(probes) == 1
+    end(limiter, probes, 5.1, Signal.TAKEN)
+    assert not limiter.is_limited
+    begun = fill(limiter, 5.1)
+    assert len(begun) == 1
+    end(limiter, begun, 5.2, Signal.TAKEN)
+    assert len(fill(limiter, 5.2)) == 2
+
+
+def test_the_window_does_not_grow_while_answers_take_ever_longer() -> None:
+    limiter = Limiter(1_000)
+    end(limiter, fill(limiter, 0.0), 0.1, Signal.TAKEN)
+    slow = fill(limiter, 0.2)
+    for permit in slow:
+        limiter.end(permit, 10.0, Signal.TAKEN)
+    size = limiter.window.size
+    assert size < 1_000
+    permits = fill(limiter, 10.0)
+    end(limiter, permits, 19.9, Signal.TAKEN)
+    assert limiter.window.size == size
+
+
+@given(
+    per_minute=st.integers(1, 100_000),
+    steps=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=60),
+)
+def test_requests_never_exceed_a_ceiling_in_any_minute(
+    per_minute: int, steps: list[tuple[float, int]]
+) -> None:
+    """By more than the bucket holds: a second of it, at least one."""
+    ceilings = Ceilings({"up": [Limit(("*",), requests=per_minute)]})
+    pools = [Limiter(10**6, ceilings.of_pool("up", model)) for model in ("a", "b")]
+    now_s, sent = 0.0, []
+    for pause_s, calls in steps:
+        now_s += pause_s
+        for call in range(calls):
+            limiter = pools[call % 2]
+            if limiter.wait_s(now_s) <= 0.0:
+                limiter.end(limiter.start(now_s), now_s, Signal.TAKEN)
+                sent.append(now_s)
+    for begin_s in sent:
+        inside = sum(begin_s <= at_s <= begin_s + 60.0 for at_s in sent)
+        assert inside <= per_minute + max(1.0, per_minute / 60.0) + 1e-6
+
+
+@given(
+    per_minute=st.integers(60, 10**7),
+    calls=st.lists(st.tuples(st.floats(0, 20), st.integers(1, 200_000)), max_size=60),
+)
+def test_tokens_never_exceed_a_ceiling_by_more_than_one_request(
+    per_minute: int, calls: list[tuple[float, int]]
+) -> None:
+    bucket = Bucket("tokens", per_minute)
+    now_s, charged = 0.0, []
+    for pause_s, amount in calls:
+        now_s += pause_s
+        if bucket.wait_s(now_s) <= 0.0:
+            bucket.charge(now_s, amount)
+            charged.append((now_s, amount))
+    largest = max((amount for _, amount in charged), default=0)
+    for begin_s, _ in charged:
+        inside = sum(amount for at_s, amount in charged if begin_s <= at_s <= begin_s + 60.0)
+        assert inside <= per_minute + max(1.0, per_minute / 60.0) + largest + 1e-3
+
+
+def test_an_estimate_is_corrected_by_what_was_used() -> None:
+    ceilings = Ceilings({"up": [Limit(("*",), output_tokens=6_000)]})
+    limiter = Limiter(10, ceilings.of_pool("up", "m"))
+    permit = limiter.start(0.0, 1_000, 500)
+    assert limiter.wait_s(0.0) == pytest.approx((500 - 100 + 1) / 100)
+    limiter.end(permit, 0.0, Signal.TAKEN, None, (200, 50))
+    assert limiter.wait_s(0.0) == 0.0
+    refused = limiter.start(0.0, 1_000, 500)
+    assert refused.tokens[1] == 50  # as earlier answers
+    limiter.end(refused, 0.0, Signal.LIMITED)
+    assert limiter.start(0.0, 1_000, 10).tokens[1] == 10  # at most max_tokens
+
+
+def test_a_ceiling_holds_for_its_models_and_for_the_pool_of_many() -> None:
+    ceilings = Ceilings({"up": [Limit(("opus-*",), requests=60)]})
+    assert ceilings.of_pool("up", "opus-5") == ceilings.of_pool("up", "*")
+    assert ceilings.of_pool("up", "haiku") == ceilings.of_pool("other", "opus-5") == ()
+
+
+# Headers --------------------------------------------------------------------------------------
+
+NOW = 1_790_000_000_000_000
+
+
+def of_requests(remaining: str, limit: str, reset: str) -> dict[str, str]:
+    prefix = "anthropic-ratelimit-requests-"
+    return {prefix + "remaining": remaining, prefix + "limit": limit, prefix + "reset": reset}
+
+
+def test_a_bucket_that_is_nearly_empty_tells_its_refill() -> None:
+    (hint,) = hints.read(of_requests("10", "1000", wire.rfc3339(NOW + 60_000_000)), lambda: NOW)
+    assert (hint.kind, hint.remaining) == ("requests", 10)
+    assert hint.refill == pytest.approx(990 / 60)
+    limiter = Limiter(10)
+    limiter.hint(hint, 0.0)
+    limiter.start(0.0)
+    limiter.start(0.0)
+    assert 0.0 < limiter.wait_s(0.0) <= 2 / hint.refill
+
+
+@pytest.mark.parametrize("bad", ["", "-1", "1e3", "nan", "٣", "9" * 40, "0x10", "7, 9", "+3"])
+def test_bad_values_of_headers_are_ignored(bad: str) -> None:
+    assert hints.read(of_requests(bad, "1000", wire.rfc3339(NOW + 1)), lambda: NOW) == []
+    assert hints.read(of_requests("1", "1000", bad), lambda: NOW) == []
+
+
+def test_a_reset_that_is_far_is_capped_and_one_that_is_past_ignored() -> None:
+    (hint,) = hints.read(of_requests("0", "x", wire.rfc3339(NOW + 10**12)), lambda: NOW)
+    assert hint.reset_s == limits.RETRY_AFTER_CAP_S
+    assert hints.read(of_requests("0", "9", wire.rfc3339(NOW - 1)), lambda: NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1s", 1.0), ("6m0s", 360.0), ("12ms", 0.012), ("1h2m3.5s", 3_723.5), ("1s500ms", 1.5)],
+)
+def test_the_other_family_of_headers_tells_durations(text: str, seconds: float) -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": text,
+        "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": "900",
+        "x-ratelimit-reset-tokens": "1ms",
+    }
+    (hint,) = hints.read(headers, lambda: NOW)
+    assert (hint.kind, hint.remaining) == ("requests", 0)
+    assert hint.refill == pytest.approx(60 / seconds)
+    assert hint.reset_s == pytest.approx(min(seconds, limits.RETRY_AFTER_CAP_S))
+
+
+@pytest.mark.parametrize("text", ["", "s", "ms", "1", "-1s", "1s1m", "1.5m", "1e3s", "٣s", "1 s"])
+def test_bad_durations_are_ignored(text: str) -> None:
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": text}
+    assert hints.read(headers, lambda: NOW) == []
