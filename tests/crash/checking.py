@@ -16,10 +16,15 @@ def assert_holds(data: Path) -> None:
     """Check a data directory that no yard works on."""
     if not any((data / name).exists() for name in ("ledger.db", "segments")):
         return  # killed before it had made anything
+    errors = errors_in(data)
+    assert not errors, errors
+
+
+def errors_in(data: Path) -> list[str]:
+    """Return what `batchyard check` says is wrong with a data directory that no yard works on."""
     findings: list[Finding] = []
     check(data, findings.append)
-    errors = [f"{f.rule} {f.where}: {f.text}" for f in findings if f.level == "error"]
-    assert not errors, errors
+    return [f"{f.rule} {f.where}: {f.text}" for f in findings if f.level == "error"]
 
 
 def kill(yard: Yard) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import batchyard
 from crash.checking import assert_holds
+from crash.test_random_kills import KILLS_USUAL
 from helpers_upstream import DEADLINE_S, Upstream
 from helpers_yard import BATCHES, HEADERS, Yard, assert_answered, poll, request
 
@@ -168,6 +169,13 @@ def test_killed_between_row_and_bytes_of_an_archiving_nothing_is_left(tmp_path: 
         assert found["archived_at"] is not None
         assert found["results_url"] is None
         assert again.files() == []
+
+
+def test_a_usual_run_kills_at_least_150_times() -> None:
+    """Those of the other tests, a few each, come on top."""
+    kills = {"at random moments": KILLS_USUAL, "at named points": len(CASES)}
+    print(f"\nkills in a usual run: {kills}")
+    assert sum(kills.values()) >= 150
 
 
 def test_every_point_is_tried() -> None:

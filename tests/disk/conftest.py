@@ -22,13 +22,13 @@ def _strace() -> None:
 
 
 @pytest.fixture
-def memory() -> Iterator[Path]:
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a directory in memory where there is one: losing bytes is simulated, so that waiting
-    for a real disk would add nothing but time.
+    for a real disk would add nothing but time. The copies that a check makes are there too.
     """
-    with tempfile.TemporaryDirectory(
-        prefix="batchyard-disk-", dir=_MEMORY if _MEMORY.is_dir() else None
-    ) as name:
+    if _MEMORY.is_dir():
+        monkeypatch.setattr(tempfile, "tempdir", str(_MEMORY))
+    with tempfile.TemporaryDirectory(prefix="batchyard-disk-") as name:
         yield Path(name)
 
 

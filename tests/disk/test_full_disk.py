@@ -1,8 +1,8 @@
 """The disk is full: a small file system in memory, filled to the last byte, under a real server.
 
 Creates are refused whole; what is running keeps what it has recorded. The file system is mounted
-for each test, which takes root. Where that is not allowed, `test_io_errors.py` still has files that
-may not grow, which is nearly the same.
+for each test, which takes root and the right to. `test_no_room.py` has the same promises without
+it, everywhere.
 """
 
 from __future__ import annotations

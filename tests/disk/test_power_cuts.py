@@ -76,6 +76,7 @@ class Sweep:
             wrong = judge(
                 recovered, self.story.expected(moment), self.story.batches, synced_lines(sure)
             )
+            wrong += recovered.unsound
         finally:
             shutil.rmtree(image)
         self.faults += [f"seed={self.seed} moment={moment} fate={fate}: {text}" for text in wrong]

@@ -126,6 +126,8 @@ class Left:
     moment: int
     batch_id: str
     room: Path
+    ended: int = 0
+    """How many starts could end the batch."""
 
     def files(self, part: str) -> list[str]:
         """Return the files of the batch, those of its results longest first."""
@@ -143,11 +145,22 @@ class Left:
             shutil.rmtree(image)
         return [path for path in self.files("r/") if path.rpartition("/")[2] in named]
 
-    def start(self, path: str, data: bytes) -> list[str]:
-        """Start with other bytes in one file; return what is wrong, but for a batch refused."""
+    def start(self, path: str, data: bytes, *, canceled: bool = False) -> list[str]:
+        """Start with other bytes in one file; return what is wrong, but for a batch refused.
+
+        Args:
+            path: of the file.
+            data: its bytes.
+            canceled: whether the batch has been canceled before.
+        """
         tree = self.tree | {path: data}
         image = self.room / "image"
         write_tree(tree, image)
+        if canceled:
+            with contextlib.closing(sqlite3.connect(image / "data" / "ledger.db")) as db, db:
+                db.execute(
+                    "UPDATE batches SET cancel_us = created_us WHERE id = ?", [self.batch_id]
+                )
         try:
             recovered = recover(image / "data", LAST_S)
         finally:
@@ -157,7 +170,7 @@ class Left:
             prompt for each in self.story.batches.values() for prompt in each.prompts.values()
         }
         wrong = [f"{prompt!r} was sent, which nobody asked for" for prompt in foreign]
-        recovered.broken.pop(batch.id, None)
+        self.ended += recovered.broken.pop(batch.id, None) is None
         return wrong + judge(
             recovered,
             self.story.expected(self.moment),
@@ -245,3 +258,19 @@ def test_a_batch_with_damaged_requests_is_named(
     with contextlib.suppress(AssertionError):
         left.start(path, b"")
     assert f"damaged shard={left.batch_id}/" in caplog.text
+
+
+@LONG
+def test_a_canceled_batch_with_a_flipped_bit_in_its_requests_ends_with_their_own_ids(
+    left: Left,
+) -> None:
+    """Or not at all, when the bit is in an id or a length: nobody can be told then whose it was."""
+    (path,) = left.files("requests")
+    whole = left.tree[path]
+    assert whole is not None
+    tried = places(len(whole))
+    wrong = []
+    for place in tried:
+        wrong += left.start(path, flipped(whole, place), canceled=True)
+    assert [fault for fault in wrong if not fault.endswith(" is canceled")] == []
+    assert left.ended > len(tried) / 2, "most bytes are params"

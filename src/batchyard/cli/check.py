@@ -22,6 +22,14 @@ def check(
         Path, typer.Argument(metavar="DIR", help="Data directory of a yard that is not running.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    given_up: Annotated[
+        str | None,
+        typer.Option(
+            "--give-up",
+            metavar="BATCH",
+            help="Take a batch out whose requests are lost; its files are kept aside.",
+        ),
+    ] = None,
 ) -> None:
     """Check a data directory without changing it: is everything there, once, and sound?"""
     with guarded():
@@ -34,6 +42,11 @@ def check(
                 render.say(_line(finding))
 
         try:
+            if given_up is not None:
+                from batchyard.clock import SystemClock  # noqa: PLC0415 - brings the event loop
+
+                kept = verify.give_up(directory, given_up, SystemClock().now_us())
+                render.say(f"gave up {given_up}: its files are in {kept}")
             summary = verify.check(directory, tell)
         except DataDirectoryInUse as error:
             render.complain(error.message)
@@ -44,6 +57,11 @@ def check(
         if as_json:
             render.emit({"event": "summary", **_fields(summary)})
         else:
+            for batch in summary.lost:
+                render.say(
+                    f"the requests of {batch} are lost: put their file back, or, once the batch is "
+                    f"canceled or has expired: batchyard check {directory} --give-up {batch}"
+                )
             render.say(_sentence(summary))
         if summary.errors:
             raise SystemExit(_ERRORS)

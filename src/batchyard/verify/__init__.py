@@ -4,13 +4,14 @@ It reads the files by itself and asks no running code, so that a fault of the ya
 itself: the SQL and the record parser here are its own. Shared are the values, the limits, the
 names of segments and the rules of a result line.
 
-Invariant: nothing below the directory is written, made or removed. Damaged bytes are findings,
-never exceptions.
+Invariant: nothing below the directory is written, made or removed, but by `giving_up`, which is
+asked for. Damaged bytes are findings, never exceptions.
 """
 
 from __future__ import annotations
 
 from batchyard.verify.findings import Finding, Rule, Summary
+from batchyard.verify.giving_up import give_up
 from batchyard.verify.run import check
 
-__all__ = ["Finding", "Rule", "Summary", "check"]
+__all__ = ["Finding", "Rule", "Summary", "check", "give_up"]

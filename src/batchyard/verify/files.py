@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SEGMENTS = "segments"
 SPOOL = "spool"
+GIVEN_UP = "given-up"
+"""Where the files of batches are that an operator has given up. Nobody looks at them any more."""
 _FILES = frozenset(
     {FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal", "lock", "server.json", "server.new"}
     | {"ballast"}
@@ -60,7 +62,7 @@ class Tree:
         self._check_mode(self._data.stat().st_mode, ".")
         for entry in self._list(self._data, ""):
             mode = self._mode(entry, entry.name)
-            if entry.name in {SEGMENTS, SPOOL} and stat.S_ISDIR(mode):
+            if entry.name in {SEGMENTS, SPOOL, GIVEN_UP} and stat.S_ISDIR(mode):
                 continue
             if entry.name not in _FILES or not stat.S_ISREG(mode):
                 self._stranger(entry.name, entry.name)

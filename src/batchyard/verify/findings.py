@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
@@ -60,6 +60,9 @@ class Rule(StrEnum):
 NOTES = frozenset({Rule.UNFINISHED, Rule.LEFTOVER, Rule.STRANGER, Rule.MODE})
 """What a crash leaves and the next start deals with, and what an operator may want to know."""
 
+LOST = frozenset({Rule.REQUESTS_MISSING, Rule.REQUESTS_DAMAGED})
+"""Why a batch cannot end: it is not known whose results are missing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -106,6 +109,8 @@ class Summary:
     """Result lines that a row or a manifest names."""
     errors: int = 0
     notes: int = 0
+    lost: list[str] = field(default_factory=list)
+    """Batches that have not ended and whose requests are gone or cannot be told apart."""
 
 
 class Reporter:
@@ -138,6 +143,10 @@ class Reporter:
                     rule=rule, text=text, batch=batch, shard=shard, segment=segment, offset=offset
                 )
             )
+
+    def has(self, batch: str, rules: frozenset[Rule]) -> bool:
+        """Whether one of these was found of a batch that was not closed yet."""
+        return any(self._alike[batch, rule] for rule in rules)
 
     def close(self, batch: str | None = None) -> None:
         """Tell how many were left out of a batch, or of what belongs to none."""

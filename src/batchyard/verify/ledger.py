@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchyard.errors import StoreError
-from batchyard.ledger.sqlite_file import APPLICATION_ID, SCHEMA_VERSION, schema
+from batchyard.ledger.dialect import sqlite_schema
+from batchyard.ledger.sqlite_file import APPLICATION_ID, SCHEMA_VERSION
 from batchyard.verify import log
 from batchyard.verify.findings import Reporter, Rule
 from batchyard.verify.rows import BatchRow, CreateRow, ShardRow, read
@@ -212,6 +213,6 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 def _objects_expected() -> set[tuple[str, str]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        for statement in schema():
+        for statement in sqlite_schema():
             db.execute(statement)
         return {(kind, name) for kind, name in db.execute(_OBJECTS)}

@@ -23,8 +23,8 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
-def held(data: Path) -> Generator[None]:
-    """Keep yards away from a data directory; other checks may read it too.
+def held(data: Path, *, alone: bool = False) -> Generator[None]:
+    """Keep yards away from a data directory; other checks may read it too, unless `alone`.
 
     The lock is the one of `server/place.py`, taken shared and without writing to its file. A
     directory without that file was never a yard's, or is a copy: nobody can hold it.
@@ -42,7 +42,7 @@ def held(data: Path) -> Generator[None]:
         raise ConfigError(f"cannot read {data}: {error.strerror}") from None
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
             holder = os.read(descriptor, 20).strip()
             raise DataDirectoryInUse(

@@ -1,10 +1,13 @@
 """The requests segment, read again from nothing but its format. No I/O of its own.
 
-<custom_id> SP <length of params in bytes, decimal> LF <params> LF
+<custom_id> SP <length of params in bytes, decimal> SP <CRC-32 of these> LF <params> LF
+
+Older files have no checksum there.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -14,7 +17,10 @@ from batchyard import limits
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_HEAD_BYTES_MAX = limits.CUSTOM_ID_CHARS_MAX + 1 + len(str(limits.BATCH_BODY_BYTES_MAX)) + 1
+_CHECK_BYTES = 9
+_HEAD_BYTES_MAX = (
+    limits.CUSTOM_ID_CHARS_MAX + 1 + len(str(limits.BATCH_BODY_BYTES_MAX)) + _CHECK_BYTES + 1
+)
 
 # Not into values: only the syntax counts. It passes over bad UTF-8, which is looked for apart.
 _params = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -76,7 +82,10 @@ def records(blocks: Iterable[bytes], length: int) -> Iterator[Record]:
 
 
 def _head(line: bytes, offset: int) -> tuple[str, int]:
-    name, _, digits = line.partition(b" ")
+    name, _, rest = line.partition(b" ")
+    digits, _, check = rest.partition(b" ")
+    if check and check != b"%08x" % zlib.crc32(line[:-_CHECK_BYTES]):
+        raise BrokenRecord(offset)
     if not digits.isdigit() or (digits[:1] == b"0" and digits != b"0"):
         raise BrokenRecord(offset)
     # A name that cannot be is told as such, not as a broken record.

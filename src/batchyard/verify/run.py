@@ -8,7 +8,7 @@ from batchyard.errors import ConfigError, StoreError, shown
 from batchyard.verify import ledger, reading, rows
 from batchyard.verify.batch import BatchCheck
 from batchyard.verify.files import Tree
-from batchyard.verify.findings import Finding, Reporter, Rule, Summary
+from batchyard.verify.findings import LOST, Finding, Reporter, Rule, Summary
 from batchyard.verify.ledger import LedgerFile, State
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def _check_batch(tree: Tree, file: LedgerFile, row: BatchRow, report: Reporter) 
             report.add(Rule.BATCH_STATE, text, batch=row.id)
     elif row.is_open:
         BatchCheck(tree.root, row, tree.batch(row.id), report).open(shards)
+        if report.has(row.id, LOST):
+            report.summary.lost.append(row.id)
     else:
         BatchCheck(tree.root, row, tree.batch(row.id), report).ended(shards)
 

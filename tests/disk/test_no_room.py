@@ -1,0 +1,127 @@
+"""Writes meet `ENOSPC`, wherever this runs: no file system has to be mounted for it.
+
+What the server writes itself is refused by a layer under it (`full_serve.py`), what SQLite writes
+by strace. `test_full_disk.py` has the same on a real file system, where one can be mounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from disk.loads import Interrupted, Load
+from disk.tracing import Disturbed
+from helpers_upstream import Upstream
+from helpers_yard import BATCHES, HEADERS, QUICK, Yard, request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("_strace")
+
+BOUNDS = QUICK | {
+    "limits:SHARD_REQUESTS": 8,
+    "limits:DISK_RESERVE_BYTES_DEFAULT": 4 << 20,
+    "limits:DISK_FULL_WAIT_S": 0.05,
+}
+
+
+class FullYard(Yard):
+    """A yard whose disk can be full."""
+
+    @property
+    def switch(self) -> Path:
+        return self.data.with_name("full")
+
+    def command(self) -> list[str]:
+        python, script, *rest = super().command()
+        assert python == sys.executable
+        assert script.endswith("helpers_serve.py")
+        program = str(Path(__file__).with_name("full_serve.py"))
+        return [python, program, str(self.switch), *rest]
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """Leave no room for a while."""
+        with Disturbed(self, "pwrite64,fallocate,mkdir", "error=ENOSPC"):
+            self.switch.touch()
+            try:
+                yield
+            finally:
+                self.switch.unlink()
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def yard(tmp_path: Path, upstream: Upstream) -> Iterator[FullYard]:
+    with FullYard(tmp_path / "data", upstream.url, slots=16, bounds=BOUNDS) as running:
+        yield running
+        assert "Traceback" not in running.read_log()
+
+
+def test_a_create_that_finds_no_room_is_an_overload_and_leaves_nothing(
+    yard: FullYard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    load.end(load.create(5))
+    before = yard.files()
+    body = {"requests": [request(f"refused-{n}") for n in range(2_000)]}
+    with yard.full():
+        for _ in range(3):
+            answer = yard.post(BATCHES, body)
+            assert answer.status == 529, answer.body
+            assert answer.json()["error"]["type"] == "overloaded_error"
+            assert int(answer.headers["retry-after"]) > 0
+        assert yard.files() == before, "something is half written"
+        load.look(load.made[0])
+    load.run()
+    load.check()
+    assert upstream.number("refused") == 0
+    assert yard.starts == 1
+
+
+def test_a_running_batch_waits_for_room_and_ends_without_a_restart(
+    yard: FullYard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    running = load.create(40, "|hold:room")
+    upstream.wait_calls("load0-", 16)
+    with yard.full():
+        upstream.gate("room").open()
+        upstream.wait_until(lambda: upstream.number_answered("load0-") >= 8, "answers")
+        for _ in range(50):  # what cannot be written shows itself at the next renewal at the latest
+            with contextlib.suppress(Interrupted):
+                load.look(running)
+        assert len(yard.read_log()) < 100_000, "a tight loop"
+    load.end(running)
+    load.check()
+    counts = [upstream.counts[prompt.partition("|")[0]] for prompt in running.prompts]
+    assert counts == [1] * 40, "answers that had come were thrown away"
+    assert yard.starts == 1
+
+
+def test_a_delete_that_finds_no_room_gives_up_the_ballast_and_works(
+    yard: FullYard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    old = load.create(20)
+    load.end(old)
+    ballast = yard.data / "ballast"
+    assert ballast.exists()
+    # The first write of the ledger finds none, and the ballast makes some.
+    with Disturbed(yard, "pwrite64", "error=ENOSPC:when=1") as disturbed:
+        answer = yard.request("DELETE", f"{BATCHES}/{old.batch_id}", None, HEADERS)
+        assert disturbed.injected
+    assert answer.status == 200, answer.body
+    assert not ballast.exists()
+    assert not any(str(old.batch_id) in name for name in yard.files())
+    load.end(load.create(3))
