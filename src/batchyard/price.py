@@ -8,6 +8,7 @@ Source: the provider's pricing page; formula and check values in `tests/unit/tes
 
 from __future__ import annotations
 
+import hashlib
 from decimal import Decimal
 from typing import Literal
 
@@ -131,3 +132,16 @@ def dollars(micros: int) -> str:
     value = Decimal(micros) / _MILLION
     text = f"{abs(value):,.{places}f}"
     return f"-${text}" if micros < 0 else f"${text}"
+
+
+def version() -> str:
+    """Return what names the prices in force: their date, and a digest of every price and rule."""
+    table = models.table()
+    prices = sorted(
+        (name, model.rates, model.long, model.us_surcharge) for name, model in table.models.items()
+    )
+    rules = (
+        table.batch_divisor, table.us_numerator, table.us_denominator, table.web_search_micros,
+    )  # fmt: skip
+    digest = hashlib.sha256(repr((prices, rules)).encode()).hexdigest()
+    return f"{table.as_of}+{digest[:8]}"

@@ -1,7 +1,9 @@
 """Run the command line many times quickly: a process that has imported it forks for each run.
 
 What is run is the command itself, in a process of its own that can be killed; only the imports,
-two thirds of its time, are shared. Tests of start-up, signals and terminals start it anew instead.
+two thirds of its time, are shared. With `BATCHYARD_TEST_HURRY=20` in its environment it waits a
+twentieth of the time between two polls or tries. Tests of start-up, signals and terminals start it
+anew instead.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _PROGRAM = """
-import json, os, sys
+import json, os, sys, threading
 import batchyard.cli.main, batchyard.cli.work, batchyard.client.run, batchyard.client.api
+
+def hurry(times):
+    whole = threading.Event.wait
+    threading.Event.wait = lambda event, timeout=None: whole(event, timeout and timeout / times)
 
 for line in sys.stdin:
     call = json.loads(line)
@@ -30,6 +36,7 @@ for line in sys.stdin:
         os.environ.update(call["env"])
         sys.argv[:] = ["batchyard", *call["arguments"]]
         sys.stdin = open(os.devnull)
+        hurry(float(call["env"].get("BATCHYARD_TEST_HURRY", "1")))
         batchyard.cli.main.main()
     else:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

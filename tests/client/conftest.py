@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchyard.client import folder
 from batchyard.client.api import Api
-from batchyard.client.documents import files
-from batchyard.client.pipeline import Pipeline
-from batchyard.client.plan import Settings, make
+from batchyard.client.inputs.documents import files
+from batchyard.client.inputs.template import Template
+from batchyard.client.planning.plan import Settings, make
 from batchyard.client.run import make_config
-from batchyard.client.template import Template
+from batchyard.client.running import folder, journal
+from batchyard.client.running.pipeline import Pipeline
 from client.fake_api import FakeApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from batchyard.client.receipt import Receipt
-    from batchyard.client.updates import Update
+    from batchyard.client.results.receipt import Receipt
+    from batchyard.client.running.updates import Update
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,9 @@ class Bench:
     clock: WaitingClock
     updates: list[Update] = field(default_factory=list)
     pause: Callable[[float], bool] | None = None
+    retries: int = 3
+    budget_micros: int | None = None
+    approved: tuple[int, int] | None = (10**9, 10**9)
 
     def __post_init__(self) -> None:
         self.docs = self.path / "docs"
@@ -81,12 +84,14 @@ class Bench:
         self.out = self.path / "reports"
         self.files = folder.Files(self.out)
 
-    def plan(self, shard_requests: int = 100, model: str = "claude-opus-4-8"):
-        settings = Settings(model=model, max_tokens=100, shard_requests=shard_requests)
+    def plan(
+        self, shard_requests: int = 100, model: str = "claude-opus-4-8", max_tokens: int = 100
+    ):
+        settings = Settings(model=model, max_tokens=max_tokens, shard_requests=shard_requests)
         documents = files(str(self.docs)).read(outside=self.out)
         return make(documents, Template(self.prompt), None, settings)
 
-    def writer(self, **options) -> folder.Journal:
+    def writer(self, on_orphan: journal.OrphanPolicy = "wait", **options) -> folder.Journal:
         """Open the journal, beginning the run if there is none."""
         self.out.mkdir(exist_ok=True)
         writer = folder.Journal(self.files, self.clock)
@@ -100,7 +105,11 @@ class Bench:
                 local=False,
                 upstreams=(),
             )
-            folder.start(writer, plan, config)
+            folder.start(writer, plan, config, approved=self.approved)
+        terms = journal.Terms(
+            budget_micros=self.budget_micros, retries=self.retries, on_orphan=on_orphan
+        )
+        writer.record(terms)
         return writer
 
     def pipeline(self, writer: folder.Journal, *, grace_s: float = 120.0) -> Pipeline:

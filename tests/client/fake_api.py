@@ -12,7 +12,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from batchyard.client.running.tags import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 START = datetime(2026, 11, 22, 8, tzinfo=UTC)
 
@@ -27,6 +32,8 @@ class FakeBatch:
     ended: bool = False
     canceled: bool = False
     listed: bool = True
+    sent: list[str] = field(default_factory=list)
+    """The ids of its requests as they came; those in `requests` are without the mark."""
 
 
 @dataclass
@@ -50,15 +57,24 @@ class FakeApi:
 
     is_yard: bool = False
     billing: str | None = None
+    repeated_calls: int | None = None
+    """What `progress` says of a batch that has ended."""
     polls: int = 0
     faults: dict[str, deque[Any]] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
     extra_lines: list[bytes] = field(default_factory=list)
     batches: dict[str, FakeBatch] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     now: datetime = START
+    status: str = "in_progress"
+    redirect: str | None = None
+    follows_time: bool = False
+    """Its time is that of the machine, for runs in processes of their own."""
     hide_created: bool = False
     paused: dict[str, str] = field(default_factory=dict)
+    tokens_of: Callable[[dict[str, Any]], int] | None = None
+    """The tokens of a request; without it the server has no `count_tokens`."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -96,19 +112,24 @@ class FakeApi:
                 for batch in self.batches.values():
                     if batch.idempotency_key == key:
                         return batch
+            if self.follows_time:
+                self.now = datetime.now(UTC)
             batch_id = f"msgbatch_{len(self.batches) + 1:02}"
             when = created_at or self.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            sent = [request["custom_id"] for request in requests]
+            requests = [{**r, "custom_id": plain(r["custom_id"])} for r in requests]
             batch = FakeBatch(batch_id, requests, when, key, self.polls)
+            batch.sent = sent
             batch.listed = not self.hide_created
             self.batches[batch_id] = batch
             return batch
 
-    def line(self, request: dict[str, Any]) -> bytes:
+    def line(self, request: dict[str, Any], sent: str | None = None) -> bytes:
         custom_id = request["custom_id"]
         result = self.outcomes.get(custom_id) or succeeded(
             f"Report on {custom_id}.", model=request["params"]["model"]
         )
-        return json.dumps({"custom_id": custom_id, "result": result}).encode() + b"\n"
+        return json.dumps({"custom_id": sent or custom_id, "result": result}).encode() + b"\n"
 
 
 def succeeded(
@@ -163,11 +184,19 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(headers.get("content-length", 0)))
             call = Call(method, self.path, headers)
             api.calls.append(call)
+            if api.redirect is not None:
+                self.send_response(307)
+                self.send_header("location", api.redirect)
+                self.send_header("content-length", "0")
+                self.end_headers()
+                return
             path = self.path.split("?")[0].removeprefix("/v1/messages/")
             parts = path.split("/")
             match (method, parts):
                 case ("POST", ["batches"]):
                     self.create(body, headers)
+                case ("DELETE", ["batches", batch_id]):
+                    self.plain("delete", lambda: self.delete(batch_id))
                 case ("GET", ["batches"]):
                     self.plain("list", self.page)
                 case ("GET", ["batches", batch_id]):
@@ -176,6 +205,9 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                     self.plain("cancel", lambda: self.cancel(batch_id))
                 case ("GET", ["batches", batch_id, "progress"]) if api.is_yard:
                     self.plain("progress", lambda: self.progress(batch_id))
+                case ("POST", ["count_tokens"]) if api.tokens_of is not None:
+                    tokens = api.tokens_of(json.loads(body))
+                    self.plain("count", lambda: self.send(200, {"input_tokens": tokens}))
                 case ("GET", ["batches", batch_id, "results"]):
                     self.results(batch_id)
                 case _:
@@ -191,6 +223,7 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                 answer()
 
         def create(self, body: bytes, headers: dict[str, str]) -> None:
+            api.bodies.append(body)
             fault = api.next_fault("create")
             if fault == "refuse_drop":
                 self.close_connection = True
@@ -212,6 +245,13 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                 else:
                     self.send(200, self.shape(batch))
 
+        def delete(self, batch_id: str) -> None:
+            known = api.batches.pop(batch_id, None)
+            if known is None:
+                self.error(404, "not_found_error")
+            else:
+                self.send(200, {"id": batch_id, "type": "message_batch_deleted"})
+
         def retrieve(self, batch_id: str) -> None:
             batch = api.batches.get(batch_id)
             if batch is None:
@@ -230,10 +270,15 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             batch = api.batches[batch_id]
             total = len(batch.requests)
             done = total if batch.ended else total // 2
-            fields = {"id": batch_id, "results": done, "billing": api.billing, "paused": api.paused}
+            fields = {
+                "id": batch_id, "results": done, "billing": api.billing, "paused": api.paused,
+                "repeated_calls": api.repeated_calls if batch.ended else 0,
+            }  # fmt: skip
             self.send(200, fields)
 
         def page(self) -> None:
+            for batch in api.batches.values():
+                batch.ended = batch.ended or batch.polls_left <= 0 or batch.canceled
             found = [
                 self.shape(b)
                 for b in reversed(api.batches.values())
@@ -249,11 +294,12 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                 return
             batch = api.batches[batch_id]
             canceled = {"type": "canceled"}
+            sent = batch.sent or [r["custom_id"] for r in batch.requests]
             lines = [
-                json.dumps({"custom_id": r["custom_id"], "result": canceled}).encode() + b"\n"
+                json.dumps({"custom_id": name, "result": canceled}).encode() + b"\n"
                 if batch.canceled
-                else api.line(r)
-                for r in reversed(batch.requests)
+                else api.line(r, name)
+                for r, name in reversed(list(zip(batch.requests, sent, strict=True)))
             ]
             body = b"".join([*lines, *api.extra_lines])
             self.head(200, len(b"".join(lines[:1])) if fault == "cut_quietly" else len(body))
@@ -273,7 +319,7 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             return {
                 "id": batch.id,
                 "type": "message_batch",
-                "processing_status": "ended" if batch.ended else "in_progress",
+                "processing_status": "ended" if batch.ended else api.status,
                 "request_counts": counts,
                 "ended_at": batch.created_at if batch.ended else None,
                 "created_at": batch.created_at,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from batchyard import __version__
-from batchyard.client.folder import Files, Lock
+from batchyard.client.running.folder import Files, Lock
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored
 
@@ -99,7 +99,8 @@ def test_changed_inputs_are_refused_with_what_changed(documents: Path, server: F
     assert again.returncode == 2
     assert "the prompt p.j2 has another text" in again.stderr
     assert "1 new document: new.md" in again.stderr
-    assert "1 changed document: a.md" in again.stderr
+    assert "2 changed documents: a.md, b.md" in again.stderr
+    assert "--allow-prompt-change" in again.stderr
     assert "--fresh" in again.stderr
 
 
@@ -146,8 +147,8 @@ def test_a_server_that_refuses_leaves_the_run_to_be_continued(documents: Path, s
     assert again.returncode == 0, again.stderr
 
 
-def test_plan_sends_and_writes_nothing(documents: Path, server: FakeApi):
-    done = batchyard("plan", *OPTIONS, "--base-url", server.url)
+def test_plan_without_a_sample_sends_and_writes_nothing(documents: Path, server: FakeApi):
+    done = batchyard("plan", *OPTIONS, "--base-url", server.url, "--sample", "0")
 
     assert done.returncode == 0, done.stderr
     assert "price, batch" in done.stdout
@@ -251,7 +252,7 @@ def test_on_a_terminal_there_is_a_question_and_a_panel(documents: Path, server: 
     text = shown.decode()
     assert "proceed? [y/N]" in text
     assert "Ctrl-C leaves, nothing is lost" in text
-    assert "2 of 2 done, 2 saved" in text
+    assert "2 of 2 saved, 2 of 2 requests done" in text
 
 
 def test_the_second_ctrl_c_leaves_at_once_and_gives_the_terminal_back(documents: Path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.client.folder import Files, Lock
 from batchyard.client.problems import RunInUse
+from batchyard.client.running.folder import Files, Lock
 
 
 def test_whoever_looks_sees_who_works_and_is_seen_by_nobody(tmp_path: Path):

@@ -1,14 +1,18 @@
 """The command is killed at every point that matters, and given again."""
 
 import json
+import os
+import random
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from batchyard.client.running.folder import Files
 from client.commands import batchyard
-from client.fake_api import FakeApi
+from client.fake_api import FakeApi, errored, succeeded
 
 POINTS = [
     "before_bodies",
@@ -32,7 +36,7 @@ def run(path: Path, server: FakeApi, crash_at: str = "") -> subprocess.Completed
     return batchyard(
         "run", str(path / "docs"), "--prompt", str(path / "p.j2"), "--model", "claude-opus-4-8",
         "--max-tokens", "50", "--out", str(path / "reports"), "--base-url", server.url, "--yes",
-        ANTHROPIC_API_KEY="k", BATCHYARD_CRASH_AT=crash_at,
+        ANTHROPIC_API_KEY="k", BATCHYARD_CRASH_AT=crash_at, BATCHYARD_TEST_HURRY="50",
     )  # fmt: skip
 
 
@@ -73,3 +77,121 @@ def test_a_killed_run_goes_on_with_one_batch_and_whole_reports(
     assert json.loads((out / "receipt.json").read_text())["saved"] == 3
     assert [p for p in out.rglob("*") if p.name.endswith(".partial")] == []
     assert again.stdout.splitlines()[-1].startswith("paid ")
+
+
+GROWING = [
+    "before_extension",
+    "extension_bodies",
+    "before_extended_event",
+    "extended",
+    "created_unrecorded:2",
+    "downloaded_recorded:2",
+    "outcomes_written:2",
+    "collected_recorded:2",
+    "tables_written",
+    "receipt_written",
+]
+
+
+@pytest.mark.parametrize(("point", "is_yard"), [(p, y) for p in GROWING for y in (True, False)])
+def test_a_run_that_is_killed_in_a_round_sends_that_round_once(
+    documents: Path, server: FakeApi, point: str, is_yard: bool
+):
+    server.is_yard, server.polls = is_yard, 0
+    server.now = server.now.now(server.now.tzinfo)
+    server.outcomes["a_Dmd"] = errored("overloaded_error", "busy")
+
+    killed = run(documents, server, crash_at=point)
+    again = run(documents, server)
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert again.returncode == 0, again.stderr
+    sent = [[r["custom_id"] for r in batch.requests] for batch in server.batches.values()]
+    assert sent == [["a_Dmd", "b_Dmd", "sub_-c_Dmd"], ["a_Dmd_R1"]]
+    out = documents / "reports"
+    assert {p.name: p.read_text() for p in out.rglob("*.md")} == {
+        "a.md": "Report on a_Dmd_R1.\n",
+        "b.md": "Report on b_Dmd.\n",
+        "c.md": "Report on sub_-c_Dmd.\n",
+    }
+    receipt = json.loads((out / "receipt.json").read_text())
+    assert (receipt["documents"], receipt["saved"]) == (3, 3)
+    assert (out / "errors.jsonl").read_text() == ""
+
+
+KILLS = int(os.environ.get("BATCHYARD_RUN_KILLS", "2"))
+DOCUMENTS = 12
+POINTS_OF_LIFE = (
+    *POINTS, *GROWING, "after_intent:2", "create_answered:2", "created_recorded:3",
+    "results_chunk:2", "report_written:9", "outcomes_written:3", "before_extended_event:2",
+    "extended:2", "extension_bodies:2", "collected_recorded:3",
+)  # fmt: skip
+
+
+def budgeted(path: Path, server: FakeApi, crash_at: str = "") -> subprocess.CompletedProcess[str]:
+    return batchyard(
+        "run", str(path / "docs"), "--prompt", str(path / "p.j2"), "--model", "claude-opus-4-8",
+        "--max-tokens", "50", "--out", str(path / "reports"), "--base-url", server.url, "--yes",
+        "--sample", "0", "--shard-size", "5", "--budget", "0.012",
+        ANTHROPIC_API_KEY="k", BATCHYARD_CRASH_AT=crash_at, BATCHYARD_TEST_HURRY="50",
+    )  # fmt: skip
+
+
+def test_kills_at_random_points_with_rounds_a_budget_and_lost_answers(tmp_path: Path):
+    """No second batch that is kept, no report twice or half, none missing."""
+    seed = int(os.environ.get("BATCHYARD_RUN_SEED", random.randrange(1 << 32)))
+    print(f"BATCHYARD_RUN_SEED={seed}")
+    draw = random.Random(seed)
+    kills = runs = 0
+    while kills < KILLS:
+        folder = tmp_path / str(runs)
+        kills += _one_life(folder, draw)
+        shutil.rmtree(folder)
+        runs += 1
+    print(f"{kills} kills in {runs} runs: every document has one report, every shard one batch")
+
+
+def _one_life(path: Path, draw: random.Random) -> int:
+    """Kill one run several times, let it end, and check what there is; return the kills."""
+    (path / "docs").mkdir(parents=True)
+    for number in range(DOCUMENTS):
+        (path / "docs" / f"n{number:02}.md").write_text(f"text of {number}")
+    (path / "p.j2").write_text("About {{ text }}")
+    server = FakeApi(is_yard=True, billing="batch", follows_time=True)
+    usage = {"input_tokens": 10, "output_tokens": 30}
+    for number in range(DOCUMENTS):
+        name = f"n{number:02}_Dmd"
+        for suffix in ("", "_R1", "_R2", "_R3"):
+            server.outcomes[name + suffix] = succeeded(f"Report {number}.", usage=usage)
+        if draw.random() < 0.4:
+            server.outcomes[name] = errored("overloaded_error", "busy")
+    server.fail("create", *(draw.choice([None, None, "drop", "accept_500"]) for _ in range(3)))
+    server.fail("results", draw.choice([None, None, "cut", 503]))
+    kills = 0
+    try:
+        for _ in range(draw.randrange(1, 5)):
+            done = budgeted(path, server, crash_at=draw.choice(POINTS_OF_LIFE))
+            kills += done.returncode == -signal.SIGKILL
+        done = budgeted(path, server)
+        assert done.returncode == 0, done.stdout + done.stderr
+        _check_life(path, server)
+    finally:
+        server.close()
+    return kills
+
+
+def _check_life(path: Path, server: FakeApi) -> None:
+    out = path / "reports"
+    state = Files(out).read_state()
+    kept = [shard.batch for shard in state.shards if shard.batch]
+    assert sorted(kept) == sorted(server.batches), "a batch that no shard keeps, or two of one"
+    assert len(set(kept)) == len(kept)
+    sent = [r["custom_id"] for batch in server.batches.values() for r in batch.requests]
+    assert len(set(sent)) == len(sent), "a request was sent twice"
+    assert {p.name: p.read_text() for p in out.glob("*.md")} == {
+        f"n{number:02}.md": f"Report {number}.\n" for number in range(DOCUMENTS)
+    }
+    receipt = json.loads((out / "receipt.json").read_text())
+    assert (receipt["documents"], receipt["saved"]) == (DOCUMENTS, DOCUMENTS)
+    assert receipt["paid_micros"] == DOCUMENTS * 400 <= 12_000
+    assert [p for p in out.rglob("*") if p.name.endswith(".partial")] == []

@@ -12,9 +12,9 @@ import pytest
 import batchyard as package
 from batchyard import Run, files
 from batchyard.client.api import Api
-from batchyard.client.folder import Files
-from batchyard.client.local import RESTARTS_MAX, LocalYard, find_running
 from batchyard.client.problems import InputError, InputsChanged, NeedsAttention
+from batchyard.client.running.folder import Files
+from batchyard.client.running.local import RESTARTS_MAX, LocalYard, find_running
 from client.commands import batchyard
 
 

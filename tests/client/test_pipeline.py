@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from batchyard.client import journal
-from batchyard.client.journal import Phase
-from batchyard.client.pipeline import Pipeline
 from batchyard.client.problems import Detached, NeedsAttention
+from batchyard.client.running import journal
+from batchyard.client.running.journal import Phase
+from batchyard.client.running.pipeline import Pipeline
 from client.conftest import Bench
 from client.fake_api import FakeApi, errored, succeeded
 
@@ -43,8 +43,7 @@ def test_every_shard_is_created_before_anything_is_waited_for(bench: Bench, serv
 def test_the_body_that_is_sent_is_the_one_on_disk(bench: Bench, server: FakeApi):
     bench.run()
 
-    sent = next(iter(server.batches.values())).requests
-    assert json.loads(bench.files.requests(0).read_bytes())["requests"] == sent
+    assert server.bodies == [bench.files.requests(0).read_bytes()]
 
 
 @pytest.mark.parametrize("fault", ["drop", "accept_500"])
@@ -103,15 +102,87 @@ def test_a_batch_that_a_proxy_passed_on_late_is_adopted_and_not_sent_again(
     assert bench.reports() == REPORTS
 
 
-def test_two_batches_that_could_be_ours_are_a_matter_for_a_person(bench: Bench, server: FakeApi):
-    server.fail("create", "drop")
-    foreign = [{"custom_id": f"x{i}", "params": {"model": "m"}} for i in range(3)]
-    server.accept(foreign)
+FOREIGN = [{"custom_id": f"x{i}", "params": {"model": "m"}} for i in range(3)]
 
-    with pytest.raises(NeedsAttention, match=r"2 batches of its size .*msgbatch_02, msgbatch_01"):
-        bench.run()
+
+def test_of_two_batches_that_could_be_ours_the_results_tell_which_is(bench: Bench, server: FakeApi):
+    server.fail("create", "drop")
+    server.accept(FOREIGN)
+
+    bench.run()
+
+    assert bench.files.read_state().shards[0].batch == "msgbatch_02"
+    assert server.count("POST", "/batches") == 1
+    assert bench.reports() == REPORTS
+
+
+def test_the_others_go_on_while_it_is_not_known_which_of_two_batches_is_ours(
+    bench: Bench, server: FakeApi
+):
+    server.fail("create", "drop")
+    server.accept(FOREIGN[:1])
+    server.polls = 40
+    server.batches["msgbatch_01"].polls_left = 1_000
+
+    def pause(seconds: float) -> bool:
+        if len(bench.reports()) == 2:  # the other shards: now both of the doubtful ones end
+            for batch in server.batches.values():
+                batch.polls_left = 0
+        return bench.clock.pause(seconds)
+
+    bench.pause = pause
+    bench.run(shard_requests=1)
+
+    assert bench.files.read_state().shards[0].batch == "msgbatch_02"
+    assert len(server.batches) == 4
+    assert bench.reports() == REPORTS
+    assert any("2 batches of its size" in update.text for update in bench.updates)
+
+
+def test_whoever_wants_no_doubt_is_stopped_by_a_create_call_without_an_answer(
+    bench: Bench, server: FakeApi
+):
+    server.fail("create", "drop")
+
+    with pytest.raises(NeedsAttention, match="--on-orphan wait, adopt or resubmit"):
+        bench.run(on_orphan="fail")
 
     assert server.count("POST", "/batches") == 1
+
+
+def test_whoever_adopts_takes_the_oldest_and_gives_it_back_when_it_is_not_ours(
+    bench: Bench, server: FakeApi
+):
+    server.fail("create", "drop")
+    server.accept(FOREIGN)
+
+    bench.run(on_orphan="adopt")
+
+    assert bench.files.read_state().shards[0].disowned == ("msgbatch_01",)
+    assert server.count("POST", "/batches") == 1
+    assert bench.reports() == REPORTS
+
+
+def test_whoever_resubmits_does_not_wait_and_the_batch_that_turns_up_is_kept_and_its_twin_canceled(
+    bench: Bench, server: FakeApi
+):
+    server.fail("create", "drop")
+    server.hide_created = True
+    server.polls = 300
+
+    def pause(seconds: float) -> bool:
+        if len(server.batches) == 2:
+            server.batches["msgbatch_01"].listed = server.batches["msgbatch_02"].listed = True
+            server.batches["msgbatch_01"].polls_left = 0
+        return bench.clock.pause(seconds)
+
+    bench.pause = pause
+    bench.run(on_orphan="resubmit")
+
+    shard = bench.files.read_state().shards[0]
+    assert server.batches["msgbatch_02"].canceled
+    assert (shard.batch, shard.duplicates) == ("msgbatch_01", ("msgbatch_02",))
+    assert bench.reports() == REPORTS
 
 
 def test_a_batch_of_another_size_or_time_is_not_adopted(bench: Bench, server: FakeApi):
@@ -237,7 +308,7 @@ def test_one_lost_shard_does_not_keep_the_others_from_being_saved(bench: Bench, 
     writer = bench.writer(shard_requests=1)
     pipeline = bench.pipeline(writer)
     pipeline.submit()
-    del server.batches["msgbatch_01"]
+    del server.batches[str(writer.state.shards[0].batch)]
 
     with pytest.raises(NeedsAttention, match="shard 0"):
         pipeline.run()
@@ -297,6 +368,7 @@ def test_credentials_go_to_our_own_base_url_only(bench: Bench, server: FakeApi):
 
 
 def test_each_kind_of_failure_has_its_class_and_reason(bench: Bench, server: FakeApi):
+    bench.retries = 0
     server.outcomes = {
         "a_Dmd": errored("invalid_request_error", "prompt is too long"),
         "b_Dmd": succeeded("half", stop="max_tokens"),
@@ -318,7 +390,7 @@ def test_each_kind_of_failure_has_its_class_and_reason(bench: Bench, server: Fak
 def test_ids_that_were_not_sent_are_ignored_and_told(bench: Bench, server: FakeApi):
     server.extra_lines = [b'{"custom_id":"other_Wfile_Dmd","result":{"type":"expired"}}\n',
                           b"garbage\n",
-                          b'{"custom_id":"a_Dmd","result":{"type":"expired"}}\n']  # fmt: skip
+                          b'{"custom_id":"b_Dmd","result":{"type":"expired"}}\n']  # fmt: skip
 
     receipt = bench.run()
 
@@ -332,7 +404,7 @@ def test_ids_that_were_not_sent_are_ignored_and_told(bench: Bench, server: FakeA
 
 def test_a_document_without_a_result_is_missing(bench: Bench, server: FakeApi):
     server.outcomes = {}
-    bench.writer().close()
+    bench.retries = 0
     server.fail("results", "cut_quietly", "cut_quietly", "cut_quietly")
 
     receipt = bench.run()
@@ -462,3 +534,15 @@ def test_an_unknown_model_has_an_unknown_price(bench: Bench, server: FakeApi):
 
     assert receipt.paid_micros is None
     assert receipt.models["my-own-model"].input_tokens == 3_000
+
+
+@pytest.mark.parametrize(("is_yard", "repeated"), [(True, 6), (False, None)])
+def test_the_receipt_tells_how_many_calls_a_yard_repeated(
+    bench: Bench, server: FakeApi, is_yard: bool, repeated: int | None
+):
+    server.is_yard, server.repeated_calls, server.polls = is_yard, 2, 1
+
+    receipt = bench.run(shard_requests=1)
+
+    assert receipt.repeated_calls == repeated
+    assert json.loads((bench.out / "receipt.json").read_text())["repeated_calls"] == repeated

@@ -5,10 +5,10 @@ from rich.console import Console
 
 from batchyard.cli import render
 from batchyard.cli.panel import Panel
-from batchyard.client import receipt
-from batchyard.client.collect import Outcome
-from batchyard.client.journal import Config, Phase, Shard, State
-from batchyard.client.updates import Update
+from batchyard.client.results import receipt
+from batchyard.client.results.collect import Outcome
+from batchyard.client.running.journal import Config, Phase, Shard, State
+from batchyard.client.running.updates import Update
 
 
 def shards(count: int, **fields: object) -> list[Shard]:
@@ -16,7 +16,7 @@ def shards(count: int, **fields: object) -> list[Shard]:
 
 
 def panel_of(known: list[Shard], name: str = "reports") -> Panel:
-    return Panel(name, known, saved=lambda _: 7)
+    return Panel(name, known, saved=lambda: (7, 9))
 
 
 def drawn(panel: Panel, width: int = 80, height: int = 14) -> list[str]:
@@ -44,10 +44,15 @@ def test_shards_under_way_are_shown_before_the_others():
     assert lines[-1] == "… 391 more shards, 0 of them collected"
 
 
-def test_of_a_shard_that_was_collected_before_the_reports_count_as_saved_that_were_written():
-    lines = drawn(panel_of(shards(1, phase=Phase.COLLECTED)))
+def test_documents_count_once_as_saved_however_many_shards_they_were_in():
+    again = Shard(index=1, requests=2, bytes=1, sha256="", round=1, phase=Phase.COLLECTED)
+    panel = panel_of([*shards(1, phase=Phase.COLLECTED), again])
+    panel.update(Update(kind="saving", shard=2, done=1, total=2))
+    panel.update(Update(kind="collected", shard=1, done=2, total=2))
 
-    assert lines[0].startswith("10 of 10 done, 7 saved   reports")
+    lines = drawn(panel)
+
+    assert lines[0].startswith("8 of 9 saved, 14 of 14 requests done   reports")
     assert "10/10" in lines[1]
 
 

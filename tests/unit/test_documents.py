@@ -1,10 +1,11 @@
 """Sources to documents."""
 
+import io
 from pathlib import Path
 
 import pytest
 
-from batchyard.client.documents import Sources, files
+from batchyard.client.inputs.documents import Sources, files
 from batchyard.client.problems import InputError
 
 
@@ -134,3 +135,70 @@ def test_the_hash_of_a_document_depends_on_its_content_only(tmp_path: Path):
     assert files(tmp_path).read()[0].sha256 == before
     write(tmp_path, a_md="other")
     assert files(tmp_path).read()[0].sha256 != before
+
+
+def test_a_pdf_or_image_is_a_document_without_text(tmp_path: Path):
+    write(tmp_path, sub__a_pdf=b"%PDF-1.7\nx")
+
+    document = files(f"{tmp_path}/**/*.pdf").read()[0]
+
+    assert document.key == "sub/a.pdf"
+    assert document.fields == {"text": "", "path": "sub/a.pdf", "name": "a"}
+    assert document.media is not None
+    before = document.sha256
+    write(tmp_path, sub__a_pdf=b"%PDF-1.7\ny")
+    assert files(f"{tmp_path}/**/*.pdf").read()[0].sha256 != before
+
+
+def test_a_folder_without_text_says_how_to_name_what_it_holds(tmp_path: Path):
+    write(tmp_path, a_pdf=b"%PDF-1.7\nx")
+
+    with pytest.raises(
+        InputError, match=r"matches no document; .*a\.pdf, which '.*/\*\.pdf' would"
+    ):
+        files(tmp_path).read()
+
+
+def test_files_in_another_encoding_are_read_when_it_is_named(tmp_path: Path):
+    write(tmp_path, a_md="grüße".encode("latin-1"), b_csv="id,text\n1,süß\n".encode("latin-1"))
+
+    a, b = files(tmp_path / "a.md", tmp_path / "b.csv", encoding="latin-1").read()[::-1]
+
+    assert a.fields["text"] == "grüße"
+    assert b.fields["text"] == "süß"
+    with pytest.raises(InputError, match=r"2 files are no text; .* --encoding"):
+        files(tmp_path / "a.md", tmp_path / "b.csv").read()
+
+
+def test_rows_of_tsv_are_documents(tmp_path: Path):
+    write(tmp_path, rows_tsv="id\tbody\nx\ta, b\n")
+
+    document = files(tmp_path / "rows.tsv").read()[0]
+
+    assert (document.key, document.fields["body"]) == ("x", "a, b")
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "expected"),
+    [
+        ("jsonl", '{"id":"x","text":"t"}\n', [("x", "t")]),
+        ("csv", "id,text\nx,t\ny,u\n", [("x", "t"), ("y", "u")]),
+        ("tsv", "id\ttext\nx\tt\n", [("x", "t")]),
+        ("text", "all of it\n", [("stdin", "all of it\n")]),
+    ],
+)
+def test_standard_input_is_rows_or_one_document(
+    monkeypatch: pytest.MonkeyPatch, form, text: str, expected: list[tuple[str, str]]
+):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    found = files("-", stdin=form).read()
+
+    assert [(document.key, document.fields["text"]) for document in found] == expected
+
+
+def test_an_error_in_standard_input_names_the_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"id":"x"}\n{oops\n')))
+
+    with pytest.raises(InputError, match="standard input:2: not JSON"):
+        files("-").read()

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.client import durable, journal
-from batchyard.client.journal import (
+from batchyard.client.problems import JournalError
+from batchyard.client.running import durable, journal
+from batchyard.client.running.journal import (
+    Approved,
     Collected,
     Config,
     Created,
     Disowned,
     Downloaded,
+    Duplicate,
     Ended,
+    Extended,
     Finished,
     Intent,
     Left,
@@ -22,9 +26,9 @@ from batchyard.client.journal import (
     Phase,
     PlannedShard,
     Started,
+    Terms,
     Withdrawn,
 )  # fmt: skip
-from batchyard.client.problems import JournalError
 
 CONFIG = Config(
     model="m", max_tokens=1, prompt="p.j2", prompt_sha256="0", shard_requests=10,
@@ -98,6 +102,89 @@ def test_a_withdrawn_shard_is_collected_without_being_sent():
     assert phases(START, Withdrawn(shard=1), Collected(shard=1))[1] is Phase.COLLECTED
 
 
+def collected(shard: int, **classes: int) -> list[journal.Event]:
+    return [
+        Intent(shard=shard, generation=0, key="k"), Created(shard=shard, batch=f"b{shard}"),
+        Ended(shard=shard, counts={}), Downloaded(shard=shard, bytes=1),
+        Collected(shard=shard, classes=classes),
+    ]  # fmt: skip
+
+
+RETRY = Extended(round=1, why="retry", shards=SHARDS[:1], again={"expired": 3})
+
+
+def test_a_run_that_was_finished_and_grows_is_under_way_again():
+    events = [START, *collected(0, succeeded=3), *collected(1, expired=3), Finished(at=9)]
+
+    state = journal.fold([*events, RETRY])
+
+    assert journal.fold(events).finished_us == 9
+    assert state.finished_us is None
+    assert [(s.index, s.round, s.why, s.phase) for s in state.shards[1:]] == [
+        (1, 0, "first", "collected"), (2, 1, "retry", "planned"),
+    ]  # fmt: skip
+
+
+def test_a_document_that_is_sent_again_counts_once_in_the_class_that_it_had_last():
+    events = [START, *collected(0, succeeded=3), *collected(1, expired=3)]
+
+    under_way = journal.fold([*events, RETRY])
+    over = journal.fold([*events, RETRY, *collected(2, succeeded=2, expired=1)])
+
+    assert journal.fold(events).classes == {"succeeded": 3, "expired": 3}
+    assert under_way.classes == {"succeeded": 3}
+    assert over.classes == {"succeeded": 5, "expired": 1}
+    assert over.documents == 6
+
+
+def test_a_round_of_several_shards_counts_as_one_one_by_hand_not_and_new_inputs_begin_anew():
+    more = Extended(round=1, why="retry", shards=SHARDS)
+    cut = Extended(round=1, why="retry", shards=SHARDS, replaces=(2,))
+    second = Extended(round=2, why="retry", shards=SHARDS[:1])
+    by_hand = Extended(round=3, why="retry", shards=SHARDS[:1], by_hand=True)
+
+    assert journal.fold([START, more, cut]).automatic_rounds == 1
+    assert journal.fold([START, more, cut, second]).automatic_rounds == 2
+    assert journal.fold([START, more, cut, second, by_hand]).automatic_rounds == 2
+    rerun = Extended(round=3, why="rerun", shards=SHARDS[:1], by_hand=True)
+    assert journal.fold([START, more, cut, second, rerun]).automatic_rounds == 0
+
+
+def test_a_shard_that_is_cut_has_its_documents_in_the_pieces_and_is_never_sent():
+    cut = Extended(round=0, why="rest", shards=SHARDS, replaces=(1,))
+
+    state = journal.fold([START, cut])
+
+    assert [shard.phase for shard in state.shards] == ["planned", "replaced", "planned", "planned"]
+    assert state.nothing_sent
+    assert state.documents == 6
+    with pytest.raises(JournalError, match="cannot follow"):
+        journal.apply(state, Intent(shard=1, generation=0, key="k"))
+
+
+def test_the_rest_waits_until_the_pilot_was_looked_at():
+    shards = (PlannedShard(requests=1, bytes=1, sha256="a", why="pilot"),
+              PlannedShard(requests=5, bytes=1, sha256="b", why="rest"))  # fmt: skip
+    started = Started(run="r", config=CONFIG, shards=shards, format=2)
+
+    before = journal.fold([started])
+    after = journal.fold([started, Approved()])
+
+    assert [before.is_held(shard) for shard in before.shards] == [False, True]
+    assert [after.is_held(shard) for shard in after.shards] == [False, False]
+
+
+def test_a_journal_of_the_first_format_is_read():
+    line = (
+        b'{"event":"run","at":1,"run":"r","config":{"model":"m","max_tokens":1,"prompt":"p",'
+        b'"prompt_sha256":"0","shard_requests":10},"shards":[{"requests":3,"bytes":9,"sha256":"a"}]}'
+    )
+
+    state = journal.read([line, b'{"event":"intent","at":2,"shard":0,"generation":0,"key":"k"}'])
+
+    assert (state.shards[0].phase, state.shards[0].round, state.documents) == ("intended", 0, 3)
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -108,7 +195,11 @@ def test_a_withdrawn_shard_is_collected_without_being_sent():
         [START, INTENT, Withdrawn(shard=0)],
         [START, INTENT, CREATED, COLLECTED],
         [START, Intent(shard=2, generation=0, key="k")],
-        [Started(run="r", config=CONFIG, shards=SHARDS, format=2)],
+        [Started(run="r", config=CONFIG, shards=SHARDS, format=3)],
+        [Extended(round=1, why="retry", shards=SHARDS)],
+        [START, INTENT, Extended(round=0, why="rest", shards=SHARDS, replaces=(0,))],
+        [START, Extended(round=0, why="rest", shards=SHARDS, replaces=(2,))],
+        [START, Duplicate(shard=0, batch="b")],
     ],
 )
 def test_an_event_that_cannot_follow_is_refused(events: list[journal.Event]):
@@ -119,7 +210,13 @@ def test_an_event_that_cannot_follow_is_refused(events: list[journal.Event]):
 @pytest.mark.parametrize(
     "event",
     [START, INTENT, CREATED, ENDED, DOWNLOADED, COLLECTED, Finished(at=1), Left(at=2),
-     NotCreated(shard=0, reason="x"), Disowned(shard=0, batch="b"), Withdrawn(shard=1)],
+     NotCreated(shard=0, reason="x"), Disowned(shard=0, batch="b"), Withdrawn(shard=1),
+     Extended(round=2, why="retry", shards=SHARDS, replaces=(0,), again={"expired": 2},
+              documents=7, by_hand=True),
+     Terms(budget_micros=1, retries=0, on_orphan="adopt"), Approved(),
+     Duplicate(shard=0, batch="b"),
+     Collected(shard=0, classes={"succeeded": 1}, cost_micros=3),
+     Intent(shard=0, generation=1, key="k", ceiling_micros=9)],
 )  # fmt: skip
 def test_every_event_survives_its_line(event: journal.Event):
     assert journal.decode(journal.encode(event), 1) == event

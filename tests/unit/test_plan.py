@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard import limits, models, wire
-from batchyard.client import estimate
-from batchyard.client.documents import Sources
-from batchyard.client.outputs import output_names
-from batchyard.client.plan import (
+from batchyard.client.inputs.documents import Sources
+from batchyard.client.inputs.template import Template
+from batchyard.client.planning import estimate
+from batchyard.client.planning.compare import compare
+from batchyard.client.planning.plan import (
     Plan,
     Request,
     Settings,
     _listed,
-    describe_changes,
     make,
     pack,
 )
 from batchyard.client.problems import InputError
-from batchyard.client.template import Template
+from batchyard.client.results.outputs import output_names
 
 
 def plan(tmp_path: Path, rows: list[dict], prompt: str = "{{ text }}", **settings) -> Plan:
@@ -160,17 +160,6 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, settings: dict, messa
         plan(tmp_path, ROWS, **settings)
 
 
-def test_changes_are_told_by_kind_with_some_names():
-    before = {"a": "1", "b": "2", "gone": "3"}
-    after = {"a": "1", "b": "9", "n1": "1", "n2": "1", "n3": "1", "n4": "1"}
-
-    assert describe_changes(before, after) == [
-        "4 new documents: n1, n2, n3, …",
-        "1 gone document: gone",
-        "1 changed document: b",
-    ]
-
-
 def test_reports_mirror_the_input_tree():
     keys = [("sub/a.md", False), ("b.rst", False), ("id.7", True)]
 
@@ -225,3 +214,33 @@ def test_estimates_know_scripts():
     assert estimate.tokens(prose, "claude-opus-4-8") > estimate.tokens(prose, "claude-opus-4-6")
     assert 900 <= estimate.tokens("文档分析" * 250, "claude-opus-4-8") <= 1_200
     assert estimate.tokens("", "x") == 1
+
+
+def test_for_each_model_compared_the_same_requests_are_checked_and_priced(tmp_path: Path):
+    rows = [
+        {"id": "a", "text": "one", "own": {"model": "claude-haiku-4-5"}},
+        {"id": "b", "text": "two", "own": {"max_tokens": 100_000}},
+        {"id": "c", "text": "three", "own": {}},
+    ]
+    made = plan(tmp_path, rows, override="own", params={"temperature": 1})
+
+    opus, haiku, unknown = compare(made, ["claude-haiku-4-5", "unheard-of"])
+
+    assert (opus.model, opus.refused) == ("claude-opus-4-8", 0)
+    assert (haiku.refused, haiku.output_cap) == (1, 64_000)
+    assert haiku.why.startswith("max_tokens: 100000 > 64000")
+    assert haiku.batch is not None
+    assert haiku.batch.ceiling < 102_000 * 5  # dollars per million tokens out, half of them
+    assert (unknown.refused, unknown.batch, unknown.output_cap) == (0, None, None)
+
+
+def test_a_row_may_choose_another_model_and_is_priced_by_it(tmp_path: Path):
+    rows = [{"id": "a", "text": "x", "own": {"model": "claude-haiku-4-5"}}]
+
+    own, other = (
+        plan(tmp_path, rows, override="own"),
+        plan(tmp_path, rows, model="claude-haiku-4-5"),
+    )
+
+    assert own.batch == other.batch
+    assert own.requests[0].digest == other.requests[0].digest

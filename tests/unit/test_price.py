@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 
 from batchyard import models, price
 from batchyard.price import Usage, cost_micros, read_usage
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MILLION = 1_000_000
 
@@ -192,3 +196,22 @@ def test_usage_that_is_none_is_refused(raw: bytes) -> None:
 )
 def test_money_is_shown_so_that_little_is_not_nothing(micros: int, text: str) -> None:
     assert price.dollars(micros) == text
+
+
+def test_the_version_of_the_prices_changes_with_any_price(tmp_path: Path) -> None:
+    before = price.version()
+    assert before.startswith(models.table().as_of + "+")
+    file = tmp_path / "models.toml"
+    entry = '[[model]]\nids = ["{}"]\nmax_output = 9\ncache_min = 0\n{}'
+    rates = 'input = "1"\noutput = "{}"\nwrite_5m = "1"\nwrite_1h = "1"\nread = "1"\n'
+    versions = {before}
+    try:
+        for text in (entry.format("a", rates.format("2")), entry.format("a", rates.format("3"))):
+            file.write_text(text)
+            models.use(file)
+            versions.add(price.version())
+    finally:
+        models.use(None)
+
+    assert len(versions) == 3
+    assert price.version() == before

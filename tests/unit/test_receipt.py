@@ -3,9 +3,9 @@
 import pytest
 
 from batchyard import price
-from batchyard.client import receipt
-from batchyard.client.collect import Outcome
-from batchyard.client.journal import Config, Phase, Shard, State
+from batchyard.client.results import receipt
+from batchyard.client.results.collect import Outcome
+from batchyard.client.running.journal import Config, Phase, Shard, State
 
 CONFIG = Config(
     model="claude-opus-4-6", max_tokens=1, prompt="p", prompt_sha256="0", shard_requests=1

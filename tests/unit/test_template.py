@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.client.documents import Document
+from batchyard.client.inputs.documents import Document
+from batchyard.client.inputs.template import Template
 from batchyard.client.problems import InputError
-from batchyard.client.template import Template
 
 
 def document(**fields: object) -> Document:

@@ -23,6 +23,7 @@ class Exit(IntEnum):
     CRASH = 1
     USAGE = 2
     NEEDS_ATTENTION = 3
+    BUDGET_REACHED = 4
     DETACHED = 5
     INTERRUPTED = 130
 
@@ -45,6 +46,9 @@ def guarded(out: Path | None = None) -> Iterator[None]:
     except problems.Detached as error:
         render.aside(error.message)
         raise SystemExit(Exit.DETACHED) from None
+    except problems.BudgetReached as error:
+        render.complain(error.message)
+        raise SystemExit(Exit.BUDGET_REACHED) from None
     except problems.InputError as error:
         render.complain(error.message)
         raise SystemExit(Exit.USAGE) from None
@@ -77,7 +81,7 @@ def guarded(out: Path | None = None) -> Iterator[None]:
 
 def _keep_trace(out: Path | None) -> str:
     if out is not None:
-        from batchyard.client.folder import Files  # noqa: PLC0415
+        from batchyard.client.running.folder import Files  # noqa: PLC0415
 
         log = Files(out).log
         try:

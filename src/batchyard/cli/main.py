@@ -8,11 +8,17 @@ import typer
 
 from batchyard import __version__
 from batchyard.cli import check as check_command
+from batchyard.cli import diff as diff_command
+from batchyard.cli import doctor as doctor_command
 from batchyard.cli import emulate as emulate_command
+from batchyard.cli import export as export_command
+from batchyard.cli import importing as import_command
 from batchyard.cli import probe as probe_command
 from batchyard.cli import render
+from batchyard.cli import retry as retry_command
 from batchyard.cli import run as run_command
 from batchyard.cli import serve as serve_command
+from batchyard.cli import show as show_command
 from batchyard.cli import status as status_command
 
 
@@ -48,10 +54,16 @@ def common(
 app.command("run")(run_command.run)
 app.command("plan")(run_command.plan)
 app.command("attach")(status_command.attach)
+app.command("retry")(retry_command.retry)
 app.command("status")(status_command.status)
 app.command("ls")(status_command.ls)
 app.command("cancel")(status_command.cancel)
 app.command("report")(status_command.report)
+app.command("show")(show_command.show)
+app.command("diff")(diff_command.diff)
+app.command("export")(export_command.export)
+app.command("import")(import_command.import_batches)
+app.command("doctor")(doctor_command.doctor)
 app.command("serve")(serve_command.serve)
 app.command("emulate")(emulate_command.emulate)
 app.command("probe")(probe_command.probe)

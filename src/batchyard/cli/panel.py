@@ -25,8 +25,8 @@ from batchyard.cli import render
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from batchyard.client.journal import Shard
-    from batchyard.client.updates import Update
+    from batchyard.client.running.journal import Shard
+    from batchyard.client.running.updates import Update
 
 _WORDS = {
     "planned": "waiting",
@@ -70,9 +70,22 @@ class _Row:
 class Panel:
     """A screen for people at a terminal."""
 
-    def __init__(self, name: str, shards: Sequence[Shard], saved: Callable[[int], int]) -> None:
+    def __init__(
+        self, name: str, shards: Sequence[Shard], saved: Callable[[], tuple[int, int]]
+    ) -> None:
+        """Prepare to draw.
+
+        Args:
+            name: of the run.
+            shards: as the journal has them.
+            saved: returns how many documents of collected shards have a report, each once however
+                often it was sent, and how many documents there are.
+        """
         self._name = name
-        self._rows = {shard.index: _first_row(shard, saved) for shard in shards}
+        self._saved = saved
+        self._rows = {
+            shard.index: _first_row(shard) for shard in shards if shard.phase != "replaced"
+        }
         self._lock = threading.Lock()
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._live = Live(
@@ -110,14 +123,17 @@ class Panel:
             self.note(update.text)
             return
         with self._lock:
-            row = self._rows[update.shard]
+            if update.kind == "replaced":
+                self._rows.pop(update.shard, None)
+                return
+            row = self._rows.setdefault(update.shard, _Row(update.shard, update.total))
             row.kind, row.text = update.kind, render.safe(update.text)
             row.due_s = None if update.retry_in_s is None else now + update.retry_in_s
             if update.kind in {"progress", "ended"}:
                 row.done = update.done
             elif update.kind in {"saving", "collected"}:
                 row.done, row.saved = row.total, update.done
-            if row.since_s is None and update.kind != "withdrawn":
+            if row.since_s is None and update.kind not in {"withdrawn", "planned"}:
                 row.since_s = now
             if update.kind == "progress":
                 row.samples.append((now, update.done))
@@ -150,10 +166,11 @@ class Panel:
             return Group(*parts)
 
     def _head(self, rows: Sequence[_Row]) -> Text:
-        done, saved = sum(r.done for r in rows), sum(r.saved for r in rows)
-        total = sum(row.total for row in rows)
+        done, total = sum(row.done for row in rows), sum(row.total for row in rows)
+        saved, documents = self._saved()
+        saved += sum(row.saved for row in rows if row.kind == "saving")
         head = Text(no_wrap=True, overflow="ellipsis")
-        head.append(f"{done:,} of {total:,} done, {saved:,} saved   ")
+        head.append(f"{saved:,} of {documents:,} saved, {done:,} of {total:,} requests done   ")
         head.append(render.safe(self._name), style="bold")  # after the counts: it may be long
         if not all(row.is_over for row in rows):
             head.append("   Ctrl-C leaves, nothing is lost", style="dim")
@@ -188,10 +205,10 @@ class Panel:
         return max(8, min(40, self._console.width // 4))
 
 
-def _first_row(shard: Shard, saved: Callable[[int], int]) -> _Row:
+def _first_row(shard: Shard) -> _Row:
     row = _Row(shard.index, shard.requests)
     if shard.is_settled:
-        row.kind, row.done, row.saved = "collected", row.total, saved(shard.index)
+        row.kind, row.done = "collected", row.total
     return row
 
 
@@ -213,6 +230,8 @@ def _details(row: _Row, now: float) -> str:
     rate = _rate(row.samples)
     if rate and not row.is_over:
         parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+    if row.kind == "progress":
+        parts.append(_left(row, rate))
     if row.since_s is not None:
         parts.append(_duration((row.until_s or now) - row.since_s))
     if row.due_s is not None and row.due_s - now >= 1:
@@ -221,7 +240,14 @@ def _details(row: _Row, now: float) -> str:
         parts.append(f"{row.saved:,} written")
     if row.text:
         parts.append(row.text)
-    return "  ".join(parts)
+    return "  ".join(filter(None, parts))
+
+
+def _left(row: _Row, rate: float) -> str:
+    """Return how long it takes if it goes on as it was seen to, empty when nothing was seen."""
+    if not rate or row.done >= row.total:
+        return ""
+    return f"about {_duration((row.total - row.done) / rate)} left"
 
 
 def _rate(samples: Sequence[tuple[float, int]]) -> float:

@@ -6,14 +6,17 @@ draws but does not print by itself either: it is handed the console here.
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 from urllib.parse import urlsplit
 
 from batchyard import price, wire
@@ -21,29 +24,21 @@ from batchyard import price, wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from batchyard.client.collect import Outcome
-    from batchyard.client.journal import Config, Shard
-    from batchyard.client.plan import Plan, Tokens
-    from batchyard.client.receipt import Receipt
-    from batchyard.client.updates import Update
+    from batchyard.client.planning.compare import Row
+    from batchyard.client.planning.plan import Plan, Tokens
+    from batchyard.client.results.collect import Outcome
+    from batchyard.client.results.receipt import Receipt
+    from batchyard.client.running.journal import Config, Shard
+    from batchyard.client.running.offers import Offer
+    from batchyard.client.running.session import Standing
+    from batchyard.client.running.updates import Update
 
 LABEL_CHARS = 16
+_BOUND = ("sent again", "what would be paid twice, such as cut answers: only within the ceiling")
 _LINE_INTERVAL_S = 1.0
-_GROUPS_SHOWN = 8
 _NAMED = 4
+_PROMPT_LINES = 6
 _REQUEST_ID = re.compile(r" \(request [^)]*\)")
-CLASS_WORDS = {
-    "truncated": "cut short",
-    "paused": "paused",
-    "refused": "refused",
-    "empty": "without text",
-    "needs_fix": "needs fix",
-    "billing": "billing paused",
-    "retryable": "failed at the server",
-    "expired": "expired",
-    "canceled": "canceled",
-    "missing": "missing",
-}
 
 
 def safe(text: str) -> str:
@@ -82,6 +77,25 @@ def emit(event: Mapping[str, object]) -> None:
     print(wire.encode(event).decode(), flush=True)  # noqa: T201
 
 
+def stream() -> BinaryIO:
+    """Return standard output for lines of bytes: as they are, but escaped on a terminal."""
+    return _Escaping() if sys.stdout.isatty() else sys.stdout.buffer
+
+
+class _Escaping(io.RawIOBase, BinaryIO):
+    """Takes whole lines of UTF-8 and shows them on a terminal."""
+
+    def write(self, data: Any) -> int:
+        text = bytes(data).decode("utf-8", "replace").replace("\r\n", "\n")
+        print(safe(text), end="", flush=True)  # noqa: T201
+        return len(data)
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    return sys.stdout.isatty()
+
+
 def can_ask() -> bool:
     """Whether a person is at the other end."""
     return sys.stdin.isatty() and sys.stdout.isatty()
@@ -109,21 +123,46 @@ def program() -> str:
 
 
 def table(rows: Iterable[tuple[str, str]]) -> None:
-    """Print labelled lines in two columns; a line of a value may not be longer than fits."""
+    """Print labelled lines in two columns; on a terminal the second is as wide as fits."""
+    width = max(40, _columns() - LABEL_CHARS)
     for label, value in rows:
-        say(f"{label:<{LABEL_CHARS}}{value}")
+        lines = textwrap.wrap(safe(value), width, break_on_hyphens=False) or [""]
+        if not sys.stdout.isatty():
+            lines = [value]
+        for number, line in enumerate(lines):
+            say(f"{'' if number else label:<{LABEL_CHARS}}{line}")
 
 
-def plan_rows(name: str, plan: Plan, config: Config, *, is_simulated: bool) -> None:
-    """Print what would be sent and what it would cost."""
-    from batchyard.client.plan import closest_model  # noqa: PLC0415 - the run, which is there
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def plan_rows(
+    name: str,
+    plan: Plan,
+    config: Config,
+    *,
+    is_simulated: bool,
+    standing: Standing | None = None,
+) -> None:
+    """Print what would be sent and what it would cost.
+
+    Args:
+        name: of the run.
+        plan: what would be sent.
+        config: where to.
+        is_simulated: whether nothing is charged.
+        standing: how this is to the run that is in the folder.
+    """
+    from batchyard.client.planning.advice import explain  # noqa: PLC0415 - the run, which is there
+    from batchyard.client.planning.plan import closest_model  # noqa: PLC0415
 
     tokens, settings = plan.tokens, plan.settings
     shards = _count(len(plan.shards), "shard")
     rows = [
-        (f"plan {name}", f"{_count(plan.documents, 'document')}, {shards}, {_bytes(plan.size)}"),
+        (f"plan {name}", f"{_documents(plan)}, {shards}, {_bytes(plan.size)}"),
         ("model", f"{settings.model}, at most {settings.max_tokens:,} output tokens each"),
-        ("input tokens", f"{_tokens(tokens.input)} ±{_spread()} % (estimate)"),
+        ("input tokens", f"{_tokens(tokens.input)} {_interval(tokens)}"),
         ("output tokens", _output_tokens(tokens)),
     ]
     if len(f"plan {name}") >= LABEL_CHARS:
@@ -137,6 +176,14 @@ def plan_rows(name: str, plan: Plan, config: Config, *, is_simulated: bool) -> N
         rows.append(("empty", text))
     if plan.skipped:
         rows.append(("skipped", _skipped(plan.skipped)))
+    rows += [("change", note) for note in (standing.notes if standing is not None else ())]
+    if standing is not None and standing.kind != "new" and standing.changes.same:
+        same = _count(standing.changes.same, "document")
+        more = "" if standing.kind == "more" else ": nothing would be sent"
+        rows.append(("kept", f"{same} as before, not sent and not paid again{more}"))
+    cache = explain(plan.advice)
+    rows += [("cache" if number == 0 else "", line) for number, line in enumerate(cache)]
+    rows += [("note", notice) for notice in plan.notices]
     table([*rows, *_price_rows(plan, config, is_simulated=is_simulated)])
     if config.local:
         table([("server", f"local, upstream {', '.join(config.upstreams)}")])
@@ -144,8 +191,67 @@ def plan_rows(name: str, plan: Plan, config: Config, *, is_simulated: bool) -> N
         table([("server", config.base_url or "")])
 
 
+def prompts(plan: Plan, *, whole: bool = False) -> None:
+    """Print some rendered prompts, the first lines of each or all of them."""
+    from batchyard.client.planning import preview  # noqa: PLC0415 - the run, which is there
+
+    system = ""
+    for prompt in preview.prompts(plan):
+        if prompt.system and prompt.system != system:
+            system = prompt.system
+            say("system prompt" if plan.shared.has_same_system else f"system prompt, {prompt.key}")
+            _text(system, whole=whole)
+        note = f" ({prompt.note})" if prompt.note else ""
+        say(f"prompt of {prompt.key}{note}")
+        _text(prompt.text, whole=whole)
+
+
+def _text(text: str, *, whole: bool) -> None:
+    lines = text.splitlines() or [""]
+    shown = lines if whole else [_cut(line) for line in lines[:_PROMPT_LINES]]
+    for line in shown:
+        say(f"  | {line}")
+    if len(lines) > len(shown):
+        say(f"  | … and {_count(len(lines) - len(shown), 'more line')}")
+
+
+def _cut(line: str) -> str:
+    """Return as much of a line as fits behind its mark; some characters take two columns."""
+    room, used = _columns() - len("  | "), 0
+    shown = safe(line[: _columns() + 1])  # escapes make it longer
+    for at, char in enumerate(shown):
+        used += 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if used > room:
+            return shown[: max(0, at - 1)] + "…"
+    return shown
+
+
+def comparison(rows: Sequence[Row]) -> None:
+    """Print what the same requests would be for several models."""
+    titles = ("model", "low", "likely", "ceiling", "input", "output cap", "cache from")
+    cells = [titles]
+    for row in rows:
+        prices = ("unknown",) * 3
+        if row.batch is not None:
+            each = (row.batch.low, row.batch.likely, row.batch.ceiling)
+            prices = tuple(map(price.dollars, each))  # type: ignore[assignment] # three of three
+        cap, minimum = (
+            "unknown" if number is None else f"{number:,}"
+            for number in (row.output_cap, row.cache_minimum)
+        )
+        cells.append((safe(row.model), *prices, _tokens(row.input_tokens), cap, minimum))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(titles))]
+    for line in cells:
+        name, *rest = zip(line, widths, strict=True)
+        numbers = "  ".join(f"{cell:>{width}}" for cell, width in rest)
+        say(f"{name[0]:<{name[1]}}  {numbers}".rstrip())
+    for row in rows:
+        if row.refused:
+            say(f"{row.model} refuses {_count(row.refused, 'request')}: {row.why}")
+
+
 def _skipped(by_ending: Mapping[str, int]) -> str:
-    from batchyard.client.documents import ROW_SUFFIXES  # noqa: PLC0415 - the run, which is there
+    from batchyard.client.inputs.documents import ROW_SUFFIXES  # noqa: PLC0415 - the run, which is there
 
     named = ", ".join(f"{ending} {count:,}" for ending, count in list(by_ending.items())[:_NAMED])
     more = ", …" if len(by_ending) > _NAMED else ""
@@ -155,7 +261,7 @@ def _skipped(by_ending: Mapping[str, int]) -> str:
 
 
 def _price_rows(plan: Plan, config: Config, *, is_simulated: bool) -> list[tuple[str, str]]:
-    from batchyard.client.local import HOSTED, is_hosted  # noqa: PLC0415 - the run, which is there
+    from batchyard.client.running.local import HOSTED, is_hosted  # noqa: PLC0415 - the run, which is there
 
     batch, synchronous = plan.batch, plan.synchronous
     if batch is None or synchronous is None:
@@ -170,45 +276,43 @@ def _price_rows(plan: Plan, config: Config, *, is_simulated: bool) -> list[tuple
         rows = [("price", three(synchronous))]
         if is_hosted(config.upstreams):
             rows.append(("as a batch", f"{three(batch)}: without --local, at the hosted API"))
-        return rows
+        return [*rows, _BOUND]
     sure = config.local or urlsplit(config.base_url or "").hostname == HOSTED
     doubt = "" if sure else "   if this server gives the half price"
     rows = [("price, batch", three(batch) + doubt), ("synchronous", three(synchronous))]
     if is_simulated:
         rows.append(("charged", "nothing: the model is simulated, these are list prices"))
-    return rows
+        return rows
+    return [*rows, _BOUND]
 
 
-def ending(name: str, receipt: Receipt, failures: Iterable[Outcome], *, errors: str) -> None:
-    """Print how a run ended, except for its money line, which the caller prints last."""
-    from batchyard.client.collect import SAVED  # noqa: PLC0415 - the run, which ends here
+def ending(
+    name: str,
+    receipt: Receipt,
+    failures: Iterable[Outcome],
+    *,
+    errors: str,
+    retry: str = "batchyard retry",
+    offer: Offer | None = None,
+) -> None:
+    """Print how a run ended, except for its money, which the caller prints last."""
+    from batchyard.cli.ending import lines  # noqa: PLC0415 - the run, which ends here
 
-    counts = {
-        kind: f"{count:,} {CLASS_WORDS.get(kind, kind)}"
-        for kind, count in receipt.classes.items()
-        if kind != "succeeded"
-    }
-    partly = [text for kind, text in counts.items() if kind in SAVED]
-    others = [text for kind, text in counts.items() if kind not in SAVED]
-    saved = f"{receipt.saved:,} saved" + (f" ({', '.join(partly)})" if partly else "")
-    say(f"done {name}   {' · '.join([saved, *others])}")
-    groups: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in failures:
-        cause = re.sub(r"\d+", "#", _REQUEST_ID.sub("", outcome.reason or ""))
-        if "did not validate" in cause:
-            cause = "did not validate"
-        groups.setdefault((outcome.class_, cause), []).append(outcome)
-    ranked = sorted(groups.values(), key=len, reverse=True)
-    for group in ranked[:_GROUPS_SHOWN]:
-        one = group[0]
-        word = CLASS_WORDS.get(one.class_, one.class_)
-        say(f"  {len(group):,} {word}: {one.reason or one.type}")
-        more = f" and {len(group) - 1:,} more" if len(group) > 1 else ""
-        say(f"    {one.key}{more}")
-    if len(ranked) > _GROUPS_SHOWN:
-        say(f"  … and {len(ranked) - _GROUPS_SHOWN} more causes")
-    if ranked:
-        say(f"  all of them: {errors}")
+    for line in lines(name, receipt, failures, errors=errors, retry=retry, offer=offer):
+        fitted(line)
+
+
+def fitted(line: str) -> None:
+    """Print a line; on a terminal that is narrower, its further lines are indented."""
+    if not sys.stdout.isatty():
+        say(line)
+        return
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    for each in textwrap.wrap(
+        safe(line), _columns(), subsequent_indent=indent + "  ", break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    ):  # fmt: skip
+        say(each)
 
 
 class Screen(Protocol):
@@ -302,14 +406,14 @@ class Events:
 
 
 def screen(
-    name: str, shards: Sequence[Shard], *, saved: Callable[[int], int], as_json: bool
+    name: str, shards: Sequence[Shard], *, saved: Callable[[], tuple[int, int]], as_json: bool
 ) -> Screen:
     """Return the screen that fits where the output goes.
 
     Args:
         name: of the run.
         shards: as the journal has them.
-        saved: returns how many reports of a collected shard were written.
+        saved: returns how many documents have a report, of how many; called at every drawing.
         as_json: whether a program reads.
     """
     if as_json:
@@ -333,7 +437,7 @@ def _line(update: Update) -> str | None:
             return f"{where}{update.done:,} of {update.total:,} done{more}"
         case "ended":
             return f"{where}ended, {update.done:,} of {update.total:,} have a result"
-        case "saving":
+        case "saving" | "planned" | "replaced":
             return None
         case "collected":
             return f"{where}{update.done:,} of {update.total:,} reports saved{more}"
@@ -343,10 +447,19 @@ def _line(update: Update) -> str | None:
             return f"{where}{update.text}"
 
 
-def _spread() -> int:
-    from batchyard.client import estimate  # noqa: PLC0415 - only the plan screen needs it
+def _interval(tokens: Tokens) -> str:
+    spread = tokens.spread_percent
+    if not tokens.sampled:
+        return f"±{spread:.0f} % (estimate)"
+    if spread == 0:
+        return f"(all {tokens.sampled:,} counted)"
+    return f"±{math.ceil(spread)} % (sampled {tokens.sampled:,})"
 
-    return estimate.SPREAD_PERCENT
+
+def _documents(plan: Plan) -> str:
+    requests = len(plan.requests)
+    text = _count(plan.documents, "document")
+    return text if requests == plan.documents else f"{text} in {_count(requests, 'request')}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -355,7 +468,8 @@ def _count(number: int, noun: str) -> str:
 
 def _output_tokens(tokens: Tokens) -> str:
     low, likely = _tokens(tokens.output_low), _tokens(tokens.output_likely)
-    return f"{low} low · {likely} likely (a guess) · {_tokens(tokens.output_ceiling)} ceiling"
+    source, ceiling = tokens.output_source, _tokens(tokens.output_ceiling)
+    return f"{low} low · {likely} likely ({source}) · {ceiling} ceiling"
 
 
 def _tokens(number: int) -> str:

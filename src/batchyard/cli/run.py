@@ -3,147 +3,124 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from batchyard import limits
 from batchyard.cli import render
 from batchyard.cli.exits import guarded
+from batchyard.cli.options import (
+    Parameters,
+    Planning,
+    Showing,
+    Starting,
+    What,
+    Where,
+    grouped,
+)
+from batchyard.cli.terms import Going, Piloting  # noqa: TC001 - the options are read from it
 
 if TYPE_CHECKING:
-    from batchyard.client.journal import Config
-    from batchyard.client.plan import Plan
-    from batchyard.client.session import Session
-
-Source = Annotated[
-    list[str],
-    typer.Argument(
-        help="Files, folders and globs of text; a .jsonl or .csv file is a document per row.",
-        show_default=False,
-    ),
-]
-Prompt = Annotated[
-    Path,
-    typer.Option(help="Jinja2 template of the prompt; {{ text }}, {{ name }}, {{ path }}."),
-]
-System = Annotated[Path | None, typer.Option(help="Template of the system prompt.")]
-Model = Annotated[str, typer.Option(help="Model, as the server knows it.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Output tokens of a report, at most.")]
-Out = Annotated[Path, typer.Option(help="Folder for the reports; an earlier run is continued.")]
-IdField = Annotated[
-    str | None, typer.Option("--id", help="Column that names a row. [default: id, or its number]")
-]
-Suffix = Annotated[str, typer.Option(help="Suffix of the reports.")]
-BaseUrl = Annotated[
-    str | None,
-    typer.Option(help="Server. [default: ANTHROPIC_BASE_URL, or the hosted API]"),
-]
-Local = Annotated[bool, typer.Option("--local", help="Start a server for this run.")]
-Upstreams = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--upstream",
-        metavar="NAME=URL",
-        help="Model endpoint of the local server. [default: the hosted API with a key, else a "
-        "simulated model]",
-    ),
-]
-Betas = Annotated[
-    list[str] | None, typer.Option("--beta", help="Value of the anthropic-beta header.")
-]
-Models = Annotated[
-    Path | None,
-    typer.Option(
-        "--models",
-        envvar="BATCHYARD_MODELS",
-        metavar="FILE",
-        help="Table of models over the built-in one: caps, rules, prices.",
-    ),
-]
-ShardSize = Annotated[int, typer.Option(help="Requests in one batch, at most.")]
-Json = Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")]
+    from batchyard.client.planning.plan import Plan
+    from batchyard.client.run import Run
+    from batchyard.client.running.journal import Config
+    from batchyard.client.running.session import Session, Standing
 
 
-def run(  # noqa: PLR0913, PLR0917 - the options of the command
-    source: Source,
-    prompt: Prompt,
-    model: Model,
-    max_tokens: MaxTokens,
-    out: Out,
-    system: System = None,
-    id_field: IdField = None,
-    suffix: Suffix = ".md",
-    base_url: BaseUrl = None,
-    local: Local = False,
-    upstream: Upstreams = None,
-    beta: Betas = None,
-    shard_size: ShardSize = limits.RUN_BATCH_REQUESTS_DEFAULT,
-    models: Models = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before sending.")] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew; the old state is kept beside the new.")
-    ] = False,
-    as_json: Json = False,
+@grouped
+def run(
+    what: What,
+    parameters: Parameters,
+    where: Where,
+    planning: Planning,
+    piloting: Piloting,
+    going: Going,
+    starting: Starting,
 ) -> None:
-    """Write a report for every document. The same command continues an interrupted run."""
-    with guarded(out):
-        _use_models(models)
+    """Write a report for every document.
+
+    The same command continues an interrupted run, and sends what is new to a finished one.
+    """
+    with guarded(what.out):
+        _use_models(where.models)
+        going.check()
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
         from batchyard.client.api import checked_key  # noqa: PLC0415
-        from batchyard.client.folder import Files  # noqa: PLC0415
+        from batchyard.client.running.folder import Files  # noqa: PLC0415
 
-        plan, config = _planned(
-            source, prompt, model, max_tokens, out, system, id_field, suffix, base_url,
-            local, upstream, beta, shard_size,
-        )  # fmt: skip
-
-        if not config.local and not Files(out).journal.exists():
+        job = _job(what, parameters, where, starting)
+        plan = job.rendered()
+        config = job.config(plan)
+        if not config.local and not Files(what.out).journal.exists():
             checked_key()  # before anything is shown or written
 
         def prepare(session: Session) -> None:
-            if session.check(plan, config, fresh=fresh):
-                _announce(session, as_json=as_json)
+            allow = starting.allowed
+            standing = session.compare(plan, config, fresh=starting.fresh, allow=allow)
+            if standing.kind == "same":
+                _announce(session, standing, as_json=starting.as_json)
+                session.take(standing, config)
+                session.keep(job.saving)
                 return
-            _approve(plan, config, out, chosen=bool(upstream), yes=yes, as_json=as_json)
-            session.begin(plan, config, fresh=fresh)
+            settled = _approve(job, session, standing, config, where, planning, starting)
+            session.take(replace(standing, plan=settled), config, pilot=piloting.pilot)
+            session.keep(job.saving)
+            _write_preview(session, settled)
 
-        work.go_on(out, as_json=as_json, prepare=prepare)
-
-
-def plan(  # noqa: PLR0913, PLR0917 - the options of the command
-    source: Source,
-    prompt: Prompt,
-    model: Model,
-    max_tokens: MaxTokens,
-    out: Out,
-    system: System = None,
-    id_field: IdField = None,
-    suffix: Suffix = ".md",
-    base_url: BaseUrl = None,
-    local: Local = False,
-    upstream: Upstreams = None,
-    beta: Betas = None,
-    shard_size: ShardSize = limits.RUN_BATCH_REQUESTS_DEFAULT,
-    models: Models = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the first prompt.")] = False,
-) -> None:
-    """Show what a run would send and cost. Sends nothing, writes nothing."""
-    with guarded():
-        _use_models(models)
-        from batchyard.client import local as embedded  # noqa: PLC0415
-
-        planned, config = _planned(
-            source, prompt, model, max_tokens, out, system, id_field, suffix, base_url,
-            local, upstream, beta, shard_size,
-        )  # fmt: skip
-        render.plan_rows(
-            out.name, planned, config, is_simulated=embedded.is_simulated(config.upstreams)
+        work.go_on(
+            what.out,
+            as_json=starting.as_json,
+            going=going,
+            prepare=prepare,
+            approval="if_good" if starting.yes else "ask",
         )
-        if show:
+
+
+@grouped
+def plan(
+    what: What, parameters: Parameters, where: Where, planning: Planning, showing: Showing
+) -> None:
+    """Show what a run would send and cost. Creates no batch, costs nothing, writes nothing."""
+    with guarded():
+        _use_models(where.models)
+        from batchyard.client.running import local as embedded  # noqa: PLC0415
+
+        job = _job(what, parameters, where)
+        made = job.rendered()
+        config = job.config(made)
+        standing = _standing(what.out, made, config)
+        planned = job.settled(standing.plan, sample=planning.sample)
+        render.prompts(planned, whole=showing.show)
+        render.say()
+        is_simulated = embedded.is_simulated(config.upstreams)
+        render.plan_rows(
+            what.out.name, planned, config, is_simulated=is_simulated, standing=standing
+        )
+        if showing.compare is not None:
+            from batchyard.client.planning.compare import compare  # noqa: PLC0415
+
+            names = [name.strip() for name in showing.compare.split(",") if name.strip()]
             render.say()
-            render.say(planned.first_prompt)
+            render.comparison(compare(planned, names))
+
+
+def _standing(out: Path, plan: Plan, config: Config) -> Standing:
+    """Return what of a plan a run would send, with all that would have to be allowed for it."""
+    from batchyard.client.planning.rerun import ALLOWS  # noqa: PLC0415
+    from batchyard.client.problems import InputsChanged  # noqa: PLC0415
+    from batchyard.client.running.session import Session, Standing  # noqa: PLC0415
+
+    session = Session(out)  # not entered: only looks
+    try:
+        standing = session.compare(plan, config, allow=ALLOWS)
+    except InputsChanged as error:
+        return Standing("new", replace(plan, notices=[*plan.notices, *error.message.split("\n")]))
+    try:
+        session.compare(plan, config)
+    except InputsChanged as error:
+        needed = [line.strip() for line in error.message.split("\n") if "(--allow-" in line]
+        return replace(standing, notes=[*needed, *standing.changes.lines()])
+    return standing
 
 
 def _use_models(path: Path | None) -> None:
@@ -161,67 +138,89 @@ def _use_models(path: Path | None) -> None:
     os.environ["BATCHYARD_MODELS"] = str(path.absolute())
 
 
-def _planned(  # noqa: PLR0913, PLR0917 - the options of the command
-    source: list[str],
-    prompt: Path,
-    model: str,
-    max_tokens: int,
-    out: Path,
-    system: Path | None,
-    id_field: str | None,
-    suffix: str,
-    base_url: str | None,
-    local: bool,
-    upstream: list[str] | None,
-    beta: list[str] | None,
-    shard_size: int,
-) -> tuple[Plan, Config]:
-    from batchyard.client.documents import files  # noqa: PLC0415
+def _job(what: What, parameters: Parameters, where: Where, starting: Starting | None = None) -> Run:
+    """Return the run that the options name; nothing is read yet but what they point to."""
+    from batchyard.client.inputs.documents import files  # noqa: PLC0415
+    from batchyard.client.inputs.params import parse  # noqa: PLC0415
     from batchyard.client.run import Run  # noqa: PLC0415 - so that other commands start quickly
 
-    run = Run(
-        out,
-        docs=files(*source, id=id_field),
-        prompt=prompt,
-        model=model,
-        max_tokens=max_tokens,
-        system=system,
-        betas=beta or (),
-        suffix=suffix,
-        shard_size=shard_size,
-        base_url=base_url,
-        local=local,
-        upstreams=upstream or (),
+    return Run(
+        what.out,
+        docs=files(*what.patterns, id=what.id_field, encoding=what.encoding, stdin=what.stdin),
+        prompt=what.prompt,
+        model=what.model,
+        max_tokens=what.max_tokens,
+        system=what.system,
+        betas=parameters.beta or (),
+        suffix=what.suffix,
+        returns=what.schema,
+        name=what.name,
+        formats=what.formats or (),
+        audit=starting.audit if starting else None,
+        delete_after_download=bool(starting and starting.delete_after_download),
+        params=parse(parameters.param or (), parameters.tools, parameters.thinking),
+        override=parameters.override,
+        cache=parameters.cache,
+        shard_size=where.shard_size,
+        base_url=where.base_url,
+        local=where.local,
+        upstreams=where.upstream or (),
     )
-    planned = run.plan()
-    return planned, run.config(planned)
 
 
-def _announce(session: Session, *, as_json: bool) -> None:
-    from batchyard.client import collect  # noqa: PLC0415
+def _announce(session: Session, standing: Standing, *, as_json: bool) -> None:
+    from batchyard.client.results import collect  # noqa: PLC0415
 
     state = session.state
     sent = sum(1 for shard in state.shards if shard.batch)
     over = sum(1 for shard in state.shards if shard.is_settled)
     how = "is finished" if state.finished_us is not None else "continues"
     created = f"{sent} of {len(state.shards)} batches created, {over} collected"
-    kinds = collect.tally(state.shards)
+    kinds = collect.counted(state.classes)
     if kinds:
         created += " (" + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + ")"
-    text = f"{session.files.out} {how}: {created}"
-    if as_json:
-        render.emit({"event": "notice", "text": text})
-    else:
-        render.say(text)
+    lines = [f"{session.files.out} {how}: {created}", *standing.notes]
+    for line in lines:
+        if as_json:
+            render.emit({"event": "notice", "text": line})
+        else:
+            render.say(line)
 
 
 def _approve(
-    plan: Plan, config: Config, out: Path, *, chosen: bool, yes: bool, as_json: bool
-) -> None:
-    """Show the plan and ask; return only when it may be sent."""
-    from batchyard.client import local as embedded  # noqa: PLC0415
-    from batchyard.client.plan import closest_model  # noqa: PLC0415
+    job: Run,
+    session: Session,
+    standing: Standing,
+    config: Config,
+    where: Where,
+    planning: Planning,
+    starting: Starting,
+) -> Plan:
+    """Show the plan and ask; return it only when it may be sent."""
     from batchyard.client.problems import InputError  # noqa: PLC0415
+
+    is_open = starting.yes or (not starting.as_json and render.can_ask())
+    plan = job.settled(standing.plan, sample=planning.sample if is_open else 0)
+    if is_open and not starting.yes:
+        render.prompts(plan)
+        render.say(f"all of them in full: {_write_preview(session, plan)}/")
+        render.say()
+    _show(job.out.name, plan, standing, config, where, as_json=starting.as_json)
+    if starting.yes:
+        return plan
+    if not is_open:
+        raise InputError("nothing was sent: there is nobody to ask, and --yes is not given")
+    if not render.ask("proceed?"):
+        raise InputError("nothing was sent")
+    return plan
+
+
+def _show(
+    name: str, plan: Plan, standing: Standing, config: Config, where: Where, *, as_json: bool
+) -> None:
+    from batchyard.client.planning.advice import explain  # noqa: PLC0415
+    from batchyard.client.planning.plan import closest_model  # noqa: PLC0415
+    from batchyard.client.running import local as embedded  # noqa: PLC0415
 
     is_simulated = embedded.is_simulated(config.upstreams)
     if as_json:
@@ -229,26 +228,32 @@ def _approve(
             {
                 "event": "plan",
                 "documents": plan.documents,
+                "requests": len(plan.requests),
                 "shards": len(plan.shards),
                 "bytes": plan.size,
                 "tokens": plan.tokens,
                 "batch_micros": plan.batch,
                 "synchronous_micros": plan.synchronous,
+                "cache": explain(plan.advice),
+                "changes": standing.notes,
+                "notices": plan.notices,
                 "skipped": plan.skipped,
                 "empty": plan.empty,
                 "closest_model": closest_model(plan.settings.model),
             }
         )
-    else:
-        render.plan_rows(out.name, plan, config, is_simulated=is_simulated)
-        if is_simulated:
-            why = "" if chosen else "no API key: using the simulated model; "
-            render.say(f"{why}reports are placeholders")
-        elif config.local and plan.batch is not None and embedded.is_hosted(config.upstreams):
-            render.say("--local pays the synchronous price; without it the hosted API is half")
-    if yes:
         return
-    if as_json or not render.can_ask():
-        raise InputError("nothing was sent: there is nobody to ask, and --yes is not given")
-    if not render.ask("proceed?"):
-        raise InputError("nothing was sent")
+    render.plan_rows(name, plan, config, is_simulated=is_simulated, standing=standing)
+    if is_simulated:
+        why = "" if where.upstream else "no API key: using the simulated model; "
+        render.say(f"{why}reports are placeholders")
+    elif config.local and plan.batch is not None and embedded.is_hosted(config.upstreams):
+        render.say("--local pays the synchronous price; without it the hosted API is half")
+
+
+def _write_preview(session: Session, plan: Plan) -> Path:
+    from batchyard.client.planning import preview  # noqa: PLC0415
+
+    folder = session.files.state / "preview"
+    preview.write(folder, plan)
+    return folder

@@ -10,52 +10,121 @@ import typer
 
 from batchyard.cli import render
 from batchyard.cli.exits import Exit, guarded
+from batchyard.cli.terms import Budget, Going, Notify, OnOrphan, Retries, Webhook
+from batchyard.price import dollars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from batchyard.client.folder import Files
-    from batchyard.client.journal import Shard, State
+    from batchyard.cli.pilots import Approval
+    from batchyard.client.running.folder import Files
+    from batchyard.client.running.journal import Shard, State
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of the run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BATCH_ID",
+        help="Show what prompt caching did for this ended batch of a batchyard server instead.",
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="The server of --cache or of a batch, without /v1. [default: $ANTHROPIC_BASE_URL]",
+        show_default=False,
+    ),
+]
+Why = Annotated[
+    bool,
+    typer.Option(
+        "--why",
+        help="Say what is waited for, and when it ends; in place of the folder, "
+        "the id of a batch of a batchyard server can be given.",
+    ),
+]
+Approve = Annotated[
+    bool, typer.Option("--approve", help="Send the rest after a pilot, whatever it showed.")
+]
 _PATH_CHARS_MAX = 60  # a longer one is shown whole, and moves what follows
 
 
-def attach(folder: Folder, as_json: Json = False) -> None:
+def attach(
+    folder: Folder,
+    budget: Budget = None,
+    retries: Retries = None,
+    on_orphan: OnOrphan = None,
+    notify: Notify = None,
+    webhook: Webhook = None,
+    approve: Approve = False,
+    as_json: Json = False,
+) -> None:
     """Come back to a run: wait for it, and save its reports."""
+    going = Going(
+        budget=budget, retries=retries, on_orphan=on_orphan, notify=notify, webhook=webhook
+    )
     with guarded(folder):
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
 
-        _opened(folder)
-        work.go_on(folder, as_json=as_json)
+        going.check()
+        opened(folder)
+        approval: Approval = "given" if approve else "ask"
+        work.go_on(folder, as_json=as_json, going=going, approval=approval)
 
 
-def status(folder: Folder = Path(), as_json: Json = False) -> None:
+def status(
+    folder: Folder = Path(),
+    as_json: Json = False,
+    cache: Cache = None,
+    base_url: BaseUrl = None,
+    why: Why = False,
+) -> None:
     """Show how far a run is, without changing anything."""
     with guarded():
-        from batchyard.client import collect  # noqa: PLC0415
+        if why and folder.name.startswith("msgbatch_") and not folder.exists():
+            from batchyard.cli import why as explaining  # noqa: PLC0415
 
-        files, state = _opened(folder)
+            explaining.show(folder.name, base_url, as_json=as_json)
+            return
+        if cache is not None:
+            from batchyard.cli import caching  # noqa: PLC0415
+
+            caching.show(cache, base_url, as_json=as_json)
+            return
+        from batchyard.client.problems import InputError  # noqa: PLC0415
+        from batchyard.client.results import collect  # noqa: PLC0415
+
+        if base_url is not None:
+            raise InputError(
+                "--base-url goes with --cache, or with --why and a batch; a run knows its server"
+            )
+        files, state = opened(folder)
         live = {} if state.finished_us is not None else _live(files, state)
         is_running = files.is_running()
+        shards = [shard for shard in state.shards if shard.phase != "replaced"]
         if as_json:
-            for shard in state.shards:
+            for shard in shards:
                 render.emit(
                     {
                         "shard": shard.index,
                         "phase": shard.phase,
+                        "round": shard.round,
                         "batch": shard.batch,
                         "requests": shard.requests,
                         "done": live[shard.index].done if shard.index in live else None,
                         "paused": live[shard.index].paused if shard.index in live else {},
-                        "counts": collect.tally([shard]),
+                        "counts": collect.counted(shard.classes),
                     }
                 )
             return
         render.say(f"{files.out}: {_headline(state, is_running=is_running)}")
-        for shard in state.shards:
-            render.say(f"  {_shard_line(shard, live.get(shard.index))}")
+        for shard in shards:
+            at = live.get(shard.index)
+            render.say(f"  {_shard_line(shard, at)}")
+            if why and at is not None:
+                for line in at.why:
+                    render.say(f"    {line}")
         reasons = {
             f"{name} paused: {why}" for at in live.values() for name, why in at.paused.items()
         }
@@ -65,31 +134,44 @@ def status(folder: Folder = Path(), as_json: Json = False) -> None:
             render.say(f"not running; `{render.program()} attach {files.out}` continues")
 
 
-def ls() -> None:
-    """List the runs that were started here, the latest first."""
+def ls(as_json: Json = False) -> None:
+    """List the runs that were started here, the latest first: state, counts, cost."""
     with guarded():
-        from batchyard.client import registry  # noqa: PLC0415
-        from batchyard.client.folder import Files  # noqa: PLC0415
-        from batchyard.client.problems import JournalError  # noqa: PLC0415
+        from batchyard.client.running import registry  # noqa: PLC0415
 
-        runs = registry.known()
-        width = min(_PATH_CHARS_MAX, max((len(str(known.path)) for known in runs), default=0))
-        for known in runs:
-            try:
-                state = Files(known.path).read_state()
-                headline = _headline(state, is_running=False) if state.run else "gone"
-            except (JournalError, OSError):
-                headline = "not readable"
-            render.say(f"{known.started_at[:16]}  {known.path!s:<{width}}  {headline}")
+        listed = [registry.look(known) for known in registry.known()]
+        if as_json:
+            for each in listed:
+                render.emit(
+                    {
+                        "path": str(each.known.path),
+                        "started_at": each.known.started_at,
+                        "state": each.word,
+                        "documents": each.documents,
+                        "counts": each.counts,
+                        "paid_micros": each.paid_micros,
+                    }
+                )
+            return
+        width = min(_PATH_CHARS_MAX, max((len(str(e.known.path)) for e in listed), default=0))
+        for each in listed:
+            parts = [each.word]
+            if each.documents:
+                parts.append(_count(each.documents, "document"))
+                parts += [f"{count:,} {kind}" for kind, count in each.counts.items()]
+                cost = each.paid_micros
+                parts.append("cost unknown" if cost is None else f"paid {dollars(cost)}")
+            line = ", ".join(parts)
+            render.say(f"{each.known.started_at[:16]}  {each.known.path!s:<{width}}  {line}")
 
 
 def cancel(folder: Folder, as_json: Json = False) -> None:
     """Cancel the batches of a run. Answers that were finished are kept and saved."""
     with guarded(folder):
         from batchyard.cli import work  # noqa: PLC0415
-        from batchyard.client import durable  # noqa: PLC0415
+        from batchyard.client.running import durable  # noqa: PLC0415
 
-        files, state = _opened(folder)
+        files, state = opened(folder)
         if state.finished_us is not None:
             render.say(f"{folder} is finished; there is nothing to cancel")
             return
@@ -97,17 +179,17 @@ def cancel(folder: Folder, as_json: Json = False) -> None:
         if files.is_running():
             render.say(f"the process that works on {folder} cancels and collects at its next look")
             return
-        work.go_on(folder, as_json=as_json)
+        work.go_on(folder, as_json=as_json, going=Going())
 
 
 def report(folder: Folder, as_json: Json = False) -> None:
     """Show again how a finished run ended and what it cost."""
     with guarded():
         from batchyard.cli import work  # noqa: PLC0415
-        from batchyard.client import receipt  # noqa: PLC0415
         from batchyard.client.problems import InputError  # noqa: PLC0415
+        from batchyard.client.results import receipt  # noqa: PLC0415
 
-        files, state = _opened(folder)
+        files, state = opened(folder)
         done = receipt.read(files)
         if state.finished_us is None or done is None:
             raise InputError(f"{folder} is not finished; `batchyard attach {folder}` continues")
@@ -116,9 +198,14 @@ def report(folder: Folder, as_json: Json = False) -> None:
             raise SystemExit(Exit.NEEDS_ATTENTION)
 
 
-def _opened(folder: Path) -> tuple[Files, State]:
-    from batchyard.client.folder import Files  # noqa: PLC0415
+def opened(folder: Path) -> tuple[Files, State]:
+    """Return the run in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
     from batchyard.client.problems import InputError  # noqa: PLC0415
+    from batchyard.client.running.folder import Files  # noqa: PLC0415
 
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -136,12 +223,14 @@ class _Live:
 
     done: int
     paused: Mapping[str, str]
+    why: Sequence[str] = ()
 
 
 def _live(files: Files, state: State) -> dict[int, _Live]:
     """Return what the server says of each open shard; nothing of those it does not speak of."""
-    from batchyard.client import local  # noqa: PLC0415
-    from batchyard.client.journal import Phase  # noqa: PLC0415
+    from batchyard.cli import why as explaining  # noqa: PLC0415
+    from batchyard.client.running import local  # noqa: PLC0415
+    from batchyard.client.running.journal import Phase  # noqa: PLC0415
 
     waiting = [shard for shard in state.shards if shard.phase is Phase.CREATED]
     config = state.config
@@ -172,7 +261,7 @@ def _live(files: Files, state: State) -> dict[int, _Live]:
             render.complain(error.message)
             break
         found[shard.index] = (
-            _Live(progress.results, progress.paused)
+            _Live(progress.results, progress.paused, explaining.lines(progress))
             if progress
             else _Live(batch.request_counts.done, {})
         )
@@ -181,22 +270,19 @@ def _live(files: Files, state: State) -> dict[int, _Live]:
 
 
 def _headline(state: State, *, is_running: bool) -> str:
-    shards = state.shards
+    from batchyard.client.results import collect  # noqa: PLC0415
+    from batchyard.client.running import registry  # noqa: PLC0415
+
+    shards = [shard for shard in state.shards if shard.phase != "replaced"]
     over = sum(1 for shard in shards if shard.is_settled)
-    if state.finished_us is not None:
-        word = "finished"
-    else:
-        word = "under way" if is_running else "not finished"
-    requests = sum(shard.requests for shard in shards)
-    plural = "" if requests == 1 else "s"
-    parts = [word, f"{requests:,} document{plural}", *_kinds(shards)]
+    kinds = collect.counted(state.classes)
+    parts = [registry.word(state, is_running=is_running), _count(state.documents, "document")]
+    parts += [f"{count:,} {kind}" for kind, count in kinds.items()]
     return ", ".join([*parts, f"{over} of {len(shards)} shards collected"])
 
 
-def _kinds(shards: Sequence[Shard]) -> list[str]:
-    from batchyard.client import collect  # noqa: PLC0415
-
-    return [f"{count:,} {kind}" for kind, count in collect.tally(shards).items()]
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _shard_line(shard: Shard, live: _Live | None) -> str:
@@ -209,12 +295,18 @@ def _shard_line(shard: Shard, live: _Live | None) -> str:
         "collected": "collected",
         "withdrawn": "canceled",
     }
-    plural = "" if shard.requests == 1 else "s"
-    parts = [f"shard {shard.index}", f"{shard.requests:,} request{plural}", words[shard.phase]]
+    parts = [f"shard {shard.index}", _count(shard.requests, "request"), words[shard.phase]]
+    if shard.why == "pilot":
+        parts[0] += " (pilot)"
+    elif shard.round:
+        parts[0] += f" (round {shard.round})"
     if live is not None:
         parts.append(f"{live.done:,} done")
     if shard.classes:
-        parts.append(", ".join(_kinds([shard])))
+        from batchyard.client.results import collect  # noqa: PLC0415
+
+        kinds = collect.counted(shard.classes)
+        parts.append(", ".join(f"{count:,} {kind}" for kind, count in kinds.items()))
     if shard.batch:
         parts.append(shard.batch)
     return "   ".join(parts)

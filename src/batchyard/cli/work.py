@@ -8,19 +8,25 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from batchyard.cli import render
+from batchyard.cli import pilots, render
+from batchyard.cli.ending import money_rows
 from batchyard.cli.exits import Exit
-from batchyard.client import collect, receipt
-from batchyard.client.problems import Detached
-from batchyard.client.session import Session
+from batchyard.client.problems import BudgetReached, Detached, Paused
+from batchyard.client.results import collect, finals, receipt
+from batchyard.client.running import offers, rounds
+from batchyard.client.running.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from batchyard.client.folder import Files
-    from batchyard.client.journal import State
-    from batchyard.client.receipt import Receipt
+    from batchyard.cli.pilots import Approval
+    from batchyard.cli.terms import Going
+    from batchyard.client.results.receipt import Receipt
+    from batchyard.client.running.folder import Files
+    from batchyard.client.running.journal import State
+    from batchyard.client.running.offers import Offer
+    from batchyard.client.running.pipeline import Pipeline
 
 _JOIN_S = 0.05
 _PATIENCE_S = 5.0  # how long a call in flight may take to notice that the run is left
@@ -43,13 +49,24 @@ class _Worker(threading.Thread):
             self.failure = error
 
 
-def go_on(out: Path, *, as_json: bool, prepare: Callable[[Session], None] | None = None) -> None:
+def go_on(
+    out: Path,
+    *,
+    as_json: bool,
+    going: Going,
+    prepare: Callable[[Session], None] | None = None,
+    first: Callable[[Pipeline], None] | None = None,
+    approval: Approval = "ask",
+) -> None:
     """Continue the run in `out` to its end and exit the process accordingly.
 
     Args:
         out: the output folder.
         as_json: whether events are printed for a program.
+        going: the terms, and whom to tell.
         prepare: called with the session before anything else, to begin a new run.
+        first: called with the loop before it goes on, even when the run is finished.
+        approval: what a pilot needs before the rest is sent.
 
     Raises:
         SystemExit: when the run is not complete.
@@ -59,37 +76,123 @@ def go_on(out: Path, *, as_json: bool, prepare: Callable[[Session], None] | None
     with Session(out, stop=stop) as session:
         if prepare is not None:
             prepare(session)
+        going.agree(session)
         state = session.state
-        if state.finished_us is None:
-            done = _watched(session, stop, as_json=as_json)
-        else:
-            done = receipt.write(session.files, state, state.finished_us)
+        try:
+            if state.finished_us is None or first is not None:
+                driver = _Driver(session, stop, as_json=as_json)
+                done = driver.watched(first)
+                while driver.pipeline.is_held:
+                    pilots.show(out, session, approval, as_json=as_json)
+                    driver.pipeline.approve()
+                    done = driver.watched()
+            else:
+                done = receipt.refreshed(session.files, state)
+        except Paused as paused:
+            saved = receipt.read(session.files)
+            if saved is not None:
+                show_end(out, session.files, session.state, saved, as_json=as_json)
+            is_budget = isinstance(paused, BudgetReached)
+            told(going, out, "budget" if is_budget else "billing", stop, as_json=as_json)
+            raise
         show_end(out, session.files, session.state, done, as_json=as_json)
+        word = "finished" if done.is_complete else "attention"
+        told(going, out, word, stop, as_json=as_json)
     if not done.is_complete:
         raise SystemExit(Exit.NEEDS_ATTENTION)
 
 
+def told(going: Going, out: Path, state: str, stop: threading.Event, *, as_json: bool) -> None:
+    """Run the command and call the address that want to know; what fails is a notice."""
+    from batchyard.client.running import notify  # noqa: PLC0415 - only who asks for it
+
+    problems = []
+    if going.notify is not None:
+        problems.append(notify.run_command(notify.checked_command(going.notify), out, state))
+    if going.webhook is not None:
+        try:
+            body = (out / "receipt.json").read_bytes()
+        except OSError as error:
+            problems.append(f"the receipt cannot be read: {error.strerror}")
+        else:
+            problems.append(notify.post(going.webhook, body, pause=stop.wait))
+    for problem in filter(None, problems):
+        text = f"nobody was told: {problem}"
+        if as_json:
+            render.emit({"event": "notice", "text": text})
+        else:
+            render.aside(text)
+
+
 def show_end(out: Path, files: Files, state: State, done: Receipt, *, as_json: bool) -> None:
     """Print how the run ended; the last line is about money."""
+    offer = _offer(files, state, done)
     if as_json:
-        render.emit({"event": "done", "receipt": done})
+        again = None if offer is None else {"again": dict(offer.again), "micros": offer.micros}
+        render.emit({"event": "done", "receipt": done, "retry": again})
         return
-    outcomes = receipt.all_outcomes(files, state)
-    failures = (outcome for _, outcome in outcomes if outcome.class_ != "succeeded")
-    render.ending(out.name, done, failures, errors=str(out / "errors.jsonl"))
-    render.say(f"reports in {out}/   receipt in {out / 'receipt.json'}")
-    render.say(receipt.money_line(done))
+    last = (final.outcome for final in finals.finals(files, state))
+    failures = (outcome for outcome in last if outcome.class_ != "succeeded")
+    retry = f"{render.program()} retry {_quoted(out)}"
+    errors = str(out / "errors.jsonl")
+    render.ending(out.name, done, failures, errors=errors, retry=retry, offer=offer)
+    render.table(money_rows(done))
+    render.fitted(f"reports in {out}/   receipt in {out / 'receipt.json'}")
+    render.fitted(receipt.money_line(done))
 
 
-def _watched(session: Session, stop: threading.Event, *, as_json: bool) -> Receipt:
-    files = session.files
+def _offer(files: Files, state: State, done: Receipt) -> Offer | None:
+    """Return what `retry` would send, where some of it would be paid once more; None elsewhere."""
+    if rounds.PAID_AGAIN.isdisjoint(done.classes):
+        return None
+    if state.config is None or state.config.imported == "results":
+        return None  # the requests are not known
+    return offers.make(files, state)
 
-    def saved(index: int) -> int:
-        return sum(outcome.is_saved for outcome in collect.read_outcomes(files, index))
 
-    screen = render.screen(files.out.name, session.state.shards, saved=saved, as_json=as_json)
+class _Driver:
+    """Runs the loop of one run, once or, after a pilot, again."""
+
+    def __init__(self, session: Session, stop: threading.Event, *, as_json: bool) -> None:
+        self._session = session
+        self._stop = stop
+        self._as_json = as_json
+        self._pipeline: Pipeline | None = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Return the loop; the first time, connect it to its server."""
+        if self._pipeline is None:
+            self._pipeline = self._session.connect()
+        return self._pipeline
+
+    def watched(self, first: Callable[[Pipeline], None] | None = None) -> Receipt:
+        """Run the loop under a screen, after `first`.
+
+        Raises:
+            Detached: the run was left.
+            InputError, NeedsAttention: as the loop.
+        """
+
+        def body() -> Receipt:
+            if first is not None:
+                first(self.pipeline)
+            return self.pipeline.run()
+
+        return _watched(self._session, self._stop, body, as_json=self._as_json)
+
+
+def _watched(
+    session: Session, stop: threading.Event, body: Callable[[], Receipt], *, as_json: bool
+) -> Receipt:
+    def saved() -> tuple[int, int]:
+        state = session.state
+        return collect.counted(state.classes).get("saved", 0), state.documents
+
+    name = session.files.out.name
+    screen = render.screen(name, session.state.shards, saved=saved, as_json=as_json)
     session.listen(screen.update)
-    worker = _Worker(lambda: session.connect().run())
+    worker = _Worker(body)
     with _signals(stop, screen.abandon), screen:
         worker.start()
         while worker.is_alive() and not stop.is_set():

@@ -7,7 +7,7 @@ the server, never a crash of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -46,6 +46,7 @@ class Batch(msgspec.Struct, frozen=True):
     processing_status: str
     request_counts: Counts
     created_at: str
+    results_url: Any = None  # only looked at, never followed
 
     @property
     def has_ended(self) -> bool:
@@ -69,6 +70,28 @@ class Page(msgspec.Struct, frozen=True):
             wire.parse_rfc3339(batch.created_at)
 
 
+class TokenCount(msgspec.Struct, frozen=True):
+    """How many input tokens a request has."""
+
+    input_tokens: int
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """Why requests of a batch wait, in one pool."""
+
+    pool: str
+    reason: str
+    detail: str = ""
+    until: str | None = None
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """When a batch will have ended, None where there is no basis for that."""
+
+    ends_at: str | None = None
+    basis: str = ""
+
+
 class Progress(msgspec.Struct, frozen=True):
     """What a yard tells of a batch under way.
 
@@ -79,6 +102,14 @@ class Progress(msgspec.Struct, frozen=True):
     results: int = 0
     billing: str | None = None
     paused: dict[str, str] = {}
+    processing_status: str = ""
+    requests: int = 0
+    in_flight: int = 0
+    waiting: list[Waiting] = []
+    calls: int | None = None
+    repeated_calls: int | None = None
+    failed_calls: dict[str, int] = {}
+    estimate: Estimate | None = None
 
 
 class _ErrorDetail(msgspec.Struct, frozen=True):

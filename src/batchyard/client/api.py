@@ -19,7 +19,6 @@ from pyreqwest.client import SyncClient, SyncClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
 from batchyard import __version__, crash
-from batchyard.client import durable
 from batchyard.client.answers import (
     Answer,
     ApiError,
@@ -28,13 +27,16 @@ from batchyard.client.answers import (
     NotCreated,
     Page,
     Progress,
+    TokenCount,
     Unreachable,
     created,
     decode,
     retry_after,
 )
-from batchyard.client.plan import API_VERSION
+from batchyard.client.cache_report import CacheReport
+from batchyard.client.planning.plan import API_VERSION
 from batchyard.client.problems import InputError
+from batchyard.client.running import durable
 from batchyard.clock import SystemClock
 from batchyard.errors import shown
 
@@ -47,11 +49,13 @@ if TYPE_CHECKING:
 BASE_URL_DEFAULT = "https://api.anthropic.com"
 YARD_HEADER = "batchyard-version"
 CALL_TIMEOUT_S = 60.0
+COUNT_TIMEOUT_S = 20.0
 CREATE_ANSWER_TIMEOUT_S = 600.0  # what the official clients wait
 UPLOAD_BYTES_PER_S_MIN = 100_000
 STALL_TIMEOUT_S = 300.0
 ATTEMPTS = 4
 _CHUNK = 256 * 1024
+_FIRST_CHUNK, _LINE_BYTES_MAX = 16 * 1024, 64 * 1024 * 1024
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.5, 8.0
 _RETRY_AFTER_CAP_S = 60.0  # longer waits are the business of the caller, who can be interrupted
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
@@ -177,6 +181,27 @@ class Api:
         query = f"?limit={limit}" + (f"&after_id={quote(after_id, safe='')}" if after_id else "")
         return decode(self._get(f"/v1/messages/batches{query}").body, Page)
 
+    def count_tokens(self, body: bytes) -> int:
+        """Return the input tokens of a request, given without its output limit; one attempt.
+
+        Raises:
+            ApiError, Unreachable: refused, or not answered in time.
+        """
+        request = (
+            self._client.post(self._address() + "/v1/messages/count_tokens")
+            .header("content-type", "application/json")
+            .timeout(timedelta(seconds=COUNT_TIMEOUT_S))
+        )
+        if self._betas:
+            request = request.header("anthropic-beta", ",".join(self._betas))
+        try:
+            answer = self._read(request.body_bytes(body).build().send())
+        except PyreqwestError as error:
+            raise Unreachable(f"{self.base_url}: {_reason(error)}") from None
+        if answer.status != 200:
+            raise ApiError(answer)
+        return decode(answer.body, TokenCount).input_tokens
+
     def cancel(self, batch_id: str) -> Batch:
         """Cancel a batch; repeated, since canceling twice is canceling once.
 
@@ -185,6 +210,14 @@ class Api:
         """
         path = f"/v1/messages/batches/{quote(batch_id, safe='')}/cancel"
         return decode(self._repeated("POST", path).body, Batch)
+
+    def delete(self, batch_id: str) -> None:
+        """Delete an ended batch with its results.
+
+        Raises:
+            ApiError, Unreachable: after some repetitions; 404 also when an answer was lost.
+        """
+        self._repeated("DELETE", f"/v1/messages/batches/{quote(batch_id, safe='')}")
 
     def progress(self, batch_id: str) -> Progress | None:
         """Return live counts from a yard; None from any other server.
@@ -201,6 +234,15 @@ class Api:
                 return None
             raise
         return decode(answer.body, Progress)
+
+    def cache_report(self, batch_id: str) -> CacheReport:
+        """Return what prompt caching has done for an ended batch; only a yard tells.
+
+        Raises:
+            ApiError, Unreachable: refused, or after some repetitions.
+        """
+        path = f"/v1/messages/batches/{quote(batch_id, safe='')}/cache"
+        return decode(self._get(path).body, CacheReport)
 
     def download_results(self, batch_id: str, target: Path) -> int:
         """Write the results of an ended batch to `target`, whole or not at all; return the bytes.
@@ -227,6 +269,28 @@ class Api:
         partial.replace(target)
         durable.sync_directory(target.parent)
         return total
+
+    def first_result(self, batch_id: str) -> bytes | None:
+        """Return the first line of the results of an ended batch, None when there is none.
+
+        Raises:
+            ApiError, Unreachable: refused, or cut.
+        """
+        path = f"/v1/messages/batches/{quote(batch_id, safe='')}/results"
+        line = b""
+        try:
+            with self._stream.get(self._address() + path).build_streamed() as response:
+                self._note(response)
+                if response.status != 200:
+                    raise ApiError(self._answer(response))
+                while b"\n" not in line and len(line) < _LINE_BYTES_MAX:
+                    chunk = response.body_reader.read(_FIRST_CHUNK)
+                    if chunk is None:
+                        break
+                    line += chunk.to_bytes()
+        except PyreqwestError as error:
+            raise Unreachable(f"{self.base_url}: {_reason(error)}") from None
+        return line.partition(b"\n")[0] or None
 
     def _address(self) -> str:
         if self._locate is not None:

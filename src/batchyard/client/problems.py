@@ -32,6 +32,14 @@ class NeedsAttention(BatchyardError):
     """The run stopped and a person has to decide. All state is on disk."""
 
 
+class Paused(NeedsAttention):
+    """The run does not go on until a person pays, or allows more; everything else is saved."""
+
+
+class BudgetReached(Paused):
+    """What is left may cost more than the budget has left."""
+
+
 class ServerRefuses(NeedsAttention):
     """The server refuses or cannot be reached, whatever is sent to it."""
 

@@ -1,0 +1,79 @@
+"""`batchyard status --why`: what a batch waits for, and when it will have ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchyard.cli import render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchyard.client.answers import Progress
+
+_WORDS = {
+    "unconfigured": "no upstream",
+    "paused": "paused",
+    "breaker_open": "upstream down",
+    "cooling_down": "cooling down",
+    "limited": "limited",
+    "priming": "priming caches",
+    "behind_share": "behind its share",
+}
+
+
+def show(batch_id: str, base_url: str | None, *, as_json: bool) -> None:
+    """Ask a yard of a batch, and print what it waits for."""
+    from batchyard.client.api import Api  # noqa: PLC0415 - so that other commands start quickly
+    from batchyard.client.problems import InputError  # noqa: PLC0415
+
+    api = Api(base_url, None, pause=lambda _: True)
+    try:
+        api.retrieve(batch_id)
+        progress = api.progress(batch_id)
+    finally:
+        api.close()
+    if progress is None:
+        raise InputError(f"{api.base_url} is not a batchyard server: no other tells what it does")
+    if as_json:
+        render.emit({"batch": batch_id, **shape(progress)})
+        return
+    head = f"{batch_id}: {progress.results:,} of {progress.requests:,} done"
+    render.say(f"{head}, {progress.in_flight:,} in flight")
+    for line in lines(progress):
+        render.say(f"  {line}")
+
+
+def shape(progress: Progress) -> dict[str, object]:
+    """Return what a progress explains, for JSON."""
+    return {
+        "results": progress.results,
+        "requests": progress.requests,
+        "in_flight": progress.in_flight,
+        "waiting": progress.waiting,
+        "calls": progress.calls,
+        "repeated_calls": progress.repeated_calls,
+        "failed_calls": progress.failed_calls,
+        "estimate": progress.estimate,
+    }
+
+
+def lines(progress: Progress) -> Sequence[str]:
+    """Return what a progress explains, a sentence a line."""
+    found = []
+    for wait in progress.waiting:
+        until = f" until {wait.until[11:19]} UTC" if wait.until else ""
+        found.append(f"{_WORDS.get(wait.reason, wait.reason)}{until}: {wait.detail} ({wait.pool})")
+    if not found and progress.processing_status != "ended":
+        found.append("nothing holds it back")
+    if progress.calls:
+        repeated = f"{progress.calls:,} calls, {progress.repeated_calls or 0:,} of them repeated"
+        reasons = ", ".join(f"{why} ({count:,}x)" for why, count in progress.failed_calls.items())
+        found.append(f"{repeated}; failed: {reasons}" if reasons else repeated)
+    estimate = progress.estimate
+    if estimate is not None:
+        if estimate.ends_at is None:
+            found.append(f"end not known: {estimate.basis}")
+        else:
+            found.append(f"ends about {estimate.ends_at[11:19]} UTC ({estimate.basis})")
+    return found

@@ -1,0 +1,1 @@
+"""What goes in: sources of documents, templates, parameters."""

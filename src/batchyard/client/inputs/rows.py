@@ -1,0 +1,71 @@
+"""Rows of JSONL, CSV and TSV text, read strictly: an error names the file and the line in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any
+
+from batchyard import wire
+from batchyard.client.problems import InputError
+from batchyard.errors import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FIELD_CHARS_MAX = 32 * 1024 * 1024  # as long as a whole request may be
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = frozenset({".jsonl", ".ndjson", *_DELIMITERS})
+
+
+def rows_of_text(text: str, suffix: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number and the fields of each row.
+
+    Args:
+        text: the whole file.
+        suffix: one of `SUFFIXES`, which says what it is.
+        where: it comes from, for errors.
+
+    Raises:
+        InputError: a line is not a row.
+    """
+    if suffix in _DELIMITERS:
+        return _csv_rows(text, _DELIMITERS[suffix], where)
+    return _jsonl_rows(text, where)
+
+
+def _jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the object of each line; empty lines are passed over."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = wire.decode(line)
+        except ValueError as error:
+            raise InputError(f"{where}:{number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}:{number}: a row is a JSON object, not {shown(row)}")
+        yield number, row
+
+
+def _csv_rows(text: str, delimiter: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the fields of each row under the names of the first line."""
+    csv.field_size_limit(_FIELD_CHARS_MAX)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if not header:
+            raise InputError(f"{where}:1: the first line has to name the columns")
+        if len(set(header)) != len(header):
+            raise InputError(f"{where}:1: a column name stands twice")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise InputError(
+                    f"{where}:{reader.line_num}: {len(row)} fields, but the header names "
+                    f"{len(header)} columns"
+                )
+            yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{where}:{reader.line_num}: not CSV: {error}") from None

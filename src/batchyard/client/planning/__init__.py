@@ -1,0 +1,1 @@
+"""What would be sent and what it would cost, before anything is."""

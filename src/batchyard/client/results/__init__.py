@@ -1,0 +1,1 @@
+"""What comes back: classes, reports, other forms, the receipt."""

@@ -1,0 +1,1 @@
+"""A run under way: its journal, what it sends, waits for and repeats."""

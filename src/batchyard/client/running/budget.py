@@ -1,0 +1,217 @@
+"""What a run may still spend: ceilings are reserved before a shard is sent, and released after.
+
+A batch cannot be stopped in the middle without waste, so the only limit that holds is one that is
+kept before sending: spent + reserved + the ceiling of the next shard stays within the budget. All
+amounts are integer micro-dollars. Pure, but for reading the create bodies of shards.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from batchyard import price, wire
+from batchyard.client.planning import estimate, plan
+from batchyard.client.problems import InputError
+from batchyard.client.results import receipt
+from batchyard.client.running.journal import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from batchyard.client.running.journal import Shard, State
+
+Tier = Literal["batch", "standard", "simulated"]
+
+# An image costs at most about this, a page of a PDF file its text and its picture.
+# Source: the API's vision and PDF pages.
+_IMAGE_TOKENS = 1_600
+_PAGE_TOKENS, _PAGE_BASE64_CHARS = 2_500, 8_000
+# What is sent around the texts of a request.
+_FRAME_TOKENS = 20
+_SERVER_TOOLS = ("web_search", "web_fetch", "code_execution")
+# A shard that does not fit is cut, but not into crumbs: each takes as long as a whole batch.
+PIECE_REQUESTS_MIN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What was charged, and what is set aside for batches under way."""
+
+    spent: int
+    reserved: int
+
+
+def tier_of(state: State, *, is_yard: bool) -> Tier:
+    """Return how the server charges, as far as it is known: the dearer list as long as it is not.
+
+    A yard says it with each batch; anybody else is taken to give the discount of a batch.
+    """
+    for shard in reversed(state.shards):
+        if shard.billing is not None and not shard.billing_assumed:
+            match shard.billing:
+                case receipt.SIMULATED:
+                    return "simulated"
+                case receipt.BATCH:
+                    return "batch"
+                case _:
+                    return "standard"
+    return "standard" if is_yard else "batch"
+
+
+def ceiling(params: dict[str, Any], tier: Tier) -> int | None:
+    """Return what one request can cost, in micro-dollars; None when there is no bound.
+
+    The output is taken in full, the input as estimated with its spread, and nothing as read from
+    a cache. Unknown prices, and tools that the server runs as often as it likes, have no bound.
+    """
+    if tier == "simulated":
+        return 0
+    if any(str(tool.get("type", "")).startswith(_SERVER_TOOLS) for tool in _tools(params)):
+        return None
+    model, texts, media, ttls = str(params.get("model")), list[str](), [0], set[str]()
+    for part in ("system", "tools", "messages", "output_config", "output_format"):
+        _walk(params.get(part), texts, media, ttls)
+    _walk({key: params.get(key) for key in ("cache_control",)}, texts, media, ttls)
+    tokens = estimate.tokens("\n".join(texts), model) + media[0] + _FRAME_TOKENS
+    tokens = -(-tokens * round(100 + estimate.SPREAD_PERCENT) // 100)
+    usage = price.Usage(
+        input_tokens=0 if ttls else tokens,
+        cache_write_5m_tokens=tokens if ttls == {"5m"} else 0,
+        cache_write_1h_tokens=tokens if "1h" in ttls else 0,
+        output_tokens=int(params.get("max_tokens") or 0),
+        us=params.get("inference_geo") == "us",
+    )
+    return price.cost_micros(model, usage, tier)
+
+
+def ceilings(body: Path, tier: Tier) -> Iterator[int | None]:
+    """Yield the ceiling of each request in a create body."""
+    with body.open("rb") as file:
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for entry in wire.split(memoryview(view)):
+        yield ceiling(wire.decode(bytes(entry.params)), tier)
+
+
+def of_shard(body: Path, tier: Tier) -> int | None:
+    """Return the ceiling of a shard; None when one of its requests has none."""
+    total = 0
+    for micros in ceilings(body, tier):
+        if micros is None:
+            return None
+        total += micros
+    return total
+
+
+def standing(state: State, ceiling_of: Callable[[Shard], int | None]) -> Standing:
+    """Return what is spent and reserved; what a batch did cost is unknown counts as its ceiling.
+
+    Args:
+        state: of the run.
+        ceiling_of: for shards that were sent when there was no budget.
+    """
+    spent = reserved = 0
+    for shard in state.shards:
+        if shard.phase is Phase.COLLECTED and shard.batch:
+            known = shard.cost_micros
+            spent += known if known is not None else _reserve(shard, ceiling_of)
+        elif shard.is_at_server:
+            reserved += _reserve(shard, ceiling_of)
+    return Standing(spent, reserved)
+
+
+def _reserve(shard: Shard, ceiling_of: Callable[[Shard], int | None]) -> int:
+    micros = shard.ceiling_micros
+    if micros is None:
+        micros = ceiling_of(shard)
+    return micros or 0
+
+
+def fits(now: Standing, next_micros: int, budget: int) -> bool:
+    """Whether a shard may be sent."""
+    return now.spent + now.reserved + next_micros <= budget
+
+
+def piece(micros: Sequence[int], room: int) -> int:
+    """Return how many of the first requests of a shard fit in `room`; 0 for none worth a batch."""
+    count = total = 0
+    for each in micros:
+        if total + each > room:
+            break
+        total, count = total + each, count + 1
+    least = min(PIECE_REQUESTS_MIN, max(1, len(micros) // 2))
+    return count if count >= least else 0
+
+
+def cut(body: Path, entries: Sequence[Any], count: int) -> list[plan.Shard]:
+    """Return the first `count` requests of a shard as one, and the others as another.
+
+    Args:
+        body: the create body.
+        entries: of the documents of each of its requests, in the same order.
+        count: at least 1 and less than all.
+    """
+    with body.open("rb") as file:
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    requests = [
+        plan.request_of(
+            owners,
+            sent.custom_id,
+            b'{"custom_id":"%b","params":%b}' % (sent.custom_id.encode(), bytes(sent.params)),
+        )
+        for owners, sent in zip(entries, wire.split(memoryview(view)), strict=True)
+    ]
+    first = plan.pack(requests[:count], count)
+    return [*first, *plan.pack(requests[count:], len(requests))]
+
+
+def parse(text: str) -> int:
+    """Return the micro-dollars of an amount such as `40`, `$12.50`.
+
+    Raises:
+        InputError: it is not an amount above zero, or is finer than a micro-dollar.
+    """
+    from decimal import Decimal, InvalidOperation  # noqa: PLC0415 - once
+
+    try:
+        micros = Decimal(text.strip().removeprefix("$").replace(",", "")) * 1_000_000
+    except InvalidOperation:
+        micros = Decimal(0)
+    if not micros.is_finite() or micros <= 0 or micros != int(micros):
+        raise InputError(
+            f"--budget is {text!r}; it is an amount in dollars above zero, such as 40 or 12.50"
+        )
+    return int(micros)
+
+
+def _tools(params: dict[str, Any]) -> list[dict[str, Any]]:
+    tools = params.get("tools")
+    return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+
+
+def _walk(value: object, texts: list[str], media: list[int], ttls: set[str]) -> None:
+    """Gather the texts of a value, the tokens of its media, and how long it is to be cached."""
+    if isinstance(value, str):
+        texts.append(value)
+    elif isinstance(value, list):
+        for each in value:
+            _walk(each, texts, media, ttls)
+    elif isinstance(value, dict):
+        if value.get("type") == "base64" and isinstance(value.get("data"), str):
+            media[0] += _media_tokens(str(value.get("media_type")), len(value["data"]))
+            return
+        control = value.get("cache_control")
+        if isinstance(control, dict):
+            ttls.add(str(control.get("ttl") or "5m"))
+        for key, each in value.items():
+            texts.append(key)
+            if key != "cache_control":
+                _walk(each, texts, media, ttls)
+
+
+def _media_tokens(media_type: str, chars: int) -> int:
+    if media_type.startswith("image/"):
+        return _IMAGE_TOKENS
+    return max(1, -(-chars // _PAGE_BASE64_CHARS)) * _PAGE_TOKENS

@@ -1,0 +1,135 @@
+"""Files that are whole or absent, and logs whose last line may be torn but no other.
+
+Knows nothing of what it writes. Every function returns only when the disk has the bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the disk the name of the file, which a failed write does not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in `path` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with naming(path):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_synced(path: Path, chunks: Iterable[bytes]) -> int:
+    """Write `chunks` to `path`, synced but not renamed; return the number of bytes."""
+    total = 0
+    with naming(path), os.fdopen(os.open(path, NEW, 0o644), "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            total += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return total
+
+
+def write(path: Path, chunks: Iterable[bytes]) -> int:
+    """Write `path` so that it is either absent (or as before) or whole; return its bytes."""
+    partial = path.with_name(path.name + ".partial")
+    total = write_synced(partial, chunks)
+    partial.replace(path)
+    sync_directory(path.parent)
+    return total
+
+
+def append(path: Path, at: int, chunks: Iterable[bytes]) -> None:
+    """Put `chunks` behind the first `at` bytes of a file, in the place of what stood there."""
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with naming(path), os.fdopen(os.open(path, flags), "wb") as file:
+        file.truncate(at)
+        file.seek(at)
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Log:
+    """An append-only file of lines; each line is on disk when `append` returns.
+
+    After a failed append nothing more can be appended here: whether the line is on disk is for the
+    next process to find out, which reads the file anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        is_new = not path.exists()
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o644)
+        self._is_broken = False
+        self._drop_torn_line()
+        if is_new:
+            sync_directory(path.parent)
+
+    def append(self, line: bytes) -> None:
+        """Write one line, without its end.
+
+        Raises:
+            OSError: it is not certain that the line is on disk, now or since an earlier failure.
+        """
+        if self._is_broken:
+            raise OSError("an earlier line could not be written; a new process can go on")
+        data = line + b"\n"
+        size = os.fstat(self._fd).st_size
+        try:
+            self._write(data)
+        except OSError:
+            self._is_broken = True
+            # A torn line in the middle would damage the log, and a whole one that was reported as
+            # failed would be recorded twice.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+                os.fsync(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        written = os.write(self._fd, data)
+        if written != len(data):
+            raise OSError(f"only {written} of {len(data)} bytes were written")
+        os.fsync(self._fd)
+
+    def _drop_torn_line(self) -> None:
+        size = os.fstat(self._fd).st_size
+        data = os.pread(self._fd, size, 0)
+        end = data.rfind(b"\n") + 1
+        if end != size:
+            os.ftruncate(self._fd, end)
+            os.fsync(self._fd)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of a log, without a torn last one; empty when there is no file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return data[: data.rfind(b"\n") + 1].splitlines()

@@ -1,0 +1,128 @@
+"""A pilot: a few documents of a run are sent first, and tell what the rest will be like.
+
+They are spread over the inputs and are part of the run: what they gave is not sent again. Pure, but
+for reading the outcomes of collected shards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from batchyard import price
+from batchyard.client.planning import plan as planning
+from batchyard.client.results import receipt
+from batchyard.client.running import rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from batchyard.client.planning.plan import Plan, Request
+    from batchyard.client.results.collect import Outcome
+    from batchyard.client.running.folder import Files
+    from batchyard.client.running.journal import Shard, State, Why
+    from batchyard.client.running.rounds import Last
+
+# With nobody to ask, the rest follows a pilot of which no more than this failed.
+FAILURES_PERCENT_MAX = 10
+ANSWERS_SHOWN = 3
+_BINS = (100, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000)
+
+
+def split(plan: Plan, count: int) -> tuple[Plan, list[Why | None]]:
+    """Return the plan with `count` of its requests in shards of their own, first, and why each is.
+
+    With as many requests as there are, or more, nothing is left for after the pilot.
+    """
+    requests = plan.requests
+    if not 0 < count < len(requests):
+        return plan, [None] * len(plan.shards)
+    chosen = {number * len(requests) // count for number in range(count)}
+    first = [request for at, request in enumerate(requests) if at in chosen]
+    rest = [request for at, request in enumerate(requests) if at not in chosen]
+    shards: list[planning.Shard] = []
+    reasons: list[Why | None] = []
+    groups: tuple[tuple[list[Request], Why], ...] = ((first, "pilot"), (rest, "rest"))
+    for group, why in groups:
+        packed = planning.pack(group, plan.settings.shard_requests)
+        shards += [replace(shard, index=len(shards) + at) for at, shard in enumerate(packed)]
+        reasons += [why] * len(packed)
+    return replace(plan, shards=shards), reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a pilot showed.
+
+    `lengths` are the output tokens of its answers. `paid_micros` is what it cost, `rest_micros`
+    what the rest will cost if it is like it, both None when that is not known.
+    """
+
+    documents: int
+    left: int
+    classes: Mapping[str, int]
+    lengths: Sequence[int] = field(repr=False)
+    answers: Sequence[Last] = field(repr=False)
+    paid_micros: int | None
+    rest_micros: int | None
+
+    @property
+    def failed(self) -> int:
+        """Return how many documents have no whole report."""
+        return self.documents - self.classes.get("succeeded", 0)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the rest may follow without a person looking."""
+        return self.failed * 100 <= self.documents * FAILURES_PERCENT_MAX
+
+    def histogram(self) -> list[tuple[str, int]]:
+        """Count the answers by length: the upper bound of each bin that is not empty, in words."""
+        bins: Counter[int] = Counter()
+        for length in self.lengths:
+            bins[sum(length > bound for bound in _BINS)] += 1
+        names = [f"to {bound:,}" for bound in _BINS] + [f"over {_BINS[-1]:,}"]
+        return [(names[number], bins[number]) for number in sorted(bins)]
+
+
+def findings(files: Files, state: State) -> Findings:
+    """Return what the pilot of a run showed, once it is collected."""
+    assert state.config is not None
+    pilots = [shard for shard in state.shards if shard.why == "pilot"]
+    latest = max((shard.round for shard in pilots), default=0)  # a rerun can have one of its own
+    pilot = [shard for shard in pilots if shard.round == latest]
+    lasts = list(rounds.last_outcomes(files, state, only=pilot.__contains__))
+    outcomes = [last.outcome for last in lasts]
+    answered = [o for o in outcomes if o.is_answered and o.usage is not None]
+    held = [shard for shard in state.shards if state.is_held(shard)]
+    paid = [shard.cost_micros for shard in pilot]
+    return Findings(
+        documents=len(outcomes),
+        left=sum(shard.requests for shard in held),
+        classes=Counter(str(outcome.class_) for outcome in outcomes),
+        lengths=[o.usage.output_tokens for o in answered if o.usage is not None],
+        answers=[last for last in lasts if last.outcome.is_saved][:ANSWERS_SHOWN],
+        paid_micros=None if None in paid else sum(each or 0 for each in paid),
+        rest_micros=_rest(answered, pilot, held, state.config.model),
+    )
+
+
+def _rest(
+    answered: Sequence[Outcome], pilot: Sequence[Shard], held: Sequence[Shard], model: str
+) -> int | None:
+    """Return the price of the held shards: prompts by their bytes, answers by their mean length."""
+    if not answered:
+        return None
+    usages = [outcome.usage for outcome in answered if outcome.usage is not None]
+    sent_bytes, left_bytes = (sum(shard.bytes for shard in some) for some in (pilot, held))
+    left = sum(shard.requests for shard in held)
+    # The pilot's answers are taken to be of all its bytes: a failed request had a prompt as well.
+    prompt = sum(usage.prompt_tokens for usage in usages) * left_bytes // max(1, sent_bytes)
+    output = sum(usage.output_tokens for usage in usages) // len(usages)
+    billing = pilot[0].billing
+    if billing == receipt.SIMULATED:
+        return 0
+    usage = price.Usage(input_tokens=prompt // max(1, left), output_tokens=output)
+    each = price.cost_micros(model, usage, "batch" if billing == receipt.BATCH else "standard")
+    return None if each is None else each * left

@@ -1,0 +1,333 @@
+"""One process at work on one run: the lock, the journal, the server to talk to, in this order.
+
+The command line and the library both open runs through here, so both follow the same rules about
+what continues and what is refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgspec
+
+from batchyard.client.planning import rerun
+from batchyard.client.planning.plan import subset
+from batchyard.client.problems import InputError, InputsChanged
+from batchyard.client.running import budget, folder, journal, local, registry, rounds
+from batchyard.client.running import pilot as pilots
+from batchyard.client.running.pipeline import Pipeline
+from batchyard.client.running.sending import GRACE_S
+from batchyard.client.running.updates import Update
+from batchyard.clock import SystemClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from batchyard.client.planning.plan import Plan, Shard
+    from batchyard.client.results.schema import Schema
+    from batchyard.client.running.journal import Config, State
+    from batchyard.clock import Clock
+
+
+_LEAVING_TIMEOUT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a command stands to the run in its folder.
+
+    `kind` is `new` when there is none that counts, `same` when it is the one that is there already,
+    `more` when that one is finished and `plan` is what it does not have. `notes` are for people.
+    """
+
+    kind: Literal["new", "same", "more"]
+    plan: Plan
+    changes: rerun.Changes = field(default_factory=rerun.Changes)
+    notes: Sequence[str] = ()
+
+
+class Session:
+    """The right to work on the run in a folder, and what is needed for it.
+
+    Raises:
+        RunInUse: on entering, when another process works on it.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[Update], None] | None = None,
+        api_key: str | None = None,
+        clock: Clock | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        """Prepare; nothing is opened before `with`.
+
+        Args:
+            out: the output folder; it is made if there is none.
+            stop: set it to leave the run at the next safe point.
+            tell: gets what a screen may show.
+            api_key: default `ANTHROPIC_API_KEY`.
+            clock: of the journal.
+            grace_s: how long a batch whose answer was lost may stay out of the server's list.
+        """
+        self.files = folder.Files(out)
+        self._stop = stop or threading.Event()
+        self._tell = tell or (lambda _: None)
+        self._api_key = api_key
+        self._clock = clock or SystemClock()
+        self._grace_s = grace_s
+        self._stack = ExitStack()
+        self._writer: folder.Journal | None = None
+        self.schema: Schema | None = None
+        """What answers have to look like, when a class tells; else the journal has it."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.files.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.files.out} cannot be used: {error.strerror}") from None
+        with ExitStack() as stack:
+            stack.enter_context(folder.Lock(self.files.out))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._stack.close()
+
+    @property
+    def state(self) -> State:
+        """Return what the journal says."""
+        return self._writer.state if self._writer else self.files.read_state()
+
+    def compare(
+        self, plan: Plan, config: Config, *, fresh: bool = False, allow: Collection[str] = ()
+    ) -> Standing:
+        """Return what of `plan` is to be sent, beside the run that is here; changes nothing.
+
+        Args:
+            plan: of all documents.
+            config: what is asked for.
+            fresh: the run that is here does not count.
+            allow: the kinds of `rerun.ALLOWS` that may have changed.
+
+        Raises:
+            InputsChanged: the run that is here has sent something, and is another one in a way that
+                was not allowed.
+        """
+        state = self.state
+        if not state.run or fresh:
+            return Standing("new", plan)
+        before = state.config
+        assert before is not None
+        drift = rerun.drift(before, config)
+        entries = list(self.files.read_documents(len(state.shards)))
+        changes = rerun.compare(entries, plan, is_same_command=not drift)
+        is_finished = state.finished_us is not None
+        lines = rerun.refused(drift, changes, allow, is_finished=is_finished)
+        if lines and state.nothing_sent:
+            return Standing("new", plan)
+        if lines:
+            raise InputsChanged(self._refusal(lines, is_finished=is_finished))
+        notes = [each.text for each in drift] + changes.lines()
+        if not changes.to_send:
+            return Standing("same", plan, changes, notes)
+        names = rerun.names(entries, plan, changes)
+        more = subset(plan, changes.to_send, round_=state.round + 1, names=names)
+        return Standing("more", more, changes, notes)
+
+    def begin(
+        self, plan: Plan, config: Config, *, fresh: bool = False, allow: Collection[str] = ()
+    ) -> None:
+        """Continue the run that is here, add what it lacks, or put `plan` on disk as a new one.
+
+        Raises:
+            InputsChanged: as in `compare`.
+        """
+        self.take(self.compare(plan, config, fresh=fresh, allow=allow), config)
+
+    def take(self, standing: Standing, config: Config, *, pilot: int = 0) -> None:
+        """Put on disk what `compare` said, and a person approved.
+
+        Args:
+            standing: what `compare` said.
+            config: what is asked for.
+            pilot: how many of the requests go first.
+        """
+        plan = standing.plan
+        if standing.kind != "new":
+            if standing.kind == "more":
+                self._extend(standing, config, pilot)
+            self._keep_columns(plan)
+            return
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self.state.run:
+            folder.set_aside(self.files)
+        shares = plan.documents != len(plan.requests)
+        documents = plan.documents if shares else None
+        plan, reasons = pilots.split(plan, pilot)
+        folder.start(
+            self._journal(), plan, config, reasons=reasons, documents=documents,
+            approved=_approved(plan, 0),
+        )  # fmt: skip
+        self._keep_columns(plan)
+        registry.add(self.files.out, self._clock.now_us())
+
+    def _keep_columns(self, plan: Plan) -> None:
+        if plan.columns:
+            plan.columns.write(self.files.state)
+
+    def _extend(self, standing: Standing, config: Config, pilot: int) -> None:
+        """Append what a finished run lacks, as a further round of it."""
+        writer = self._journal()
+        state, changed = writer.state, set(standing.changes.changed)
+        replaced = Counter(
+            str(last.outcome.class_)
+            for last in (rounds.last_outcomes(self.files, state) if changed else ())
+            if last.outcome.key in changed
+        )
+        self.files.cancel.unlink(missing_ok=True)  # the word of an earlier round
+        plan, reasons = pilots.split(standing.plan, pilot)
+        folder.extend(
+            writer,
+            plan.shards,
+            "rerun",
+            reasons=reasons,
+            round_=state.round + 1,
+            again=replaced,
+            documents=state.documents + len(standing.changes.new),
+            by_hand=True,
+            config=config,
+            approved=_approved(standing.plan, budget.standing(state, lambda _: None).spent),
+        )
+
+    def extend(self, shards: Sequence[Shard], again: Mapping[str, int]) -> None:
+        """Add a round that somebody asked for; `again` counts what no longer counts, by class."""
+        self.files.cancel.unlink(missing_ok=True)  # the word of an earlier round
+        folder.extend(
+            self._journal(), shards, "retry", round_=self.state.round + 1, again=again, by_hand=True
+        )
+
+    def agree(self, **terms: Any) -> None:
+        """Change terms of the run: fields of `journal.Terms`."""
+        before = msgspec.structs.replace(self.state.terms, at=0)
+        after = msgspec.structs.replace(before, **terms)
+        if after != before:
+            self._journal().record(after)
+
+    def keep(self, saving: journal.Saving) -> None:
+        """Write answers like this from now on; a finished run writes what it lacks."""
+        if saving != msgspec.structs.replace(self.state.saving, at=0):
+            self._journal().record(saving)
+
+    def connect(self) -> Pipeline:
+        """Return the loop of the run, connected to its server; starts the local one if needed.
+
+        Raises:
+            InputError: there is no run here, or no key.
+            NeedsAttention: the local server does not start.
+            Detached: the run was left meanwhile.
+        """
+        from batchyard.client.api import Api  # noqa: PLC0415 - the HTTP client, only when needed
+
+        writer = self._journal()
+        config = writer.state.config
+        if config is None:
+            raise InputError(f"{self.files.out} holds no run")
+        self.check_requests()
+        url, key = config.base_url, self._api_key
+        locate: Callable[[], str] | None = None
+        if config.local:
+            yard = local.LocalYard(
+                self.files.yard, self.files.yard_log, config.upstreams, clock=self._clock
+            )
+            self._stack.callback(self._stop_yard, yard)
+            url = yard.start(self._stop.wait, self._say)
+            key = local.KEY
+            locate = partial(yard.locate, self._stop.wait, self._say)
+        api = Api(
+            url,
+            key,
+            betas=config.betas,
+            pause=self._stop.wait,
+            now_us=self._clock.now_us,
+            locate=locate,
+            say=self._say,
+        )
+        self._stack.callback(api.close)
+        return Pipeline(
+            writer,
+            api,
+            clock=self._clock,
+            pause=self._stop.wait,
+            tell=lambda update: self._tell(update),  # noqa: PLW0108 - whoever listens then
+            grace_s=self._grace_s,
+            schema=self.schema,
+        )
+
+    def check_requests(self) -> None:
+        """Refuse to send anything for a run of which only the results are known.
+
+        Raises:
+            InputError: its batches were made elsewhere.
+        """
+        config, out = self.state.config, self.files.out
+        if config is None or config.imported != "results":
+            return
+        if self.state.finished_us is None:
+            raise InputError(
+                f"the import into {out} is not finished; the same `batchyard import` finishes it"
+            )
+        raise InputError(
+            f"nothing of {out} can be sent again: its batches were made elsewhere, and their "
+            "requests are not known; `batchyard import` with --requests FILE gives them"
+        )
+
+    def listen(self, tell: Callable[[Update], None]) -> None:
+        """Send what a screen may show there, from now on."""
+        self._tell = tell
+
+    def leave(self) -> None:
+        """Record that the run was left on request."""
+        self._journal().record(journal.Left())
+
+    def _say(self, text: str) -> None:
+        self._tell(Update(kind="notice", text=text))
+
+    def _stop_yard(self, yard: local.LocalYard) -> None:
+        # Who leaves does not wait: the server finishes the calls in flight and ends by itself.
+        yard.stop(_LEAVING_TIMEOUT_S if self._stop.is_set() else local.STOP_TIMEOUT_S)
+
+    def _journal(self) -> folder.Journal:
+        if self._writer is None:
+            self._writer = folder.Journal(self.files, self._clock)
+        return self._writer
+
+    def _refusal(self, lines: Sequence[str], *, is_finished: bool) -> str:
+        how = "finished" if is_finished else "under way"
+        listed = "\n".join(f"  {line}" for line in lines)
+        return (
+            f"{self.files.out} holds a run of other inputs ({how}):\n{listed}\n"
+            f"nothing was sent; --fresh starts anew and keeps the old state beside it"
+            + ("" if is_finished else f", `batchyard attach {self.files.out}` finishes it")
+        )
+
+
+def _approved(plan: Plan, spent: int) -> tuple[int, int] | None:
+    """Return what a run may cost in all when `plan` was approved, as in `journal.Started`."""
+    if plan.batch is None or plan.synchronous is None:
+        return None
+    return spent + plan.batch.ceiling, spent + plan.synchronous.ceiling
