@@ -1,59 +1,165 @@
 """A loopback upstream that answers every POST with one message: the limit of what can be measured.
 
-A bare protocol on uvloop, so that the stub is never the bottleneck of a benchmark. Prints its port.
+A bare protocol on uvloop, so that the stub is never the bottleneck of a benchmark. It prints its
+port. For the peers it also speaks the other dialect: the path decides. A body is not kept, only its
+bytes are counted, but for `--count`: then each call must hold a mark `doc-` with six digits, and
+`GET /calls` tells how many calls came and for how many different marks.
 
-    python bench/stub.py [--latency SECONDS]
+    python bench/stub.py [--latency SECONDS] [--answer BYTES] [--count]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 
 import uvloop
 
-TEXT = "The project is a library. " * 20
-BODY = (
-    '{"id":"msg_01stub","type":"message","role":"assistant","model":"stub","content":'
-    '[{"type":"text","text":"' + TEXT + '"}],"stop_reason":"end_turn","stop_sequence":null,'
-    '"usage":{"input_tokens":600,"output_tokens":120,"service_tier":"standard"}}'
-).encode()
-REPLY = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nrequest-id: req_01stub\r\n"
-    b"content-length: %d\r\n\r\n" % len(BODY)
-) + BODY
+SENTENCE = "The project is a library. "
+BATCH = {
+    "id": "msgbatch_01stub",
+    "type": "message_batch",
+    "processing_status": "in_progress",
+    "request_counts": dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
+    | {"processing": 1},
+    "created_at": "2026-01-01T00:00:00Z",
+    "expires_at": "2026-01-02T00:00:00Z",
+    "ended_at": None,
+    "cancel_initiated_at": None,
+    "archived_at": None,
+    "results_url": None,
+}
+MODELS = {
+    "object": "list",
+    "data": [{"id": "bench", "object": "model", "created": 0, "owned_by": "bench"}],
+}
+
+
+def message(text: str) -> dict[str, object]:
+    return {
+        "id": "msg_01stub",
+        "type": "message",
+        "role": "assistant",
+        "model": "stub",
+        "content": [{"type": "text", "text": text}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 600, "output_tokens": 120, "service_tier": "standard"},
+    }
+
+
+def completion(text: str) -> dict[str, object]:
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
+    return {
+        "id": "chatcmpl-01stub",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "stub",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 600, "completion_tokens": 120, "total_tokens": 720},
+    }
+
+
+def reply(value: object, status: bytes = b"200 OK") -> bytes:
+    body = json.dumps(value, separators=(",", ":")).encode()
+    head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nrequest-id: req_01stub\r\n" % status
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
 class Stub(asyncio.Protocol):
+    """One connection. What all share is set before the server listens."""
+
     latency = 0.0
+    counts: dict[bytes, int] | None = None
+    answers: dict[bytes, bytes] = {}  # noqa: RUF012
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.buffer = b""
         self.loop = asyncio.get_running_loop()
+        self.path = b""
+        self.missing = 0  # bytes of the body that is being read and not kept
 
     def data_received(self, data: bytes) -> None:
+        if self.missing:
+            taken = min(self.missing, len(data))
+            self.missing -= taken
+            if self.missing:
+                return
+            data = data[taken:]
+            self._answer()
         self.buffer = self.buffer + data if self.buffer else data
-        while True:
-            end = self.buffer.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            head = self.buffer[:end].lower()
-            at = head.find(b"content-length:")
-            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if len(self.buffer) < end + 4 + length:
-                return
-            self.buffer = self.buffer[end + 4 + length :]
-            if self.latency:
-                self.loop.call_later(self.latency, self.transport.write, REPLY)
-            else:
-                self.transport.write(REPLY)
+        while self.buffer and self._take():
+            pass
+
+    def _take(self) -> bool:
+        """Take one call from the buffer; false when its end has not come."""
+        end = self.buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        head = self.buffer[:end]
+        at = head.lower().find(b"content-length:")
+        length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+        whole = end + 4 + length
+        short = whole - len(self.buffer)
+        if short > 0 and Stub.counts is not None:
+            return False
+        self.path = head[: head.find(b" HTTP/")]
+        if Stub.counts is not None and length:
+            body = self.buffer[end + 4 : whole]
+            mark = body[body.index(b"doc-") :][:10]
+            Stub.counts[mark] = Stub.counts.get(mark, 0) + 1
+        self.buffer = self.buffer[whole:]
+        if short > 0:
+            self.missing = short
+            return False
+        self._answer()
+        return True
+
+    def _answer(self) -> None:
+        if self.path.startswith(b"GET"):
+            self.transport.write(self._told())
+            return
+        path = self.path.partition(b"?")[0].rpartition(b"/")[2]
+        answer = Stub.answers.get(path, Stub.answers[b"messages"])
+        if Stub.latency:
+            self.loop.call_later(Stub.latency, self._late, answer)
+        else:
+            self.transport.write(answer)
+
+    def _late(self, answer: bytes) -> None:
+        if not self.transport.is_closing():  # who called may have been killed meanwhile
+            self.transport.write(answer)
+
+    def _told(self) -> bytes:
+        if self.path == b"GET /calls" and Stub.counts is not None:
+            return reply({"calls": sum(Stub.counts.values()), "marks": len(Stub.counts)})
+        if self.path.endswith(b"/models"):
+            return reply(MODELS)
+        if self.path.endswith(b"/health"):
+            return reply({})
+        return reply({}, b"404 Not Found")
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--latency", type=float, default=0.0)
-    Stub.latency = parser.parse_args().latency
+    parser.add_argument("--answer", type=int, default=len(SENTENCE) * 20)
+    parser.add_argument("--count", action="store_true")
+    options = parser.parse_args()
+    text = SENTENCE * (options.answer // len(SENTENCE))
+    Stub.latency = options.latency
+    Stub.counts = {} if options.count else None
+    Stub.answers = {
+        b"messages": reply(message(text)),
+        b"completions": reply(completion(text)),
+        b"batches": reply(BATCH),
+    }
     server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -96,9 +96,9 @@ def core(process: subprocess.Popen[str], number: int) -> None:
 
 
 @contextlib.contextmanager
-def stub(latency_s: float = 0.0) -> Iterator[int]:
+def stub(latency_s: float = 0.0, *options: str) -> Iterator[int]:
     """Run the loopback upstream; yield its port."""
-    command = [sys.executable, str(HERE / "stub.py"), "--latency", str(latency_s)]
+    command = [sys.executable, str(HERE / "stub.py"), "--latency", str(latency_s), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         core(process, 1)

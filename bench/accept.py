@@ -1,0 +1,84 @@
+"""How long the largest batch takes to be accepted: the yard beside LiteLLM's pass-through.
+
+    python bench/accept.py [--requests 100000] [--rounds 5]
+
+100,000 requests, 246 MiB, the same body. The yard validates and stores it durably. The pass-through
+hands it on to a service that is there already: here the stub, which reads and forgets it. The stub
+alone is the floor: what it takes to send and read so many bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import yard
+from peers import litellm, record
+from peers.ours import Yard
+from peers.system import PeerError, Started, fresh_folder, sampled
+
+BATCHES = "/v1/messages/batches"
+SIZE = 2_650  # bytes of a request, near the most that 256 MB hold of 100,000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    body = yard.body(options.requests, SIZE)
+    ours = Yard()
+    executor = litellm.Executor()
+    rows = {
+        "ours": record.Row(ours.name, ours.version, "defaults", ours.durability),
+        "pass": record.Row(
+            "LiteLLM pass-through", executor.version, "defaults, one worker", "stores nothing"
+        ),
+        "sink": record.Row("the stub alone", ours.version, "-", "stores nothing"),
+    }
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(yard.stub())
+        folder = Path(stack.enter_context(fresh_folder()))
+        proxy = None
+        rows["pass"].failure = executor.missing()
+        if rows["pass"].failure is None:
+            try:
+                proxy = stack.enter_context(litellm.pass_through(sink, folder))
+            except PeerError as error:
+                rows["pass"].failure = str(error)
+        for _ in range(options.rounds):
+            # An address that refuses connections: nothing is dispatched while we measure.
+            with fresh_folder() as data, ours.start(9, Path(data)) as started:
+                rows["ours"].runs.append(_create(started, BATCHES, body))
+            rows["sink"].runs.append(_create(Started([], sink), BATCHES, body))
+            if proxy is not None:
+                key = f"Bearer {litellm.KEY}"
+                run = _create(proxy, f"/anthropic{BATCHES}", body, authorization=key)
+                rows["pass"].runs.append(run)
+    about = {"kind": "accept", "requests": options.requests, "bytes": len(body)}
+    print(f"raw: {record.write(f'accept-{options.requests}', about, list(rows.values())).name}")
+
+
+def _create(started: Started, path: str, body: bytes, **headers: str) -> dict[str, float]:
+    with sampled(started) as samples:
+        cpu, begun = started.cpu_s(), time.perf_counter()
+        answer = started.request("POST", path, body, **headers)
+        seconds = time.perf_counter() - begun
+        cpu = started.cpu_s() - cpu
+    if answer["type"] != "message_batch":
+        raise PeerError(f"{path}: {answer}")
+    print(f"{path:<36} {seconds:6.2f} s  {max(samples) / 1e6:6.0f} MB", flush=True)
+    return {
+        "seconds": round(seconds, 3),
+        "cpu_s": round(cpu, 2),
+        "private_mb": round(max(samples) / 1e6, 1),
+        "idle_mb": round(samples[0] / 1e6, 1),
+        "load": os.getloadavg()[0],
+    }
+
+
+if __name__ == "__main__":
+    main()

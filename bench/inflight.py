@@ -1,0 +1,51 @@
+"""How many slow requests one process holds at once: requests/s against the ideal, and memory.
+
+    python bench/inflight.py [--slots 10000] [--latency 2] [--requests 60000]
+
+Everything is durable. The ideal is `slots` requests in each time that the upstream takes; the
+first calls of a batch begin at fewer and double each second, so a longer batch comes nearer to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import workers
+import yard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slots", type=int, default=10_000)
+    parser.add_argument("--latency", type=float, default=2.0)
+    parser.add_argument("--requests", type=int, default=60_000)
+    parser.add_argument("--size", type=int, default=2_500)
+    options = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a socket each; children inherit it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    body = yard.body(options.requests, options.size)
+    with (
+        yard.stub(options.latency) as port,
+        workers.serve(port, options.slots, 1) as server,
+        yard.Sampled(server, 0.1) as memory,
+    ):
+        idle = server.cost()
+        _, batch = server.request("POST", "/v1/messages/batches", body)
+        before, started = server.cost(), time.perf_counter()
+        ended = yard.wait_ended(server, batch["id"])
+        seconds = time.perf_counter() - started
+        assert ended["request_counts"]["succeeded"] == options.requests, ended
+        cpu = (server.cost().cpu_s - before.cpu_s) / options.requests * 1_000
+        peak = max(memory)
+    rate, ideal = options.requests / seconds, options.slots / options.latency
+    print(
+        f"inflight  {options.requests:,} requests, upstream {options.latency:g} s, "
+        f"{options.slots:,} slots: {rate:,.0f} requests/s of {ideal:,.0f}, {cpu:.3f} CPU s per "
+        f"1,000, peak {peak / 1e6:.0f} MB ({(peak - idle.rss_anon) / 1e6:.0f} MB above idle)"
+    )
+
+
+if __name__ == "__main__":
+    main()

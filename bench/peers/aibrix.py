@@ -1,0 +1,106 @@
+"""AIBrix batch: files and batches in the other dialect, state in Redis, objects in local files.
+
+Redis is the one of Debian with its own settings; it runs on the same core as the service, and its
+processor time and memory count. By default AIBrix finds its concurrency itself, from 8 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peers import locked
+from peers.system import PeerError, Started, System, free_port, launched, pauses, wait_ready
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peers.work import Work
+
+LAUNCH = Path(__file__).with_name("programs") / "aibrix_launch.py"
+BOUNDARY = "batchyardbench"
+
+
+class AIBrix(System):
+    name = "AIBrix with Redis"
+    version = locked.version("aibrix", "aibrix")
+    durability = "survives a kill of the service"
+
+    def missing(self) -> str | None:
+        if shutil.which("redis-server") is None:
+            return "redis-server is not there: bench/peers/get-redis"
+        return locked.missing("aibrix")
+
+    @contextlib.contextmanager
+    def start(self, upstream: int, folder: Path) -> Iterator[Started]:
+        with redis(folder) as (process, port), service(upstream, folder, port) as started:
+            started.processes.append(process)
+            yield started
+
+    def prepare(self, work: Work) -> bytes:
+        return work.lines()
+
+    def run(self, started: Started, prepared: bytes) -> bytes:
+        return self.finish(started, self.create(started, prepared))
+
+    def create(self, started: Started, prepared: bytes) -> str:
+        """Upload a file and make a batch of it; return the id."""
+        part = '--{}\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
+        form = part.format(BOUNDARY, "purpose", "") + "batch\r\n"
+        form += part.format(BOUNDARY, "file", '; filename="requests.jsonl"')
+        body = form.encode() + prepared + f"\r\n--{BOUNDARY}--\r\n".encode()
+        kind = f"multipart/form-data; boundary={BOUNDARY}"
+        file = started.request("POST", "/v1/files", body, content_type=kind)
+        batch: dict[str, Any] = {
+            "input_file_id": file["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
+        if self.in_flight:
+            client = {"max_concurrency": self.in_flight, "adaptive_concurrency": False}
+            batch["aibrix"] = {"client": client}
+        return str(started.request("POST", "/v1/batches", json.dumps(batch).encode())["id"])
+
+    def finish(self, started: Started, batch: str) -> bytes:
+        shown: dict[str, Any] = {}
+        for _ in pauses():
+            shown = started.request("GET", f"/v1/batches/{batch}")
+            if shown["status"] == "completed":
+                break
+            if shown["status"] in {"failed", "expired", "cancelled"}:
+                raise PeerError(f"{shown['status']}: {shown.get('errors')}")
+        return started.read("GET", f"/v1/files/{shown['output_file_id']}/content")
+
+    def succeeded(self, line: dict[str, Any]) -> bool:
+        return bool(line["response"]["status_code"] == 200)
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[tuple[Any, int]]:
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    with launched(command, folder, log="redis.log") as process:
+        yield process, port
+
+
+@contextlib.contextmanager
+def service(upstream: int, folder: Path, redis_port: int) -> Iterator[Started]:
+    port = free_port()
+    settings = {
+        "STORAGE_TYPE": "local",
+        "STORAGE_LOCAL_PATH": str(folder / "objects"),
+        "METASTORE_TYPE": "redis",
+        "REDIS_HOST": "127.0.0.1",
+        "REDIS_PORT": str(redis_port),
+        "LOG_PATH": str(folder / "aibrix.python.log"),
+        "LOG_LEVEL": "WARNING",
+    }
+    command = [locked.program("aibrix", "python"), str(LAUNCH), str(port)]
+    command.append(f"http://127.0.0.1:{upstream}")
+    with launched(command, folder, log="aibrix.log", **settings) as process:
+        started = Started([process], port)
+        wait_ready(started, "/readyz")
+        yield started

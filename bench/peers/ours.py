@@ -1,0 +1,56 @@
+"""The yard, as `batchyard serve` starts it: nothing is set but the address of the upstream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import batchyard
+from peers.system import IN_FLIGHT, PeerError, Started, launched
+from peers.wire import MessageBatches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def commit() -> str:
+    """Return the commit of the source that runs, and whether it has been changed since."""
+    source = str(Path(batchyard.__file__).parent)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", source, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = " with changes" if git("status", "--porcelain", source) else ""
+    return f"{git('rev-parse', '--short', 'HEAD') or 'no commit'}{changed}"
+
+
+class Yard(MessageBatches):
+    name = "batchyard"
+    version = commit()
+    durability = "survives power cuts"
+    setting = f"defaults ({IN_FLIGHT} in flight)"
+
+    @contextlib.contextmanager
+    def start(self, upstream: int, folder: Path) -> Iterator[Started]:
+        command = [sys.executable, "-m", "batchyard", "serve", "--data", str(folder / "data")]
+        command += ["--port", "0", "--upstream", f"stub=http://127.0.0.1:{upstream}"]
+        log = folder / "yard.log"
+        before = log.stat().st_size if log.exists() else 0
+        with launched(command, folder, log=log.name) as process:
+            yield Started([process], _port(process, log, before))
+
+
+def _port(process: subprocess.Popen[str], log: Path, before: int) -> int:
+    """Wait for the ready line; return the port in it."""
+    while process.poll() is None:
+        for line in log.read_bytes()[before:].splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return int(json.loads(line)["url"].rpartition(":")[2])
+        time.sleep(0.005)
+    raise PeerError(log.read_text()[-2_000:])

@@ -1,0 +1,286 @@
+"""Print the tables of README.md and bench/README.md from the raw results, or write them there.
+
+    python bench/table.py [--short | --write]
+
+Medians, with the range of the runs; "ours is" compares medians of the same command, so of systems
+that took turns in the same minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+BEGIN = "<!-- begin: python bench/table.py -->"
+END = "<!-- end: python bench/table.py -->"
+OURS = "batchyard"
+SINK = "the stub alone"
+IN_FLIGHT = 64
+Table = Iterable[list[str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="the one table of README.md")
+    parser.add_argument("--write", action="store_true", help="into both documents")
+    options = parser.parse_args()
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    raw = sorted((file for file in files if "kind" in file["work"]), key=_order)
+    if options.write:
+        replace(HERE / "README.md", long_text(raw))
+        replace(HERE.parent / "README.md", short_text(raw))
+    else:
+        print(short_text(raw) if options.short else long_text(raw))
+
+
+def replace(document: Path, text: str) -> None:
+    """Put a text between the two marks of a document."""
+    content = document.read_text(encoding="utf-8")
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"{document} has no marks {BEGIN} and {END}")
+    document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def long_text(raw: list[dict[str, Any]]) -> str:
+    parts = []
+    titled = [(KINDS[file["work"]["kind"]][0].format(**file["work"]), file) for file in raw]
+    for title, group in groupby(titled, key=lambda pair: pair[0]):
+        files = [file for _, file in group]
+        _, head, rows = KINDS[files[0]["work"]["kind"]]
+        parts += [f"### {title}\n", table(head, chain.from_iterable(map(rows, files))), ""]
+        parts += [f"{about(file)}\n" for file in files]
+    return "\n".join(parts)
+
+
+def short_text(raw: list[dict[str, Any]]) -> str:
+    text = table(["work", "beside", "durability of the other", "ours is"], short(raw))
+    machines = " and ".join(sorted({file["machine"] for file in raw}))
+    days = " to ".join(sorted({file["date"].partition(" ")[0] for file in raw}))
+    commits = " and ".join(sorted({file["commit"] for file in raw}))
+    loads = [run["load"] for file in raw for row in file["rows"] for run in row["runs"]]
+    load = f"load {min(loads):.0f} to {max(loads):.0f}" if loads else "no runs"
+    return f"{text}\n\n{machines}, {days}, {load}; batchyard at {commits}."
+
+
+def table(head: list[str], rows: Table) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def about(file: dict[str, Any]) -> str:
+    loads = [run["load"] for row in file["rows"] for run in row["runs"]]
+    load = f", load {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    counts = sorted({len(row["runs"]) for row in file["rows"] if row["runs"]})
+    number = " to ".join(map(str, counts))
+    return (
+        f"`{file['command']}`, {number} run{'s' if counts != [1] else ''}, {file['date']}, "
+        f"{file['machine']}{load}; batchyard at {file['commit']}."
+    )
+
+
+def median(row: dict[str, Any], name: str) -> float:
+    return float(statistics.median(run[name] for run in row["runs"]))
+
+
+def spread(row: dict[str, Any], name: str, form: Callable[[float], str]) -> str:
+    values = [run[name] for run in row["runs"]]
+    return f"{form(statistics.median(values))} ({form(min(values))} to {form(max(values))})"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
+
+
+def ours_of(file: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(row for row in file["rows"] if row["system"] == OURS)
+    return found
+
+
+def left_out(row: dict[str, Any], columns: int) -> list[str]:
+    start = [_named(row), row["setting"], row["durability"]]
+    return [*start, row["failure"] or "not run", *[""] * (columns - 4)]
+
+
+def runs(file: dict[str, Any]) -> Table:
+    size, ours = file["work"]["requests"], ours_of(file)
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 8)
+            continue
+        rates = dict(row, runs=[{"rate": size / run["seconds"]} for run in row["runs"]])
+        ratio = median(row, "seconds") / median(ours, "seconds")
+        yield [
+            _named(row),
+            row["setting"],
+            row["durability"],
+            spread(rates, "rate", lambda value: f"{value:,.0f}"),
+            _share(file["work"], median(row, "seconds")),
+            f"{median(row, 'cpu_s') / size * 1000:.2f}",
+            f"{median(row, 'private_mb'):.0f}",
+            "" if row["system"] == OURS else f"{times(ratio)} as fast",
+        ]
+
+
+def _share(work: dict[str, Any], seconds: float) -> str:
+    """Tell how near a run is to the least time in which 64 slots can do it."""
+    if not work["latency_ms"]:
+        return ""
+    least = math.ceil(work["requests"] / IN_FLIGHT) * work["latency_ms"] / 1000
+    return f"{least / seconds:.0%}"
+
+
+def accepts(file: dict[str, Any]) -> Table:
+    ours = ours_of(file)
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 6)
+            continue
+        ratio = median(row, "seconds") / median(ours, "seconds")
+        yield [
+            _named(row),
+            row["setting"],
+            row["durability"],
+            spread(row, "seconds", lambda value: f"{value:.2f}"),
+            f"{median(row, 'private_mb'):,.0f}",
+            "" if row["system"] in {OURS, SINK} else f"{times(ratio)} as fast",
+        ]
+
+
+def kills(file: dict[str, Any]) -> Table:
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 8)
+            continue
+        run = row["runs"][0]
+        yield [
+            _named(row),
+            row["durability"],
+            f"{run['sent_at_kill']:,}",
+            f"{run['ready_s']:.1f}",
+            f"{run['end_s']:,.1f}",
+            f"{run['missing']}",
+            f"{run['doubled']}",
+            f"{run['repeated_calls']}",
+        ]
+
+
+def downloads(file: dict[str, Any]) -> Table:
+    ours = ours_of(file)
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 6)
+            continue
+        ratio = median(ours, "mb_per_s") / median(row, "mb_per_s")
+        yield [
+            _named(row),
+            row["setting"],
+            spread(row, "mb_per_s", lambda value: f"{value:,.0f}"),
+            f"{median(row, 'cpu_s'):.2f}",
+            f"{max(run['above_idle_mb'] for run in row['runs']):.1f}",
+            "" if row["system"] == OURS else f"{ratio:.2f} of it",
+        ]
+
+
+def short(files: list[dict[str, Any]]) -> Table:
+    """Yield a row for each work and peer, in the setting in which the peer is fastest."""
+    for file in files:
+        work = file["work"]
+        if work["kind"] == "kill":
+            continue
+        ours = ours_of(file)
+        best: dict[str, dict[str, Any]] = {}
+        for row in sorted(_others(file), key=lambda row: median(row, "seconds")):
+            best.setdefault(row["system"], row)
+        for row in best.values():
+            name = f"{_named(row)}, {row['setting']}"
+            yield [SHORT[work["kind"]](work), name, row["durability"], _compared(work, ours, row)]
+    yield from _killed([file for file in files if file["work"]["kind"] == "kill"])
+
+
+def _others(file: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in file["rows"] if row["runs"] and row["system"] not in {OURS, SINK}]
+
+
+def _compared(work: dict[str, Any], ours: dict[str, Any], row: dict[str, Any]) -> str:
+    ratio = median(row, "seconds") / median(ours, "seconds")
+    if work["kind"] == "download":
+        return f"{ratio:.2f} times as fast"
+    if work["kind"] == "accept":
+        memory = median(row, "private_mb") / median(ours, "private_mb")
+        return f"{times(ratio)} as fast, with 1/{memory:.0f} of the memory"
+    cpu = median(row, "cpu_s") / max(median(ours, "cpu_s"), 0.01)
+    return f"{times(ratio)} as fast, with 1/{cpu:.0f} of the processor time"
+
+
+def _killed(files: list[dict[str, Any]]) -> Table:
+    rows = [row for file in files for row in file["rows"] if row["runs"]]
+    ours = next((row["runs"][0]["end_s"] for row in rows if row["system"] == OURS), None)
+    for row in rows:
+        if ours is None or row["system"] == OURS:
+            continue
+        other = row["runs"][0]["end_s"]
+        result = f"done {ours:.1f} s after the kill, the other {other:,.0f} s"
+        yield ["`kill -9` at half of a batch", _named(row), row["durability"], result]
+
+
+def _named(row: dict[str, Any]) -> str:
+    return row["system"] if row["system"] in {OURS, SINK} else f"{row['system']} {row['version']}"
+
+
+def _order(file: dict[str, Any]) -> tuple[int, int, int, str]:
+    work = file["work"]
+    kind = list(KINDS).index(work["kind"])
+    return kind, work.get("latency_ms", 0), work["requests"], file["name"]
+
+
+SHORT: dict[str, Callable[[dict[str, Any]], str]] = {
+    "run": lambda work: f"{work['requests']:,} requests, upstream {work['latency_ms']} ms",
+    "accept": lambda work: f"create, {work['requests']:,} requests, {work['bytes'] >> 20} MiB",
+    "download": lambda work: f"results, {work['bytes'] / 1e9:.1f} GB",
+}
+_FIRST = ["system", "setting", "durability"]
+KINDS: dict[str, tuple[str, list[str], Callable[[dict[str, Any]], Table]]] = {
+    "run": (
+        "{requests:,} requests, upstream {latency_ms} ms",
+        [*_FIRST, "requests/s", "of ideal", "CPU s per 1,000", "private MB", "ours is"],
+        runs,
+    ),
+    "accept": (
+        "Create, {requests:,} requests, {bytes:,} bytes",
+        [*_FIRST, "seconds to 200", "private MB", "ours is"],
+        accepts,
+    ),
+    "download": (
+        "Results, {bytes:,} bytes",
+        ["system", "setting", "MB/s", "CPU s", "MB above idle, at most", "ours is"],
+        downloads,
+    ),
+    "kill": (
+        "Killed at half of {requests:,} requests, upstream {latency_ms} ms",
+        [
+            "system",
+            "durability",
+            "sent at the kill",
+            "s to ready",
+            "s to the end",
+            "missing",
+            "doubled",
+            "calls repeated",
+        ],
+        kills,
+    ),
+}
+
+if __name__ == "__main__":
+    main()
