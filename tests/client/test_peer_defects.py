@@ -72,7 +72,7 @@ def test_kill_while_collecting_loses_nothing(bench: Bench, server: FakeApi, poin
 def test_resume_after_kill_at_every_step():
     """The steps are listed and killed at in `test_killed`; here: none of the code is forgotten."""
     points = set()
-    for path in Path(batchyard.__file__).parent.joinpath("client").glob("*.py"):
+    for path in Path(batchyard.__file__).parent.joinpath("client").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "crash.point":
                 points.add(ast.literal_eval(node.args[0]))

@@ -94,7 +94,7 @@ def test_two_runs_over_the_same_documents_never_take_each_others_batch(
         bench.prompt.write_text(f"Prompt {number}: {{{{ text }}}}")
         benches.append(bench)
     server.fail("create", "drop", "drop")
-    server.polls = 1
+    server.polls = 0
     writers = [bench.writer() for bench in benches]
     pipelines = [bench.pipeline(w) for bench, w in zip(benches, writers, strict=True)]
     bodies = [bench.files.requests(0) for bench in benches]

@@ -46,7 +46,8 @@ class Spooled(io.FileIO):
 def temporary_file(*, dir: Path, buffering: int) -> Any:  # noqa: A002 - as the library has it
     descriptor, name = tempfile.mkstemp(dir=dir)
     Path(name).unlink()
-    return io.BufferedRandom(Spooled(descriptor, "r+"), buffering)
+    spooled = Spooled(descriptor, "r+")
+    return io.BufferedRandom(spooled, buffering) if buffering else spooled
 
 
 os.write = write  # type: ignore[assignment]

@@ -140,6 +140,12 @@ PROGRESS_KEYS = [
     "billing",
     "tokens",
     "paused",
+    "waiting",
+    "calls",
+    "repeated_calls",
+    "failed_calls",
+    "failing",
+    "estimate",
 ]
 
 
