@@ -106,9 +106,11 @@ def holders(data: Path) -> dict[str, int]:
 
 
 class Slow:
-    """Answers after some milliseconds, or holds all calls, and keeps count of those at once."""
+    """Answers after a while, or holds all calls, and keeps count of those at once."""
 
     def __init__(self) -> None:
+        self.delay_s = 0.05
+        """Long enough that no worker does all the work before the other has begun."""
         self.now = 0
         self.most = 0
         self.holds = False
@@ -117,7 +119,7 @@ class Slow:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self.delay_s)
             if self.holds:
                 await exchange.upstream.gate("held").wait()
             await follow_prompt(exchange)
@@ -129,4 +131,5 @@ def hold_shared(yard: Yard, slow: Slow, slots: int = 16) -> None:
     """Wait until two workers divide the slots, then hold all calls in flight."""
     poll(lambda: len(holders(yard.data)) == 2, lambda: str(holders(yard.data)))
     slow.holds = True
+    slow.delay_s = 0.01
     poll(lambda: slow.now == slots, lambda: f"{slow.now} slots of {slots} are filled")

@@ -15,11 +15,11 @@ def test_a_server_that_is_told_to_end_does_not_wait_for_a_limit(
     upstream: Upstream, tmp_path: Path
 ) -> None:
     """Requests at the gate are not sent any more, and go on where they were at the next start."""
-    refused = [f"drain-{n}|429:900,message" for n in range(64)]
-    behind = [f"drain-behind-{n}" for n in range(200)]
+    refused = [f"quitting-{n}|429:900,message" for n in range(64)]
+    behind = [f"quitting-behind-{n}" for n in range(200)]
     with Yard(tmp_path / "data", upstream.url, bounds=QUICK) as yard:
         batch = yard.create([request(prompt) for prompt in [*refused, *behind]])
-        upstream.wait_calls("drain-", 64)
+        upstream.wait_calls("quitting-", 64)
         yard.wait_progress(
             batch["id"],
             lambda progress: "cooling_down" in [wait["reason"] for wait in progress["waiting"]],
@@ -28,11 +28,11 @@ def test_a_server_that_is_told_to_end_does_not_wait_for_a_limit(
         assert wait["detail"] == "the upstream asked to wait (rate limited); single calls try"
         assert wait["until"] is not None
         assert yard.stop() == 0
-        sent = upstream.number("drain-")
+        sent = upstream.number("quitting-")
         yard.start()
         yard.wait_ended(batch["id"])
         assert_answered(yard.results(batch["id"]), [*refused, *behind])
-        assert upstream.number("drain-") == len(refused) * 2 + len(behind)
+        assert upstream.number("quitting-") == len(refused) * 2 + len(behind)
         assert sent < len(refused) + len(behind), "none of those that waited was sent on leaving"
 
 
