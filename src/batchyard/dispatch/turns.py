@@ -9,6 +9,7 @@ slot goes round.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
 from batchyard.fairness import EQUAL, weight_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 L = TypeVar("L", bound="_Lane")
 
 
-class _Lane:
+class _Lane(ABC):
     """One of those that take turns; `passed` is how far it has come, as turns over weight."""
 
     __slots__ = ("passed", "weight")
@@ -43,12 +44,14 @@ class _Lane:
         self.passed += 1 / self.weight
 
     @property
+    @abstractmethod
     def unsent(self) -> int:
-        raise NotImplementedError
+        """Return how many requests wait."""
 
     @property
+    @abstractmethod
     def inflight(self) -> int:
-        raise NotImplementedError
+        """Return how many are in flight."""
 
 
 class _Batch(_Lane):

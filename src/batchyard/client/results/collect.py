@@ -372,17 +372,6 @@ def is_whole(path: Path, requests: int) -> bool:
     return count >= requests
 
 
-def has_any(path: Path, entries: Entries) -> bool:
-    """Whether any line of a results file is about one of these documents."""
-    for line in _lines(path):
-        try:
-            if _id.decode(line).custom_id in entries:
-                return True
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-    return False
-
-
 def judge(
     entry: DocumentEntry, result: _Result, schema: Schema | None = None, before: str = ""
 ) -> tuple[Outcome, str | None]:
