@@ -63,6 +63,7 @@ class PowerCutSegments:
 
     sync_interval_s = DirectorySegments.sync_interval_s
     syncs_at_once = DirectorySegments.syncs_at_once
+    repairs_itself = DirectorySegments.repairs_itself
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -92,7 +93,7 @@ class PowerCutSegments:
     def delete_batch(self, batch_id: str) -> None:
         self._real.delete_batch(batch_id)
         prefix = segments.batch_prefix(batch_id)
-        self._synced = {n: s for n, s in self._synced.items() if not n.startswith(prefix)}
+        self._forget(lambda name: name.startswith(prefix))
 
     def batches(self) -> list[str]:
         return self._real.batches()
@@ -119,7 +120,11 @@ class PowerCutSegments:
             zeros = b"\0" * (rng.randint(0, 50) if rng.random() < 0.2 and kept > synced else 0)
             path.write_bytes(data[:kept] + zeros)
             self._synced[name] = kept + len(zeros)
-        self._synced = {n: s for n, s in self._synced.items() if (self._root / n).exists()}
+        self._forget(lambda name: not (self._root / name).exists())
+
+    def _forget(self, gone: Callable[[str], bool]) -> None:
+        for name in [name for name in self._synced if gone(name)]:
+            del self._synced[name]  # in place: open appenders write to the same dict
 
 
 class _WatchedAppender:
