@@ -59,16 +59,19 @@ class Made:
 
 @dataclass
 class Journal:
-    """What the clients were told. One writer per entry; the lists only grow."""
+    """What the clients were told. One writer per entry."""
 
-    made: list[Made] = field(default_factory=list)
+    up: threading.Event = field(default_factory=threading.Event)
+    """Whether there may be a server to speak to; else the clients wait."""
+    made: dict[str, Made] = field(default_factory=dict)
+    """All that may have arrived, by name."""
     acknowledged: int = 0
     """Requests in create calls that were answered with 200."""
     dropped: int = 0
     """About how many of them will never be sent, because a cancel came before."""
 
     def known(self) -> list[Made]:
-        return [made for made in self.made if made.batch_id is not None]
+        return [made for made in self.made.values() if made.batch_id is not None]
 
 
 class Client(threading.Thread):
@@ -90,6 +93,8 @@ class Client(threading.Thread):
     def run(self) -> None:
         try:
             while not self.leaving.is_set():
+                if not self._journal.up.wait(0.05):
+                    continue
                 try:
                     self._act()
                 except (OSError, http.client.HTTPException):
@@ -115,8 +120,13 @@ class Client(threading.Thread):
         size = self._rng.choice([1, 2, 40, 300, 501, 900])
         made = Made([f"{name}-{n}" for n in range(size)])
         self._mine.append(made)
-        self._journal.made.append(made)
-        answer = self._yard.post(BATCHES, {"requests": [request(p) for p in made.prompts]})
+        self._journal.made[name] = made
+        try:
+            answer = self._yard.post(BATCHES, {"requests": [request(p) for p in made.prompts]})
+        except ConnectionRefusedError:  # it never arrived, and would only fill the journal
+            del self._journal.made[name]
+            self._mine.pop()
+            raise
         assert answer.status == 200, answer.body
         made.batch_id = answer.json()["id"]
         self._journal.acknowledged += size
@@ -178,6 +188,7 @@ def until_kill(rng: random.Random, yard: Yard, upstream: Upstream, journal: Jour
     """Start the server and wait for a random moment; return the kind of it."""
     kind = rng.choice(["starting", "time", "time", "calls", "calls", "create"])
     yard.launch()
+    journal.up.set()
     if kind == "starting":
         time.sleep(rng.random() * 0.8)  # the moment itself: nothing is waited for
         return kind
@@ -209,6 +220,7 @@ def test_nothing_acknowledged_is_lost_at_any_moment(tmp_path: Path) -> None:
                 kinds[until_kill(rng, yard, upstream, journal)] += 1
                 before = time.monotonic()
                 yard.kill()
+                journal.up.clear()
                 upstream.wait_until(lambda: not upstream.in_flight, "the connections are gone")
                 kills.append((before, time.monotonic()))
                 if number < 5 or number % CHECK_EVERY == 0:
@@ -263,7 +275,7 @@ def check(yard: Yard, journal: Journal) -> None:
         assert sum(ended["request_counts"].values()) == len(made.prompts)
         verify(yard, made)
     # What was never acknowledged is whole or absent.
-    unknown = {made.prompts[0]: made for made in journal.made if made.batch_id is None}
+    unknown = {m.prompts[0]: m for m in journal.made.values() if m.batch_id is None}
     ids = {made.batch_id for made in known}
     after = ""
     while True:
