@@ -82,12 +82,20 @@ SYNC_INTERVAL_S = 1.0  # and survives a power cut this long after
 IDLE_POLL_S = 1.0
 NEWS_AGE_MAX = 3.0  # times the interval at which a worker looks for cancels of other processes
 SLOTS_TURN_US = 5 * SECOND_US  # slots that cannot be divided go round among the workers
+SLOTS_DIVIDED_MIN = 32  # fewer slots are all of one worker: parts would be too small to learn from
+FAILURES_TO_SET_APART = 3  # then a shard is claimed one at a time with other such ones
+PROBATION_S = 30.0  # after so long without harm, the next one is
+FAILURES_MAX = 5  # in a row without a result, before the rest of a shard is given up
+ACCOUNTS_KEPT_US = 2 * DAY_US  # since a worker told of them; no batch works for longer
+ACCOUNT_CHARS_MAX = 4_096  # of one worker, of one batch
 WORKERS_MAX = 64
 WORKER_SILENT_S = 30.0  # a worker process that gives no sign of life for so long is ended
 WORKER_RESTART_S = 0.5  # before a worker that died is started again; doubles each time
 WORKER_RESTART_MAX_S = 30.0
 NEWS_POLL_S = 0.1  # how often a worker process looks for new and canceled batches
+CLAIM_AHEAD_S = 0.25  # of work that is claimed at once where answers come quickly
 OPEN_BYTES_MAX = 64 * MIB  # of requests; above it only pools that run dry open another shard
+ENDS_AT_ONCE = 16  # batches that end in one transaction
 FRESH_PER_ROUND = 16  # batches that a pool begins in one transaction
 KEEPER_INTERVAL_S = 60.0
 UNWRITTEN_BYTES_MAX = 64 * MIB  # the pools pause above this much that the disk has not taken
@@ -105,6 +113,7 @@ UPSTREAM_REPLY_BYTES_MAX = 64 * MIB
 UPSTREAM_HEAD_BYTES_MAX = 64 * KIB
 UPSTREAM_CONNECT_TIMEOUT_S = 10.0
 UPSTREAM_IDLE_CONNECTION_S = 4.0  # many servers close after five; a call must not meet that
+UPSTREAM_STALE_S = 1.0  # a used connection that closes sooner had been given up before the call
 UPSTREAM_TIMEOUT_S = 3_600.0
 
 # Prompt caches. An upstream that does not stream begins to answer when it has the whole answer;
@@ -130,7 +139,9 @@ GC_THRESHOLD = 20_000
 
 # The store.
 DISK_CHUNK_BYTES = 256 * KIB
-SPOOL_PIECE_BYTES = MIB  # of a body that arrives: what is written and digested in one go
+SPOOL_PIECE_BYTES = MIB  # of a body that arrives: what is written and checked in one go
+ARRIVING_BYTES_MAX = 8 * MIB  # of one request that is split off while the body arrives
+SETTLE_BYTES = 32 * MIB  # of a large segment: begin to sync before it is whole
 LEDGER_AWAY_WAIT_S = 10.0  # a client waits no longer for a database that is away
 LEDGER_AWAY_RETRY_AFTER_S = 5
 LEDGER_CONNECT_TIMEOUT_S = 10

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard import limits, segments
-from batchyard.errors import ConfigError, StoreError
+from batchyard.errors import ConfigError, DamagedError, StoreError
 from batchyard.model import Extent
 from batchyard.segments import directory
 from batchyard.segments.directory import DirectorySegments
@@ -82,6 +82,49 @@ def test_an_exception_in_the_middle_of_a_put_leaves_nothing(store: Segments) -> 
     assert store.names(f"{segments.batch_prefix(BATCH)}/") == []
     with pytest.raises(StoreError):
         store.size(REQUESTS)
+
+
+def test_a_draft_is_there_when_it_is_committed_and_not_before(
+    store: Segments, tmp_path: Path
+) -> None:
+    draft = store.draft(REQUESTS, tmp_path)
+    draft.write(b"ab")
+    draft.settle()
+    draft.write(b"c" * 3_000_000)
+    draft.settle()
+    prefix = f"{segments.batch_prefix(BATCH)}/"
+    with pytest.raises(DamagedError):
+        store.size(REQUESTS)
+    assert draft.view() == b"ab" + b"c" * 3_000_000
+    draft.commit()
+    draft.abandon()
+    draft.abandon()
+    assert [name for name in store.names(prefix) if "/r/" not in name] == [REQUESTS]
+    assert store.read(REQUESTS, 0, 3_000_002) == b"ab" + b"c" * 3_000_000
+
+
+def test_a_draft_that_is_abandoned_leaves_nothing(store: Segments, tmp_path: Path) -> None:
+    draft = store.draft(REQUESTS, tmp_path)
+    draft.write(b"x" * 100_000)
+    draft.settle()
+    draft.abandon()
+    draft.abandon()
+    assert store.names(f"{segments.batch_prefix(BATCH)}/") == []
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "segments"])
+    store.put(REQUESTS, [b"the name is free"])
+
+
+def test_bytes_are_read_into_memory_exactly_or_not_at_all(store: Segments) -> None:
+    store.put(REQUESTS, [bytes(range(100))])
+    into = bytearray(40)
+    store.read_into(REQUESTS, 30, memoryview(into))
+    assert into == bytes(range(30, 70))
+    store.read_into(REQUESTS, 99, memoryview(into)[:1])
+    assert into[:2] == bytes([99, 31])
+    with pytest.raises(DamagedError):
+        store.read_into(REQUESTS, 90, memoryview(into))
+    with pytest.raises(DamagedError):
+        store.read_into(segments.manifest_name(BATCH), 0, memoryview(into))
 
 
 def test_a_failing_disk_in_the_middle_of_a_put_leaves_nothing(store: Segments) -> None:

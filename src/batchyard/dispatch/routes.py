@@ -61,12 +61,15 @@ class Routes:
         return self.upstream_for(model) if name else None
 
     def pools(self, entries: Sequence[Entry]) -> list[str]:
-        """Return the pool of each request.
+        """Return the pool of each request; see `pools_of`."""
+        return self.pools_of([_model_of(entry.params) for entry in entries])
+
+    def pools_of(self, models: Sequence[str]) -> list[str]:
+        """Return the pool of each request, by its model; empty for one that is none.
 
         Models beyond the `BATCH_POOLS_MAX` most frequent ones of the batch share one pool of
         their upstream, so that no batch can make more than a few.
         """
-        models = [_model_of(entry.params) for entry in entries]
         frequent = {m for m, _ in Counter(models).most_common(limits.BATCH_POOLS_MAX)}
         pool_of = {model: self._pool(model, own=model in frequent) for model in set(models)}
         return [pool_of[model] for model in models]
@@ -84,7 +87,14 @@ def _model_of(params: msgspec.Raw) -> str:
         model = _head.decode(params).model
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
-    return model if len(model) <= limits.MODEL_CHARS_MAX else ""
+    return routable(model)
+
+
+def routable(model: object) -> str:
+    """Return a model of decoded params; empty when it is missing or too odd to route by."""
+    if isinstance(model, str) and len(model) <= limits.MODEL_CHARS_MAX:
+        return model
+    return ""
 
 
 def dispatch_order(pools: Sequence[str], keys: Sequence[bytes] | None = None) -> list[int]:

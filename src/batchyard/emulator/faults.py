@@ -85,7 +85,7 @@ class Faults:
             if message["type"] == "http.response.start":
                 await send(message)
                 return
-            part = limit.take(message.get("body", b""))
+            part = limit.take(bytes(message.get("body", b"")))  # a view of results, perhaps
             if part:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             if limit.is_reached or not message.get("more_body", False):

@@ -17,8 +17,11 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Protocol
 
+from batchyard import ids
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from batchyard.model import Extent
 
@@ -43,6 +46,11 @@ def results_prefix(batch_id: str, shard: int) -> str:
     return f"{batch_prefix(batch_id)}/r/{shard}."
 
 
+def result_name(batch_id: str, shard: int, attempt: int) -> str:
+    """Return a new name for a result segment that one attempt at a shard writes."""
+    return f"{results_prefix(batch_id, shard)}{attempt}.{ids.nonce()}"
+
+
 class Appender(Protocol):
     """The one writer of one result segment."""
 
@@ -65,6 +73,25 @@ class Appender(Protocol):
         """Let go of it. Does not sync."""
 
 
+class Draft(Protocol):
+    """A segment that is being written. It does not exist before it is committed."""
+
+    def write(self, data: bytes) -> None:
+        """Write at the end."""
+
+    def view(self) -> memoryview:
+        """Return all that was written, mapped into memory; nothing may be written afterwards."""
+
+    def settle(self) -> None:
+        """Begin to make durable what was written, and return at once."""
+
+    def commit(self) -> None:
+        """Give it its name; it appears at once and durable, or not at all."""
+
+    def abandon(self) -> None:
+        """Let go of it, and of what was written unless it was committed. May be called twice."""
+
+
 class Segments(Protocol):
     """The interface of a segment store. Every method may raise StoreError."""
 
@@ -72,9 +99,19 @@ class Segments(Protocol):
     """How long a result may stay unsynced: what a sync costs decides."""
     syncs_at_once: int
     """How many appenders are worth syncing at the same time."""
+    repairs_itself: bool
+    """Whether the store finds and repairs damage by itself, so that nothing is read back for it."""
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment under a new name; it appears at once and durable, or not at all."""
+
+    def draft(self, name: str, spool: Path) -> Draft:
+        """Begin a segment that is written while its content arrives, under a new name.
+
+        Args:
+            name: of the segment.
+            spool: folder for a store that can take it only whole.
+        """
 
     def appender(self, name: str) -> Appender:
         """Begin a segment to append to, under a name that was never used."""
@@ -83,8 +120,11 @@ class Segments(Protocol):
         """Return exactly `length` bytes.
 
         Raises:
-            DamagedError: the segment is not there, or shorter.
+            DamagedError: the segment is not there, or shorter, or its disk cannot read it.
         """
+
+    def read_into(self, name: str, offset: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `offset` on; raises as `read` does."""
 
     def size(self, name: str) -> int:
         """Return the bytes of a segment."""

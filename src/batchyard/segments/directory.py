@@ -7,8 +7,11 @@ that failed is never repeated: the kernel may have dropped the pages, so a secon
 from __future__ import annotations
 
 import contextlib
+import errno
+import mmap
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from batchyard import crash, ids, limits, segments
@@ -18,8 +21,11 @@ from batchyard.model import Extent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
+# What a disk, or a file system with checksums, says of bytes that it has and cannot give.
+_UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
 _MODE_DIRECTORY = 0o700
 _MODE_FILE = 0o600
 
@@ -29,6 +35,7 @@ class DirectorySegments:
 
     sync_interval_s = limits.SYNC_INTERVAL_S
     syncs_at_once = 1  # the disk is one
+    repairs_itself = False
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -40,28 +47,24 @@ class DirectorySegments:
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment; see the protocol."""
-        path = self._root / name
-        temporary = path.with_name(f".{path.name}.{ids.nonce()}")
+        draft = FileDraft(self, name)
+        unsettled = 0
         try:
-            self._make_batch(path.parent)
-            descriptor = _create(temporary)
-            try:
-                for chunk in chunks:
-                    _write_all(descriptor, chunk)
-                crash.point("put_written")
-                _sync_file(descriptor, name)
-            finally:
-                os.close(descriptor)
-            crash.point("put_synced")
-            temporary.replace(path)
-            crash.point("put_renamed")
-            _sync_directory(path.parent)
-            crash.point("put_done")
-        except OSError as error:
+            for chunk in chunks:
+                draft.write(chunk)
+                unsettled += len(chunk)
+                if unsettled >= limits.SETTLE_BYTES:
+                    draft.settle()
+                    unsettled = 0
+            draft.commit()
+        except OSError as error:  # of the chunks; those of the draft are named there
             raise _error(error, f"cannot write segment {name}") from error
         finally:
-            with contextlib.suppress(OSError):  # it is there only when something went wrong
-                temporary.unlink()
+            draft.abandon()
+
+    def draft(self, name: str, spool: Path) -> FileDraft:
+        """Begin a segment that is written while its content arrives; see the protocol."""
+        return FileDraft(self, name)
 
     def appender(self, name: str) -> FileAppender:
         """Begin a segment to append to."""
@@ -72,6 +75,22 @@ class DirectorySegments:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes."""
+        with self._reading(name, offset, length) as descriptor:
+            return _read_exactly(descriptor, offset, length)
+
+    def read_into(self, name: str, offset: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `offset` on."""
+        with self._reading(name, offset, len(into)) as descriptor:
+            while into:
+                count = os.preadv(descriptor, [into], offset)
+                if not count:
+                    raise EOFError("it ends before")
+                into = into[count:]
+                offset += count
+
+    @contextlib.contextmanager
+    def _reading(self, name: str, offset: int, length: int) -> Iterator[int]:
+        """Open a segment, and say what is wrong with it when it cannot be read."""
         try:
             descriptor = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -79,11 +98,15 @@ class DirectorySegments:
         except OSError as error:
             raise StoreError(f"cannot open segment {name}: {error}") from error
         try:
-            return _read_exactly(descriptor, offset, length)
+            yield descriptor
         except EOFError:
             end = offset + length
             raise DamagedError(f"segment {name} is shorter than {end} bytes") from None
         except OSError as error:
+            if error.errno in _UNREADABLE:
+                raise DamagedError(
+                    f"segment {name} cannot be read at {offset}: {error.strerror}"
+                ) from error
             raise StoreError(f"cannot read segment {name} at {offset}: {error}") from error
         finally:
             os.close(descriptor)
@@ -144,6 +167,20 @@ class DirectorySegments:
             raise StoreError(f"cannot find the segments of {batch_id}: {error}") from error
         return max(found, default=None)
 
+    def create(self, name: str) -> tuple[Path, Path, int]:
+        """Make the file that becomes segment `name`, in the directory of its batch.
+
+        Returns:
+            The path of the segment, that of the file until then, and its descriptor.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        path = self._root / name
+        temporary = path.with_name(f".{path.name}.{ids.nonce()}")
+        self._make_batch(path.parent)
+        return path, temporary, _create(temporary)
+
     def _make_batch(self, directory: Path) -> None:
         """Make the directories of a batch, each durable in its parent."""
         if directory.exists():
@@ -156,6 +193,75 @@ class DirectorySegments:
         _make_directories(directory / "r")
         _sync_directory(directory)
         _sync_directory(spread)
+
+
+class FileDraft:
+    """A file that gets its name when it is whole and durable."""
+
+    def __init__(self, store: DirectorySegments, name: str) -> None:
+        self._name = name
+        try:
+            self._path, self._temporary, self._descriptor = store.create(name)
+        except OSError as error:
+            raise _error(error, f"cannot write segment {name}") from error
+        self._helper: ThreadPoolExecutor | None = None
+        self._settling: Future[None] | None = None
+        self._view: memoryview | None = None
+        self._is_open = True
+
+    def write(self, data: bytes) -> None:
+        """Write at the end; see the protocol."""
+        try:
+            _write_all(self._descriptor, data)
+        except OSError as error:
+            raise _error(error, f"cannot write segment {self._name}") from error
+
+    def view(self) -> memoryview:
+        """Return all that was written; see the protocol."""
+        if self._view is None:
+            try:
+                size = os.fstat(self._descriptor).st_size
+                mapped = mmap.mmap(self._descriptor, size, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise _error(error, f"cannot map segment {self._name}") from error
+            self._view = memoryview(mapped)
+        return self._view
+
+    def settle(self) -> None:
+        """Begin to sync what was written, unless that is under way; see the protocol."""
+        if self._settling is not None:
+            if not self._settling.done():
+                return
+            self._settling.result()
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, "settling")
+        self._settling = self._helper.submit(_sync_file, self._descriptor, self._name)
+
+    def commit(self) -> None:
+        """Make it durable and give it its name; see the protocol."""
+        crash.point("put_written")
+        if self._settling is not None:
+            self._settling.result()
+        _sync_file(self._descriptor, self._name)
+        crash.point("put_synced")
+        try:
+            self._temporary.replace(self._path)
+            crash.point("put_renamed")
+            _sync_directory(self._path.parent)
+        except OSError as error:
+            raise _error(error, f"cannot write segment {self._name}") from error
+        crash.point("put_done")
+
+    def abandon(self) -> None:
+        """Close and remove the file; see the protocol."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._helper is not None:
+            self._helper.shutdown()  # waits: the descriptor is in use
+        os.close(self._descriptor)
+        with contextlib.suppress(OSError):  # it is there only when something went wrong
+            self._temporary.unlink()
 
 
 class FileAppender:
@@ -221,7 +327,7 @@ def _error(error: OSError, what: str) -> StoreError:
 
 
 def _create(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(path, flags, _MODE_FILE)
 
 

@@ -15,6 +15,8 @@ as `OBJECTS_RETRY_S`; a repeated PUT that finds its own object there has succeed
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,11 +24,19 @@ from urllib.parse import urlsplit
 
 from batchyard import crash, limits, segments
 from batchyard.checksum import Checksums
-from batchyard.errors import ConfigError, DamagedError, StoreError, shown
+from batchyard.errors import (
+    ConfigError,
+    DamagedError,
+    DiskFull,
+    StoreError,
+    is_disk_full,
+    shown,
+)
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
 try:
     import obstore
@@ -47,6 +57,7 @@ class ObjectSegments:
 
     sync_interval_s = limits.OBJECTS_SYNC_INTERVAL_S
     syncs_at_once = limits.OBJECTS_SYNCS_AT_ONCE
+    repairs_itself = True  # they keep several copies, each with a checksum
 
     def __init__(self, url: str) -> None:
         """Prepare; nothing is called yet.
@@ -88,6 +99,10 @@ class ObjectSegments:
             raise StoreError(f"cannot write segment {name}: {_first_line(error)}") from error
         crash.point("put_done")
 
+    def draft(self, name: str, spool: Path) -> ObjectDraft:
+        """Begin a segment that is written while its content arrives; see the protocol."""
+        return ObjectDraft(self, name, spool)
+
     def appender(self, name: str) -> ObjectAppender:
         """Begin a segment to append to."""
         if self._is_there(name):
@@ -119,6 +134,10 @@ class ObjectSegments:
         if len(data) != length:
             raise DamagedError(f"segment {name} is shorter than {offset + length} bytes")
         return data
+
+    def read_into(self, name: str, offset: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `offset` on."""
+        into[:] = self.read(name, offset, len(into))
 
     def size(self, name: str) -> int:
         """Return the bytes of a segment."""
@@ -282,6 +301,54 @@ class ObjectAppender:
         """Forget what was not synced."""
         self._store.backlog.remove(sum(map(len, self._waiting)))
         self._waiting.clear()
+
+
+class ObjectDraft:
+    """A segment that is gathered in a file without a name, and put whole."""
+
+    def __init__(self, store: ObjectSegments, name: str, spool: Path) -> None:
+        self._store = store
+        self._name = name
+        try:
+            self._file = tempfile.TemporaryFile(dir=spool, buffering=0)  # noqa: SIM115 - `abandon`
+        except OSError as error:
+            raise _spool_error(error) from error
+        self._view: memoryview | None = None
+
+    def write(self, data: bytes) -> None:
+        """Write at the end; see the protocol."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise _spool_error(error) from error
+
+    def view(self) -> memoryview:
+        """Return all that was written; see the protocol."""
+        if self._view is None:
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._view = memoryview(mapped)
+        return self._view
+
+    def settle(self) -> None:
+        """Do nothing: it is put whole."""
+
+    def commit(self) -> None:
+        """Put it; see the protocol."""
+        whole = self.view()
+        step = limits.DISK_CHUNK_BYTES
+        chunks = (bytes(whole[at : at + step]) for at in range(0, len(whole), step))
+        self._store.put(self._name, chunks)
+
+    def abandon(self) -> None:
+        """Close the file, which is gone then; see the protocol."""
+        self._file.close()
+
+
+def _spool_error(error: OSError) -> StoreError:
+    kind = DiskFull if is_disk_full(error) else StoreError
+    return kind(f"cannot spool a segment: {error.strerror}")
 
 
 def _path(name: str) -> str:

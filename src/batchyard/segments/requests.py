@@ -13,23 +13,43 @@ whole records.
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from batchyard import limits
+from batchyard.checksum import crc32
 from batchyard.errors import DamagedError
 from batchyard.model import ShardPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import msgspec
-
     from batchyard.wire import Entry
 
 
+Buffer = bytes | msgspec.Raw | memoryview
 Record = tuple[str, bytes]
 """The custom_id and the params of a request."""
+
+
+class Identified(Protocol):
+    """A request of which the id is known."""
+
+    @property
+    def custom_id(self) -> str:
+        """Return it."""
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """Where a request lies among records that were written in the order of their arrival."""
+
+    custom_id: str
+    offset: int
+    """Of the record."""
+    size: int
+    """Of the params, in bytes."""
+
 
 _HEAD_BYTES_MAX = 100
 _HEAD_REST_BYTES = len("  01234567\n")  # beside id and length
@@ -41,7 +61,7 @@ def sizes_of(entries: Sequence[Entry]) -> list[int]:
 
 
 def plan_shards(
-    entries: Sequence[Entry],
+    entries: Sequence[Identified],
     sizes: Sequence[int],
     pools: Sequence[str],
     order: Sequence[int],
@@ -85,7 +105,7 @@ def plan_shards(
         if count and (full or pools[index] != pool):
             cut()
         pool = pools[index]
-        length += len(entries[index].custom_id) + len(str(size)) + _HEAD_REST_BYTES + size + 1
+        length += record_bytes(entries[index].custom_id, size)
         count += 1
     cut()
     return shards
@@ -122,13 +142,18 @@ class Records:
         self._shards = shards
         self._crcs: list[int] = []
 
+    def _record(self, index: int) -> tuple[Buffer, ...]:
+        """Return the parts of one record."""
+        entry = self._entries[index]
+        return head_of(entry.custom_id, self._sizes[index]), entry.params, b"\n"
+
     def chunks(self) -> Iterator[bytes]:
         """Yield the bytes in pieces of about `DISK_CHUNK_BYTES`, each of one shard."""
         start = 0
         for shard in self._shards:
             crc = 0
             for piece in self._pieces(self._order[start : start + shard.requests]):
-                crc = zlib.crc32(piece, crc)
+                crc = crc32(piece, crc)
                 yield piece
             self._crcs.append(crc)
             start += shard.requests
@@ -141,12 +166,11 @@ class Records:
         ]
 
     def _pieces(self, order: Sequence[int]) -> Iterator[bytes]:
-        parts: list[bytes | msgspec.Raw] = []
+        parts: list[Buffer] = []
         length = 0
         for index in order:
-            entry, size = self._entries[index], self._sizes[index]
-            parts += (_head(entry.custom_id, size), entry.params, b"\n")
-            length += size
+            parts += self._record(index)
+            length += self._sizes[index]
             if length >= limits.DISK_CHUNK_BYTES:
                 yield b"".join(parts)
                 parts.clear()
@@ -155,9 +179,43 @@ class Records:
             yield b"".join(parts)
 
 
-def _head(custom_id: str, size: int) -> bytes:
+class Reordered(Records):
+    """The bytes of the segment, taken from records that were written in another order."""
+
+    def __init__(
+        self,
+        stored: Sequence[Stored],
+        records: memoryview,
+        order: Sequence[int],
+        shards: Sequence[ShardPlan],
+    ) -> None:
+        super().__init__((), [each.size for each in stored], order, shards)
+        self._stored = stored
+        self._all = records
+
+    def _record(self, index: int) -> tuple[Buffer, ...]:
+        stored = self._stored[index]
+        end = stored.offset + record_bytes(stored.custom_id, stored.size)
+        return (self._all[stored.offset : end],)
+
+
+def with_checksums(shards: Sequence[ShardPlan], records: memoryview) -> list[ShardPlan]:
+    """Return the shards of a whole segment with their checksums."""
+    return [
+        dataclasses.replace(shard, crc=crc32(records[shard.offset : shard.offset + shard.length]))
+        for shard in shards
+    ]
+
+
+def record_bytes(custom_id: str, size: int) -> int:
+    """Return the length of the record of a request whose params have `size` bytes."""
+    return len(custom_id) + len(str(size)) + _HEAD_REST_BYTES + size + 1
+
+
+def head_of(custom_id: str, size: int) -> bytes:
+    """Return the first line of a record, LF included."""
     head = f"{custom_id} {size}".encode()
-    return b"%b %08x\n" % (head, zlib.crc32(head))
+    return b"%b %08x\n" % (head, crc32(head))
 
 
 def _sized(head: bytes) -> tuple[bytes, int, bool] | None:
@@ -166,7 +224,7 @@ def _sized(head: bytes) -> tuple[bytes, int, bool] | None:
     size, _, check = rest.partition(b" ")
     if not size.isdigit() or not custom_id.isascii():
         return None
-    if check and check != b"%08x" % zlib.crc32(head[: -len(check) - 1]):
+    if check and check != b"%08x" % crc32(head[: -len(check) - 1]):
         return None
     return custom_id, int(size), bool(check)
 
@@ -181,15 +239,20 @@ def read_records(data: bytes) -> Iterator[Record]:
         yield custom_id, params
 
 
-def read_ids(data: bytes) -> list[str]:
-    """Return the custom_ids of a shard's byte range whose params may be damaged.
+def read_ids(data: bytes, *, is_whole: bool = False) -> list[str]:
+    """Return the custom_ids of a shard's byte range.
+
+    Args:
+        data: the bytes.
+        is_whole: whether they are what was accepted; else the params may be damaged, and each id
+            needs a check of its own.
 
     Raises:
         DamagedError: they cannot be told for certain.
     """
     ids = []
     for custom_id, _, is_proven in _records(data):
-        if not is_proven:
+        if not is_whole and not is_proven:
             raise DamagedError("whose requests they are cannot be told")
         ids.append(custom_id)
     return ids

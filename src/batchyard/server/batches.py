@@ -48,7 +48,9 @@ class Batches:
         priority = read_priority(request.headers.get("batchyard-priority"))
         if named is None and not _is_retry(request):  # a repeat needs no room
             self._yard.disk.admit(_announced_bytes(request))
-        async with uploads.spooled(request, self._yard.spool) as upload:
+        batch_id = ids.mint("msgbatch")
+        arrival = uploads.Arrival(batch_id, self._yard.store, self._yard.spool)
+        async with uploads.spooled(request, self._yard.spool, arrival) as upload:
             key = self._create_key(caller, upload, named)
             # A repeat that arrives while the first call is being written waits for its batch.
             # Equal calls that are no repeats of each other become batches of their own.
@@ -56,7 +58,7 @@ class Batches:
             async with lock:
                 batch = await self._repeated(request, caller, key)
                 if batch is None:
-                    batch = await self._create(caller, upload, key, priority)
+                    batch = await self._create(batch_id, caller, upload, key, priority)
         return _json(self._object(request, batch))
 
     def _create_key(self, caller: Caller, upload: Upload, named: str | None) -> CreateKey:
@@ -89,11 +91,10 @@ class Batches:
         return None if known is None else _same(known, key)
 
     async def _create(
-        self, caller: Caller, upload: Upload, key: CreateKey, priority: Priority
+        self, batch_id: str, caller: Caller, upload: Upload, key: CreateKey, priority: Priority
     ) -> Batch:
         yard = self._yard
         yard.disk.admit(0)  # the body is on the disk already
-        batch_id = ids.mint("msgbatch")
         try:
             accepted = await asyncio.to_thread(
                 uploads.accept, upload, batch_id, yard.routes, yard.store

@@ -1,7 +1,9 @@
 """From the body of a create call to a requests segment, never whole in memory.
 
-The body is spooled to a file without a name, so a crash leaves nothing; split over a mapping of it;
-and written out again in dispatch order by a thread.
+While the body arrives, a thread splits and checks it (`arriving.py`) and writes the requests in the
+order of their arrival. If that is the dispatch order, which it is for one model without caches or
+with one, the segment is there when the body is. Beside it, the body is spooled to a file without a
+name, so that a body of any other form can be looked at whole, over a mapping of that file.
 """
 
 from __future__ import annotations
@@ -10,15 +12,23 @@ import asyncio
 import hashlib
 import mmap
 import tempfile
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from batchyard import limits, segments, strict, wire
-from batchyard.dispatch.prefix import order_keys
+from batchyard.dispatch.prefix import are_in_order, order_keys
 from batchyard.dispatch.routes import Routes, dispatch_order
 from batchyard.errors import DiskFull, InvalidRequest, StoreError, is_disk_full
-from batchyard.segments.requests import Records, plan_shards, sizes_of
+from batchyard.segments.requests import (
+    Records,
+    Reordered,
+    plan_shards,
+    sizes_of,
+    with_checksums,
+)
+from batchyard.server.arriving import Arriving, OddBodyError
 from batchyard.server.guard import body_chunks
 
 if TYPE_CHECKING:
@@ -28,7 +38,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from batchyard.model import ShardPlan
-    from batchyard.segments import Segments
+    from batchyard.segments import Draft, Segments
     from batchyard.wire import Entry
 
 
@@ -39,6 +49,8 @@ class Upload:
     file: IO[bytes]
     digest: bytes
     """SHA-256."""
+    arrival: Arrival | None = None
+    """What was made of it on the way; None when nothing was to be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +62,15 @@ class Accepted:
 
 
 @asynccontextmanager
-async def spooled(request: Request, directory: Path) -> AsyncIterator[Upload]:
+async def spooled(
+    request: Request, directory: Path, arrival: Arrival | None = None
+) -> AsyncIterator[Upload]:
     """Receive the body of a request into a file that is gone afterwards.
+
+    Args:
+        request: of which nothing was read yet.
+        directory: for the file.
+        arrival: is given the body as it comes.
 
     Raises:
         InvalidRequest, TooLarge: it is coded, too slow, too large, …
@@ -59,23 +78,27 @@ async def spooled(request: Request, directory: Path) -> AsyncIterator[Upload]:
     """
     try:
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            spool = _Spool(file)
+            spool = _Spool(file, arrival)
             try:
                 async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
                     await spool.add(chunk)
             finally:
                 await spool.rest()
-            yield Upload(file, spool.finish())
+            yield Upload(file, spool.finish(), arrival)
     except OSError as error:  # also of the close, which writes what is left
         kind = DiskFull if is_disk_full(error) else StoreError
         raise kind(f"cannot spool a body: {error.strerror}") from error
+    finally:
+        if arrival is not None and arrival.has_begun:
+            await asyncio.to_thread(arrival.abandon)
 
 
 class _Spool:
     """Writes and digests a body in pieces: those of a large one in a thread, as the next arrive."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], arrival: Arrival | None) -> None:
         self._file = file
+        self._arrival = arrival
         self._digest = hashlib.sha256()
         self._chunks: list[bytes] = []
         self._length = 0
@@ -85,7 +108,7 @@ class _Spool:
         """Take a chunk in; waits while the disk is a piece behind.
 
         Raises:
-            OSError: it could not be written, or one before it.
+            OSError, StoreError: it could not be written, or one before it.
         """
         self._chunks.append(chunk)
         self._length += len(chunk)
@@ -93,7 +116,7 @@ class _Spool:
             piece, self._chunks, self._length = self._chunks, [], 0
             if self._writing is not None:
                 await asyncio.shield(self._writing)
-            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, piece))
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._take, piece))
 
     async def rest(self) -> None:
         """Wait until no thread is at the file, which may be closed then."""
@@ -105,19 +128,129 @@ class _Spool:
         """Write what is left, and return the digest of all.
 
         Raises:
-            OSError: it could not be written, or what came before it.
+            OSError, StoreError: it could not be written, or what came before it.
         """
         if self._writing is not None:
             self._writing.result()
         self._write(self._chunks)
+        if self._arrival is not None:
+            self._arrival.last = self._chunks
         return self._digest.digest()
 
+    def _take(self, chunks: list[bytes]) -> None:
+        self._write(chunks)
+        if self._arrival is not None:
+            self._arrival.add(chunks)
+
     def _write(self, chunks: list[bytes]) -> None:
-        piece = b"".join(chunks)
-        self._digest.update(piece)
-        view = memoryview(piece)
-        while view:
-            view = view[self._file.write(view) :]
+        for chunk in chunks:
+            self._digest.update(chunk)
+            view = memoryview(chunk)
+            while view:
+                view = view[self._file.write(view) :]
+
+
+class Arrival:
+    """The requests segment of one batch, which is written while its body arrives."""
+
+    def __init__(self, batch_id: str, store: Segments, spool: Path) -> None:
+        self.last: Sequence[bytes] = ()
+        """The end of the body, which `accept` takes in."""
+        self._name = segments.requests_name(batch_id)
+        self._batch_id = batch_id
+        self._store = store
+        self._spool = spool
+        self._arriving: Arriving | None = Arriving()
+        self._draft: Draft | None = None
+        self._settled = 0
+        # Who is cancelled while a thread is here abandons it, and must not close a file under it.
+        self._turn = threading.Lock()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to abandon."""
+        return self._draft is not None
+
+    def add(self, chunks: Sequence[bytes]) -> None:
+        """Take a part of the body in. Blocks.
+
+        Raises:
+            StoreError: it could not be written; DiskFull when there is no room.
+        """
+        with self._turn:
+            if self._arriving is None:
+                return
+            try:
+                self._add(self._arriving, chunks)
+            except OddBodyError:
+                self._give_up()
+
+    def _add(self, arriving: Arriving, chunks: Sequence[bytes]) -> None:
+        records = arriving.feed(chunks)
+        if records:
+            self._draft = self._draft or self._store.draft(self._name, self._spool)
+            self._draft.write(records)
+            if arriving.size - self._settled >= limits.SETTLE_BYTES:
+                self._settled = arriving.size
+                # What will be written once more, in another order, need not come to the disk.
+                if arriving.are_in_order():
+                    self._draft.settle()
+
+    def accept(self, routes: Routes) -> Accepted | None:
+        """Write the requests segment, durable on return; None when it must be made otherwise.
+
+        Blocks.
+
+        Raises:
+            StoreError: it could not be written; DiskFull when there is no room.
+        """
+        with self._turn:
+            if self._arriving is None:
+                return None
+            try:
+                return self._accept(self._arriving, routes)
+            except OddBodyError:
+                self._give_up()
+                return None
+
+    def _accept(self, arriving: Arriving, routes: Routes) -> Accepted:
+        records = arriving.feed(self.last) + arriving.finish()
+        draft = self._draft = self._draft or self._store.draft(self._name, self._spool)
+        draft.write(records)
+        stored = arriving.stored
+        sizes = [each.size for each in stored]
+        pools = routes.pools_of(arriving.models)
+        keys = None if are_in_order(arriving.keys) else arriving.keys
+        order = dispatch_order(pools, keys)
+        shards = plan_shards(stored, sizes, pools, order, keys)
+        if order == list(range(len(order))):
+            if arriving.size > limits.SPOOL_PIECE_BYTES:
+                draft.settle()  # while we read
+            shards = with_checksums(shards, draft.view())
+            self._draft = None  # whatever happens now, its directory stays
+            try:
+                draft.commit()
+            finally:
+                draft.abandon()
+        else:
+            reordered = Reordered(stored, draft.view(), order, shards)
+            self._store.put(self._name, reordered.chunks())
+            self._draft = None
+            draft.abandon()
+            shards = reordered.shards()
+        return Accepted(len(stored), shards)
+
+    def abandon(self) -> None:
+        """Remove what was written, when it has not become a batch. Blocks."""
+        with self._turn:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._arriving = None
+        if self._draft is not None:
+            self._draft.abandon()
+            self._draft = None
+            self._store.delete_batch(self._batch_id)
 
 
 def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Accepted:
@@ -127,6 +260,10 @@ def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Ac
         InvalidRequest: the envelope is wrong; nothing was written.
         StoreError: the segment could not be written.
     """
+    if upload.arrival is not None:
+        accepted = upload.arrival.accept(routes)
+        if accepted is not None:
+            return accepted
     entries = entries_of(upload)
     pools = routes.pools(entries)
     keys = order_keys(entries)
