@@ -27,6 +27,7 @@ SHORT = QUICK | {
     "limits:OBJECTS_SYNC_INTERVAL_S": 0.5,
     "limits:LEDGER_AWAY_WAIT_S": 0.5,
     "limits:LEDGER_IDLE_S": 1.0,
+    "limits:SLOTS_DIVIDED_MIN": 2,
 }
 
 

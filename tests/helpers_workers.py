@@ -23,6 +23,8 @@ SHORT = QUICK | {
     "limits:LEASE_US": 2_000_000,
     "limits:RENEW_INTERVAL_S": 0.2,
     "limits:WORKER_RESTART_S": 0.05,
+    "limits:SLOTS_DIVIDED_MIN": 2,
+    "limits:PROBATION_S": 1.0,
     "server.workers:_TAKE_BACK_S": 0.2,
 }
 

@@ -1,6 +1,6 @@
 """SIGKILL of single workers, of the server and of all, and workers that freeze, under load.
 
-The journal of `test_random_kills` is kept: in the end everything in it must be true, and whenever
+The journal of `load` is kept: in the end everything in it must be true, and whenever
 no process is left, every invariant that `batchyard check` knows.
 
     BATCHYARD_CRASH_KILLS=300 .venv/bin/pytest -s tests/crash/test_kill_workers.py
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crash.checking import assert_holds
-from crash.test_random_kills import SEED, SLOTS, Client, Journal, Latency, check
-from helpers_upstream import DEADLINE_S, Upstream
+from crash.load import SEED, Journal, Latency, assert_kept, clients_on, figures
+from helpers_upstream import Upstream
 from helpers_workers import SHORT, pids_of, wait_free, wait_workers, workers_yard
 from helpers_yard import poll
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from helpers_yard import Yard
 
 KILLS = int(os.environ.get("BATCHYARD_CRASH_KILLS", "10"))
-CLIENTS = 2
+SLOTS = 16
 WORKERS = 2
 FROZEN_S = 3.0  # longer than a lease
 KINDS = ("worker", "worker", "worker", "server", "all", "frozen")
@@ -66,10 +66,7 @@ def test_nothing_acknowledged_is_lost_whichever_process_dies(tmp_path: Path) -> 
         yard = workers_yard(
             tmp_path / "data", upstream.url, slots=SLOTS, workers=WORKERS, bounds=SHORT
         )
-        clients = [Client(n, SEED + n, yard, upstream, journal) for n in range(CLIENTS)]
-        for client in clients:
-            client.start()
-        try:
+        with clients_on(yard, upstream, journal) as assert_well:
             for kind in plan:
                 if yard.process is None:
                     yard.start()
@@ -78,33 +75,10 @@ def test_nothing_acknowledged_is_lost_whichever_process_dies(tmp_path: Path) -> 
                 poll(lambda goal=goal: len(upstream.calls) >= goal, yard.read_log)
                 kinds[kind] += 1
                 strike(kind, rng, yard)
-                failed = [client.failure for client in clients if client.failure is not None]
-                assert not failed, failed
-        finally:
-            for client in clients:
-                client.leaving.set()
-            for client in clients:
-                client.join(DEADLINE_S)
-            if yard.process is not None:
-                yard.kill()
-                wait_free(yard.data)
-        assert [client.failure for client in clients] == [None] * CLIENTS
-        with yard:
-            check(yard, journal)
-            assert yard.stop() == 0
-        assert_holds(yard.data)
-        repeated = sum(number - 1 for number in upstream.counts.values())
-        report = {
-            "seed": SEED,
-            "harms": dict(kinds),
-            "acknowledged batches": len(journal.known()),
-            "acknowledged requests": journal.acknowledged,
-            "upstream calls": len(upstream.calls),
-            "repeated": repeated,
-        }
-        print(f"\ncrash figures of workers: {report}")
+                assert_well()
+        wait_free(yard.data)
+        assert_kept(yard, journal)
+        report = figures(upstream, journal)
+        print(f"\ncrash figures of workers: {report | {'harms': dict(kinds)}}")
         # In flight at the moment, and what was answered in the last milliseconds.
-        assert repeated <= len(plan) * 4 * SLOTS
-    log = yard.read_log()
-    assert "Traceback" not in log, log
-    assert "defect" not in log, log
+        assert report["repeated"] <= len(plan) * 4 * SLOTS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from batchyard.ledger import sqlite_file
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
     from helpers_yard import Answer, Yard
 
 # Small shards and chunks, so that a small load has many of each.
-BOUNDS = QUICK | {"limits:SHARD_REQUESTS": 8, "limits:DISK_CHUNK_BYTES": 2_048}
+BOUNDS = QUICK | {
+    "limits:SHARD_REQUESTS": 8,
+    "limits:DISK_CHUNK_BYTES": 2_048,
+    "limits:SPOOL_PIECE_BYTES": 1_000,
+    "limits:SETTLE_BYTES": 100_000,
+}
+LARGE = "." * 15_000
+"""In each request of one batch, so that its body arrives in several parts."""
 CHECKPOINT_PAGES = 40
 """After how many pages of log the ledger moves them to its file, here."""
 
@@ -66,8 +74,18 @@ class Client:
         self.told.append(Told(answer.headers["request-id"], method, path, shown, after))
         return answer
 
-    def create(self, prompts: Sequence[str]) -> str:
-        requests = [request(prompt) for prompt in prompts]
+    def create(
+        self,
+        prompts: Sequence[str],
+        *,
+        system: str | None = None,
+        models: Sequence[str] = ("scripted",),
+    ) -> str:
+        extra = {} if system is None else {"system": system}
+        requests = [
+            request(prompt, model=model, **extra)
+            for prompt, model in zip(prompts, cycle(models), strict=False)
+        ]
         answer = self._ask("POST", BATCHES, json.dumps({"requests": requests}).encode())
         batch_id: str = answer.json()["id"]
         by_id = dict(zip((str(r["custom_id"]) for r in requests), prompts, strict=True))
@@ -200,7 +218,7 @@ def _second_life(client: Client, upstream: Upstream) -> None:
     client.yard.start()
     upstream.gate("half").open()
     half, canceled = list(client.batches)[1:3]
-    later = client.create(prompts("later", 25))
+    later = client.create(prompts("later", 25), system=LARGE)
     client.end(half)
     client.end(later)
     client.delete(canceled)
@@ -208,7 +226,7 @@ def _second_life(client: Client, upstream: Upstream) -> None:
 
 def _third_life(client: Client) -> None:
     client.yard.start()
-    last = client.create(prompts("last", 9))
+    last = client.create(prompts("last", 9), models=("one", "two"))  # not sent as they came
     client.end(last)
     for batch_id in list(client.batches)[-2:]:
         client.look(batch_id)

@@ -25,7 +25,7 @@ from disk import tracing
 from disk.loads import Interrupted, Load
 from disk.tracing import Disturbed
 from helpers_upstream import Upstream
-from helpers_yard import BATCHES, QUICK, Yard, poll
+from helpers_yard import BATCHES, QUICK, Yard, assert_answered, poll, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -276,13 +276,32 @@ def test_results_that_cannot_be_read_cut_the_transfer_and_nothing_else(
         load.end(bad)
         load.end(good)
         (segment, *_) = (yard.data / "segments").glob(f"??/{bad.batch_id}/r/*")
-        with Disturbed(yard, "pread64", "error=EIO", segment) as disturbed:
+        with Disturbed(yard, "preadv,preadv2", "error=EIO", segment) as disturbed:
             with pytest.raises((Interrupted, AssertionError)):
                 load.end(bad)
             load.end(good)
             load.end(load.create(2))
             assert disturbed.injected
         load.check()
+
+
+def test_results_that_cannot_be_read_before_the_end_of_their_batch_are_made_again(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    prompts = [*(f"unreadable-{n}" for n in range(8)), "last|hold:late"]
+    with Yard(tmp_path / "data", upstream.url, slots=16, bounds=BOUNDS) as yard:
+        batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
+        yard.wait_progress(batch_id, lambda shown: shown["shards_done"] == 2)
+        (segment,) = (yard.data / "segments").glob(f"??/{batch_id}/r/0.*")
+        with Disturbed(yard, "pread64", "error=EIO", segment) as disturbed:
+            upstream.gate("late").open()
+            yard.wait_ended(batch_id)
+            assert disturbed.injected
+        assert_answered(yard.results(batch_id), prompts)
+        repeated = {name for name, number in upstream.counts.items() if number > 1}
+        assert repeated == {f"unreadable-{n}" for n in range(4)}
+        assert "Input/output error" in yard.read_log()
+        assert "Traceback" not in yard.read_log()
 
 
 # A limit on the size of files ---------------------------------------------------------------------

@@ -145,15 +145,17 @@ class Left:
             shutil.rmtree(image)
         return [path for path in self.files("r/") if path.rpartition("/")[2] in named]
 
-    def start(self, path: str, data: bytes, *, canceled: bool = False) -> list[str]:
+    def start(self, path: str, data: bytes | None, *, canceled: bool = False) -> list[str]:
         """Start with other bytes in one file; return what is wrong, but for a batch refused.
 
         Args:
             path: of the file.
-            data: its bytes.
+            data: its bytes; None when it is gone.
             canceled: whether the batch has been canceled before.
         """
-        tree = self.tree | {path: data}
+        tree = {k: v for k, v in self.tree.items() if k != path}
+        if data is not None:
+            tree[path] = data
         image = self.room / "image"
         write_tree(tree, image)
         if canceled:
@@ -200,16 +202,35 @@ def test_a_cut_result_is_taken_up_to_its_last_whole_line(left: Left) -> None:
 
 
 @LONG
-def test_a_flipped_bit_in_a_committed_result_is_never_served(left: Left) -> None:
+def test_a_flipped_bit_in_a_committed_result_is_never_served_and_what_it_cost_is_made_again(
+    left: Left,
+) -> None:
     paths = left.committed()
     assert paths
     wrong = []
+    starts = 0
     for path in paths:
         whole = left.tree[path]
         assert whole is not None
         for place in places(len(whole)):
             wrong += left.start(path, flipped(whole, place))
+            starts += 1
     assert wrong == []
+    assert left.ended == starts, "a batch stays open for ever"
+
+
+@LONG
+def test_a_committed_result_that_is_cut_or_gone_is_made_again(left: Left) -> None:
+    paths = left.committed()
+    assert paths
+    starts = 0
+    for path in paths:
+        whole = left.tree[path]
+        assert whole is not None
+        for data in (None, *(whole[:place] for place in places(len(whole)))):
+            assert left.start(path, data) == [], f"{path} cut to {data!r}"
+            starts += 1
+    assert left.ended == starts, "a batch stays open for ever"
 
 
 @LONG

@@ -50,6 +50,7 @@ def test_a_dry_run_says_what_the_batch_would(yard: Yard, upstream: Upstream) -> 
     assert yard.files() == before, "a dry run keeps nothing"
     assert report["type"] == "message_batch_validation"
     assert (report["requests"], report["valid"], report["invalid"]) == (6, 2, 4)
+    assert report["billing"] == "standard", "the upstream is a synchronous endpoint"
     assert report["has_more"] is False
     assert [problem["index"] for problem in report["problems"]] == [1, 2, 3, 4]
 

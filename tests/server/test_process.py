@@ -63,7 +63,7 @@ def test_a_data_directory_belongs_to_one_process(upstream: Upstream, tmp_path: P
     ("arguments", "text"),
     [
         (["--upstream", "nonsense"], "give NAME=URL"),
-        (["--upstream", "up=ftp://x"], "an http or https URL or simulated: is allowed"),
+        (["--upstream", "up=ftp://x"], "an http or https URL, simulated: or vllm: is allowed"),
         (["--upstream", "UP=http://x"], "upstream name"),
         (["--upstream", "up=http://u:p@x"], "no user or password in the URL"),
         ([], "no upstream is configured"),

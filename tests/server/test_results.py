@@ -145,6 +145,8 @@ PROGRESS_KEYS = [
     "repeated_calls",
     "failed_calls",
     "failing",
+    "damaged",
+    "as_of",
     "estimate",
 ]
 

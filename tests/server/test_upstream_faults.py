@@ -104,6 +104,28 @@ def test_the_operator_sees_which_calls_failed_and_why(yard: Yard) -> None:
     assert progress["estimate"] is None
 
 
+@pytest.mark.parametrize("fault", ["close", "reset"])
+def test_a_used_connection_that_had_been_closed_costs_no_try(tmp_path: Path, fault: str) -> None:
+    """With a single try for each: the call is repeated at once, but it is told of."""
+    with (
+        Upstream() as upstream,
+        Yard(
+            tmp_path / "data", upstream.url, bounds=QUICK | {"limits:ATTEMPTS_MAX": 1}, slots=1
+        ) as yard,
+    ):
+        prompts = ["first-1", f"stale-1|{fault},message", f"twice-1|{fault},{fault},message"]
+        batch = yard.create([request(prompt) for prompt in prompts])
+        yard.wait_ended(batch["id"])
+        results = yard.results(batch["id"])
+        progress = yard.progress(batch["id"])
+
+    assert_answered({name: results[name] for name in ("first-1", "stale-1")}, prompts[:2])
+    assert results["twice-1"]["type"] == "errored", "the second time was over a new connection"
+    assert [upstream.counts[name] for name in ("first-1", "stale-1", "twice-1")] == [1, 2, 2]
+    assert (progress["calls"], progress["repeated_calls"]) == (5, 2)
+    assert progress["failed_calls"] == {"stale": 2, "broken": 1}
+
+
 # Faults that stay -----------------------------------------------------------------------------
 
 

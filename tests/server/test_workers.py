@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from typing import TYPE_CHECKING
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from batchyard.server import orphans
 from crash.checking import assert_holds
 from helpers_upstream import Upstream
 from helpers_workers import (
@@ -24,6 +31,8 @@ from helpers_yard import BATCHES, assert_answered, poll, request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from helpers_yard import Yard
 
 
 def prompts_of(name: str, number: int, step: str = "") -> list[str]:
@@ -140,20 +149,43 @@ def test_workers_end_with_a_server_that_is_killed_and_the_next_one_goes_on(
         assert yard.stop() == 0
 
 
-def test_a_start_waits_for_the_workers_of_a_server_that_was_killed(tmp_path: Path) -> None:
-    """Here one is frozen, so that it cannot end before it is woken."""
+def test_a_frozen_worker_of_a_server_that_was_killed_does_not_hold_up_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """It cannot end by itself, and holds the lock: the next server ends it."""
+    prompts = prompts_of("held", 40, "|hold:held")
     with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
-        frozen = wait_workers(yard)[0]
+        frozen, other = wait_workers(yard)
+        batch = yard.create([request(prompt) for prompt in prompts])
+        upstream.wait_calls("held", 16)
         os.kill(frozen, signal.SIGSTOP)
         yard.kill()
-        yard.launch()
-        try:
-            assert is_alive(frozen)
-        finally:
-            os.kill(frozen, signal.SIGCONT)
-        yard.wait_ready()
+        yard.start()
         assert not is_alive(frozen)
-        assert_answered(yard.run(["waited-1"]), ["waited-1"])
+        assert not is_alive(other)
+        upstream.gate("held").open()
+        yard.wait_ended(batch["id"])
+        assert_answered(yard.results(batch["id"]), prompts)
+        assert yard.stop() == 0
+        assert not list((yard.data / "workers").iterdir()), "none is left to be ended"
+    assert_holds(yard.data)
+
+
+def test_another_process_with_the_number_of_a_worker_is_not_ended(tmp_path: Path) -> None:
+    """The start time tells them apart."""
+    (tmp_path / "workers").mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        orphans.record(tmp_path, other.pid)
+        path = tmp_path / "workers" / str(other.pid)
+        boot, started = path.read_text().split()
+        path.write_text(f"{boot} {int(started) - 1}")
+        assert orphans.end(tmp_path) == []
+        path.write_text(f"another {started}")
+        assert orphans.end(tmp_path) == []
+        assert other.poll() is None
+        path.write_text(f"{boot} {started}")
+        assert orphans.end(tmp_path) == [other.pid]
+        assert other.wait() == -signal.SIGKILL
 
 
 def test_a_signal_lets_the_calls_of_all_workers_end(tmp_path: Path) -> None:
@@ -216,6 +248,122 @@ def test_progress_says_why_requests_wait_in_a_worker(tmp_path: Path) -> None:
         assert list(paused) == ["up/scripted"]
         upstream.gate("denied").open()
         yard.wait_ended(batch["id"])
+
+
+def test_progress_counts_the_calls_of_all_workers_also_of_one_that_died(tmp_path: Path) -> None:
+    prompts = [f"told-{n}|500,hold:told" for n in range(8)] + ["told-x|hold:told"]
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        victim = wait_workers(yard)[0]
+        batch = yard.create([request(prompt) for prompt in prompts])
+        for prompt in prompts[:8]:
+            upstream.wait_calls(prompt.partition("|")[0], 2)
+        calls = len(upstream.calls)
+        yard.wait_progress(batch["id"], lambda p: p["calls"] == calls)
+        told = yard.progress(batch["id"])
+        assert (told["repeated_calls"], sum(told["failed_calls"].values())) == (8, 8)
+        failing = {each["custom_id"]: each for each in told["failing"]}
+        assert set(failing) == {f"told-{n}" for n in range(8)}
+        assert {(each["tries"], each["is_over"]) for each in failing.values()} == {(1, False)}
+        assert "scripted 500" in failing["told-0"]["message"]
+        as_of = datetime.fromisoformat(told["as_of"])
+        later = as_of + timedelta(milliseconds=100)
+        yard.wait_progress(batch["id"], lambda p: datetime.fromisoformat(p["as_of"]) > later)
+        for pid in wait_workers(yard):
+            os.kill(pid, signal.SIGKILL)
+        wait_workers(yard, but=victim)
+        upstream.wait_until(lambda: len(upstream.calls) == calls + 9, "those in flight, again")
+        yard.wait_progress(batch["id"], lambda p: p["calls"] == calls + 9)
+        upstream.gate("told").open()
+        yard.wait_ended(batch["id"])
+        assert yard.progress(batch["id"])["calls"] == calls + 9, "as before"
+
+
+def test_progress_says_who_has_the_slots_of_all_workers(tmp_path: Path) -> None:
+    with (
+        Upstream() as upstream,
+        workers_yard(
+            tmp_path / "data",
+            upstream.url,
+            slots=2,
+            bounds=SHORT | {"limits:LEASE_US": 60_000_000},  # nobody is slow enough to lose slots
+        ) as yard,
+    ):
+        wait_workers(yard)
+        first = yard.create([request(prompt) for prompt in prompts_of("first", 20, "|hold:share")])
+        upstream.wait_calls("first", 2)
+        second = yard.create([request("second-1")])
+        yard.wait_progress(second["id"], lambda p: p["waiting"])
+        (waiting,) = yard.progress(second["id"])["waiting"]
+        assert waiting["reason"] == "behind_share"
+        assert waiting["detail"] == "0 of 2 slots; the others work for other batches"
+        assert waiting["pool"] == "up/scripted"
+        upstream.gate("share").open()
+        for batch in (first, second):
+            yard.wait_ended(batch["id"])
+
+
+def test_progress_says_until_when_the_upstream_asked_a_worker_to_wait(tmp_path: Path) -> None:
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        wait_workers(yard)
+        batch = yard.create([request("cooling-1|429:600,message")])
+        yard.wait_progress(batch["id"], lambda p: p["waiting"])
+        waiting = yard.progress(batch["id"])["waiting"][0]
+        assert waiting["reason"] == "cooling_down"
+        left = datetime.fromisoformat(waiting["until"]) - datetime.now(UTC)
+        assert 0 < left.total_seconds() <= 600
+        yard.post(f"{BATCHES}/{batch['id']}/cancel", b"")
+        yard.wait_ended(batch["id"])
+
+
+def kill_sender(
+    yard: Yard, upstream: Upstream, name: str, before: int, batch: str
+) -> dict[str, Any] | None:
+    """Kill the worker that sends a request once more; return its batch if that has ended."""
+
+    def look() -> int | dict[str, Any] | None:
+        if upstream.number(name) > before:
+            with closing(
+                sqlite3.connect(f"file:{yard.data / 'ledger.db'}?mode=ro", uri=True)
+            ) as db:
+                row = db.execute("SELECT owner FROM shards WHERE batch = ?", (batch,)).fetchone()
+            found = row and re.search(rf"\[(\d+)\] working owner={row[0]}", yard.read_log())
+            return int(found[1]) if found else None
+        ended = yard.batch(batch)
+        return ended if ended["ended_at"] else None
+
+    found = poll(look, lambda: f"{upstream.counts}: {yard.read_log()[-3_000:]}")
+    if isinstance(found, int):
+        os.kill(found, signal.SIGKILL)
+        return None
+    return found
+
+
+def test_a_request_that_ends_its_worker_again_and_again_is_given_up_with_its_shard_only(
+    tmp_path: Path,
+) -> None:
+    """Long calls of others die with it, and are never blamed for that."""
+    slow = prompts_of("innocent", 3, "|hold:poison")
+    with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
+        batches = [yard.create([request(prompt)]) for prompt in slow]
+        upstream.wait_calls("innocent", 3)
+        poison = yard.create([request("quick-1"), request("poison-1|hold:never")])
+
+        kills = 0
+        while not kill_sender(yard, upstream, "poison-1", kills, poison["id"]):
+            kills += 1
+        results = yard.results(poison["id"])
+        assert results["quick-1"]["type"] == "succeeded", "what it had is kept"
+        error = results["poison-1"]["error"]["error"]
+        assert error["type"] == "api_error"
+        assert "ended 5 times in a row" in error["message"]
+        # The first left a result; one that is killed the moment after a renewal may not count.
+        assert 6 <= upstream.counts["poison-1"] == kills <= 12
+        upstream.gate("poison").open()
+        for batch, prompt in zip(batches, slow, strict=True):
+            yard.wait_ended(batch["id"])
+            assert_answered(yard.results(batch["id"]), [prompt])
+        assert yard.stop() == 0
+    assert_holds(yard.data)
 
 
 def test_a_store_that_fails_in_a_worker_ends_the_yard(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,6 @@ from batchyard.dispatch.limiter import Signal
 from batchyard.dispatch.retry import backoff_s
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Coroutine, Sequence
 
     from batchyard.dispatch.gate import Gate
@@ -60,14 +60,18 @@ def run_virtually(story: Coroutine[None, None, None]) -> None:
 class Allowed:
     """An upstream that allows so many calls a second, or the concurrency that brings as many."""
 
-    kind: Literal["rate", "concurrency"]
+    kind: Literal["rate", "concurrency", "nothing"]
+    """What is limited; where nothing is, calls may be refused all the same."""
     phases: Sequence[float]
-    """What it allows, in calls a second, one after the other."""
+    """What it allows, in calls a second, one after the other; 0.0 where it does not look."""
     phase_s: float = 100.0
     burst_s: float = 0.2
     """How many seconds of it the bucket holds; at least one call."""
     latency_s: float = 0.2
     refusal_s: float = 0.01
+    stray: float = 0.0
+    """Share of calls that are refused for no reason."""
+    stray_rng: random.Random = field(default_factory=lambda: random.Random(1))
     _level: float = 1.0
     _at_s: float = 0.0
     _busy: int = 0
@@ -81,6 +85,10 @@ class Allowed:
 
     def admit(self, now_s: float) -> float | None:
         """Return None for a call that is taken, else the seconds until it could be."""
+        if self.stray and self.stray_rng.random() < self.stray:
+            return 1.0
+        if self.kind == "nothing":
+            return None
         limit = self.limit(now_s)
         if self.kind == "concurrency":
             if self._busy >= round(limit * self.latency_s):
@@ -153,6 +161,11 @@ class Traffic:
         """Return the share of what was allowed within a phase that was used."""
         taken = sum(begin_s <= at_s < end_s for at_s in self.taken)
         return taken / ((end_s - begin_s) * self.allowed.limit(begin_s))
+
+    def share_of_slots(self, slots: int, begin_s: float, end_s: float) -> float:
+        """Return the share of what so many slots could do that was done."""
+        taken = sum(begin_s <= at_s < end_s for at_s in self.taken)
+        return taken / ((end_s - begin_s) * slots / self.allowed.latency_s)
 
     def longest_stall_s(self) -> float:
         """Return the longest time without an accepted call."""

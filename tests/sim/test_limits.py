@@ -93,3 +93,31 @@ def test_any_limit_is_found_and_nothing_ever_stalls(seed: int) -> None:
     assert stall_s <= 5.0 + 2.0 * latency_s, told
     loses_seconds = says_when == "in whole seconds" and allowed.burst_s < 1.0
     assert used >= (0.7 if loses_seconds else 0.8), told
+
+
+@pytest.mark.parametrize("seed", range(max(2, SEEDS // 3)))
+@pytest.mark.parametrize(
+    ("share", "slots", "latency_s"),
+    [(0.03, 64, 0.2), (0.03, 64, 1.0), (0.03, 8, 1.0), (0.01, 64, 0.2), (0.001, 256, 0.5)],
+)
+def test_refusals_for_no_reason_cost_next_to_nothing(
+    share: float, slots: int, latency_s: float, seed: int
+) -> None:
+    """At least 80 % of what the slots can do is done, the time to find it out included."""
+    rng = random.Random(seed)
+    allowed = Allowed(
+        "nothing", [0.0], phase_s=60.0, latency_s=latency_s, stray=share, stray_rng=rng
+    )
+    traffic = run(allowed, "never", slots, seed)
+    assert traffic.share_of_slots(slots, 0.0, allowed.end_s) >= 0.8
+    assert traffic.refused > 3
+
+
+@pytest.mark.parametrize("limit", [50.0, 200.0])
+def test_a_limit_is_found_among_refusals_for_no_reason(limit: float) -> None:
+    """Half of it is used at least, and no more refused than that share and a few percent."""
+    rng = random.Random(5)
+    allowed = Allowed("rate", [limit], phase_s=100.0, stray=0.03, stray_rng=rng)
+    traffic = run(allowed, "never", 64, 5)
+    assert traffic.goodput(20.0, allowed.end_s) >= 0.5
+    assert traffic.refused / traffic.sent < 0.07

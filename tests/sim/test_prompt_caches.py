@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchyard import limits
-from batchyard.dispatch import worker as worker_module
+from batchyard.dispatch import loading
 from batchyard.upstream import Failure, FailureKind, Outcome, Reply
 from sim.caching import MODEL, CacheWorld, block, error_body, grouped, shared
 
@@ -66,7 +66,7 @@ def test_order_and_priming_read_more_than_either_order_without_it_in_as_much_tim
         _tell(root / name, story, slots=16)
 
     measure("primed", in_order=True)
-    monkeypatch.setattr(worker_module, "shared_marks", lambda *_: ())
+    monkeypatch.setattr(loading, "shared_marks", lambda *_: ())
     measure("grouped", in_order=True)
     measure("as they arrived", in_order=False)
     share, seconds = found["primed"]

@@ -150,7 +150,7 @@ class _ForgetfulGate(world.Gated):
         if name != "adopt":
             return super().__getattr__(name)
 
-        async def adopt(*_: object) -> bool:
+        async def adopt(*_: object, **__: object) -> bool:
             return True
 
         return adopt

@@ -351,3 +351,31 @@ def test_of_two_attempts_with_the_same_answers_one_is_taken(root: Path) -> None:
         assert world.calls == 10, "what the first attempt had recorded was asked again"
 
     _tell(root, story, slots=5)
+
+
+def test_a_slot_whose_call_was_given_up_ends_with_its_worker_in_the_same_moment(
+    root: Path,
+) -> None:
+    """Two cancels of one task arrive as one; the slot must not go on to the next request."""
+
+    async def story(world: World) -> None:
+        world.chances.stuck = 1.0
+        process = world.start()
+        await world.create(requests=1, shard=500)
+        await world.create(requests=5, shard=500)
+        await world.clock.advance(1)
+        assert world.calls == 2, "one of each"
+        first = min(process.worker._held.values(), key=lambda shard: shard.claim.requests)
+        first.lose()
+        calls = list(process.worker._calls)
+        for call in calls:
+            call.cancel()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert all(call.done() for call in calls), "a slot goes on"
+        world.chances.stuck = 0.0
+        await world.restart(power_cut=False)
+        world.start()
+        await _end_all(world)
+
+    _tell(root, story, slots=2)

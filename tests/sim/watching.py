@@ -54,13 +54,7 @@ class Watch:
             AssertionError: something is not as it must be.
         """
         self.looks += 1
-        db = sqlite3.connect(f"file:{self._ledger}?mode=ro", uri=True, isolation_level=None)
-        with contextlib.closing(db):
-            db.row_factory = sqlite3.Row
-            db.execute("BEGIN")  # both tables as of one moment
-            batches = {row["id"]: dict(row) for row in db.execute("SELECT * FROM batches")}
-            found = map(dict, db.execute("SELECT * FROM shards ORDER BY batch, idx"))
-            shards = {(row["batch"], row["idx"]): row for row in found}
+        batches, shards = self._rows()
         for batch_id, old in self._batches.items():
             if batch_id not in batches:
                 assert batch_id in self.deleted, f"{batch_id} is gone"
@@ -77,6 +71,16 @@ class Watch:
             self._shard(row, self._shards.get((batch_id, index)))
             self._results(row, taken.setdefault(batch_id, set()))
         self._batches, self._shards = batches, shards
+
+    def _rows(self) -> tuple[dict[str, Row], dict[tuple[str, int], Row]]:
+        """Return batches by id, and shards by batch and index."""
+        db = sqlite3.connect(f"file:{self._ledger}?mode=ro", uri=True, isolation_level=None)
+        with contextlib.closing(db):
+            db.row_factory = sqlite3.Row
+            db.execute("BEGIN")  # both tables as of one moment
+            batches = {row["id"]: dict(row) for row in db.execute("SELECT * FROM batches")}
+            found = map(dict, db.execute("SELECT * FROM shards ORDER BY batch, idx"))
+            return batches, {(row["batch"], row["idx"]): row for row in found}
 
     def _batch(self, row: Row, old: Row | None) -> None:
         name = row["id"]

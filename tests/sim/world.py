@@ -164,6 +164,8 @@ class Gated:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._real, name)
+        if not callable(method):
+            return method
 
         async def gated(*args: Any, **kwargs: Any) -> Any:
             if name == self._freeze_before:
@@ -296,21 +298,33 @@ class World:
     def __post_init__(self) -> None:
         asyncio.get_running_loop().set_default_executor(InlineExecutor())
         self.root.mkdir(mode=0o700, exist_ok=True)
-        self.store = PowerCutSegments(self.root / "segments")
+        self.store = self._make_store()
         self.ledger = self._open()
         self.upstreams = {
             "one": ScriptedUpstream("one", self, self.chances),
             "two": ScriptedUpstream("two", self, self.chances),
         }
         self.routes = Routes([Route("one", ("alpha*",)), Route("two", ("beta*",))])
-        self.watch = Watch(
+        self.watch = self._make_watch()
+
+    # What stores it has; `shared.py` has others.
+
+    def _make_store(self) -> Any:
+        return PowerCutSegments(self.root / "segments")
+
+    def _open(self) -> Any:
+        return SqliteLedger(self.root / "ledger.db", threads=InlineExecutor)
+
+    def _make_watch(self) -> Watch:
+        return Watch(
             self.root / "ledger.db",
             lambda name, length: self.store.read(name, 0, length),
             self.store.synced,
         )
 
-    def _open(self) -> SqliteLedger:
-        return SqliteLedger(self.root / "ledger.db", threads=InlineExecutor)
+    def _of_process(self) -> dict[str, Any]:
+        """Return what a worker has for itself."""
+        return {"store": self.store}
 
     # What happens --------------------------------------------------------------------------------
 
@@ -319,16 +333,17 @@ class World:
         gate = asyncio.Event()
         gate.set()
         ledger: Any = Gated(self.ledger, gate, freeze_before)
+        own = self._of_process()
         worker = Worker(
             ledger=ledger,
-            store=self.store,
             upstreams=self.upstreams,
             routes=self.routes,
             slots=dict.fromkeys(self.upstreams, self.slots),
             clock=self.clock,
             rng=random.Random(self.rng.random()),
+            **own,
         )
-        keeper = Keeper(ledger, self.store, self.clock, owner=worker.owner)
+        keeper = Keeper(ledger, own["store"], self.clock, owner=worker.owner)
         tasks = [asyncio.create_task(worker.run()), asyncio.create_task(keeper.run())]
         process = Process(worker, gate, tasks)
         self.processes.append(process)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchyard import limits, result, segments
 from batchyard.dispatch import adopt as adopting
 from batchyard.dispatch.adopt import Adopted, Tally
-from batchyard.errors import DamagedError, StoreError
+from batchyard.errors import StoreError
 from batchyard.ledger import Claim
 from batchyard.model import Extent
 from batchyard.price import Usage
@@ -244,14 +244,6 @@ def test_a_frozen_segment_that_was_empty_stays_frozen_empty(store: Segments) -> 
     assert adopted.covered == set()
 
 
-def test_a_frozen_extent_that_cannot_be_read_is_an_error(store: Segments) -> None:
-    write(store, name(1), BYTES[:1])
-    with pytest.raises(StoreError):
-        adopt(store, make_claim(Extent(name(1), ENDS[1])))
-    with pytest.raises(StoreError):
-        adopt(store, make_claim(Extent(name(7), 1)))
-
-
 def test_only_what_is_newly_taken_is_synced_and_before_it_counts() -> None:
     store = _Memory(a=BYTES[0], b=BYTES[1], c=BYTES[0], d=b"torn")
     prefix = segments.results_prefix(BATCH, 0)
@@ -317,12 +309,3 @@ def test_damage_on_disk_is_met_as_in_memory(tmp_path: Path) -> None:
         with path.open("r+b") as file:
             file.truncate(cut)
         assert len(adopt(store, make_claim()).covered) == sum(end <= cut for end in ENDS)
-
-
-def test_a_frozen_extent_whose_bytes_have_changed_is_damaged(store: Segments) -> None:
-    write(store, name(1), BYTES)
-    whole = Extent(name(1), len(WHOLE), (zlib.crc32(WHOLE),))
-    assert adopt(store, make_claim(whole)).covered == {"a", "b", "c", "d", "e"}
-    other = Extent(name(1), len(WHOLE), (zlib.crc32(WHOLE) ^ 1,))
-    with pytest.raises(DamagedError, match="mebibyte at 0"):
-        adopt(store, make_claim(other))

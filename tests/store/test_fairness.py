@@ -194,13 +194,19 @@ async def test_more_of_a_batch_is_claimed_by_its_turn_and_only_of_that_batch(
 # Several workers -----------------------------------------------------------------------------
 
 
-def want(slots: int = 64, *, busy: int = 0, pool: str = POOL, note: str | None = None) -> Want:
-    return Want(pool=pool, slots=slots, busy=busy, note=note)
+def want(slots: int = 64, *, busy: int = 0, pool: str = POOL) -> Want:
+    return Want(pool=pool, slots=slots, busy=busy, note=None)
+
+
+async def granted(ledger: Ledger, owner: str, *wants: Want, now: int = NOW) -> dict[str, int]:
+    """Ask as a worker does; return how many slots of each pool it may fill."""
+    found = await ledger.share(owner, now, max(LEASE, now + 5), wants)
+    return {pool: each.slots for pool, each in found.items()}
 
 
 async def test_slots_pass_to_a_newcomer_as_the_calls_of_the_others_end(ledger: Ledger) -> None:
     async def ask(owner: str, busy: int) -> int:
-        return (await ledger.share(owner, NOW, LEASE, [want(busy=busy)]))[POOL]
+        return (await granted(ledger, owner, want(busy=busy)))[POOL]
 
     assert await ask("old", 0) == 64
     assert await ask("new", 0) == 0
@@ -216,7 +222,7 @@ async def test_who_leaves_a_pool_leaves_its_slots(ledger: Ledger) -> None:
     await ledger.share("one", NOW, LEASE, [want(), want(pool="up/n")])
     await ledger.share("two", NOW, LEASE, [want()])
     await ledger.share("one", NOW, LEASE, [want(pool="up/n")])
-    assert await ledger.share("two", NOW, LEASE, [want()]) == {POOL: 64}
+    assert await granted(ledger, "two", want()) == {POOL: 64}
 
 
 @pytest.mark.parametrize("how", ["release", "lease", "expired"])
@@ -229,23 +235,26 @@ async def test_the_slots_of_a_worker_that_died_are_free(ledger: Ledger, how: str
         await ledger.take_back(LEASE + 1, but="")
     else:
         now = LEASE + 1  # nobody has swept
-    assert await ledger.share("live", now, now + 5, [want()]) == {POOL: 64}
+    assert await granted(ledger, "live", want(), now=now) == {POOL: 64}
 
 
 async def test_pools_are_divided_each_on_its_own(ledger: Ledger) -> None:
     await ledger.share("one", NOW, LEASE, [want()])
-    granted = await ledger.share("two", NOW, LEASE, [want(), want(8, pool="up/n")])
-    assert granted == {POOL: 0, "up/n": 8}
+    both = [want(), want(8, pool="up/n")]
+    assert await granted(ledger, "two", *both) == {POOL: 0, "up/n": 8}
 
 
-async def test_notes_of_workers_are_told_by_pool_until_they_are_withdrawn(
-    ledger: Ledger,
-) -> None:
-    await ledger.share("one", NOW, LEASE, [want(note="wrong key"), want(pool="up/n")])
+async def test_notes_of_workers_are_told_until_they_are_withdrawn(ledger: Ledger) -> None:
+    async def notes() -> dict[tuple[str, str], str | None]:
+        return {(t.owner, t.pool): t.note for t in await ledger.tellings(NOW)}
+
+    wrong = Want(pool=POOL, slots=64, busy=0, note="wrong key")
+    await ledger.share("one", NOW, LEASE, [wrong, want(pool="up/n")])
     await ledger.share("two", NOW, LEASE, [want()])
-    assert await ledger.notes() == {POOL: "wrong key"}
+    at_first = {("one", POOL): "wrong key", ("one", "up/n"): None, ("two", POOL): None}
+    assert await notes() == at_first
     await ledger.share("one", NOW, LEASE, [want(), want(pool="up/n")])
-    assert await ledger.notes() == {}
+    assert await notes() == at_first | {("one", POOL): None}
 
 
 async def test_news_tell_of_new_and_canceled_batches_and_of_nothing_else(ledger: Ledger) -> None:

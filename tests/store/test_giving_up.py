@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -84,6 +86,70 @@ def test_a_batch_whose_requests_are_there_or_that_is_not_open_stays(
     with pytest.raises(ConfigError, match=why):
         give_up(data, NAMES[name], LONG_AFTER_US)
     assert files(data / "segments") == before
+
+
+def forget_checks(data: Path) -> None:
+    """Make the requests those of a version that gave no id a check of its own."""
+    path = path_of(data, "part") / "requests"
+    whole = path.read_bytes()
+    older = re.sub(rb"(?m)^(part-[0-9]+ [0-9]+) [0-9a-f]{8}$", rb"\1", whole)
+    path.write_bytes(older)
+    assert older != whole
+    offset = 0
+    for index in range(3):
+        ids = [b"part-%d " % n for n in range(4 * index, 4 * index + 4)]
+        end = older.find(b"part-%d " % (4 * index + 4))
+        end = len(older) if end < 0 else end
+        assert all(each in older[offset:end] for each in ids)
+        length = end - offset
+        statement = "UPDATE shards SET off = ?, len = ?, crc = ? WHERE batch = ? AND idx = ?"
+        change(data, statement, offset, length, zlib.crc32(older[offset:end]), PART, index)
+        offset = end
+
+
+def test_damaged_params_with_ids_that_nothing_proves_are_lost_and_with_proven_ones_not(
+    data: Path,
+) -> None:
+    path = path_of(data, "part") / "requests"
+
+    def damage_params() -> None:
+        bad = path.read_bytes()
+        at = bad.index("é 9".encode())
+        path.write_bytes(bad[:at] + b"XX" + bad[at + 2 :])
+
+    whole = path.read_bytes()
+    damage_params()
+    assert check(data, lambda _: None).lost == []
+    path.write_bytes(whole)
+    forget_checks(data)
+    summary = check(data, lambda _: None)
+    assert (summary.errors, summary.lost) == (0, [])
+    damage_params()
+    assert check(data, lambda _: None).lost == [PART]
+    give_up(data, PART, LONG_AFTER_US)
+    assert check(data, lambda _: None).errors == 0
+
+
+def test_requests_of_done_shards_are_not_missed_unless_their_results_are_damaged_too(
+    data: Path,
+) -> None:
+    path = path_of(data, "part") / "requests"
+    whole = path.read_bytes()
+    path.write_bytes(b"\0" * 20 + whole[20:])  # shard 0 is done
+    summary = check(data, lambda _: None)
+    assert summary.errors
+    assert (summary.lost, summary.redone) == ([], [])
+    with pytest.raises(ConfigError, match="it will end by itself"):
+        give_up(data, PART, LONG_AFTER_US)
+    (results, *_) = sorted(path_of(data, "part").glob("r/0.*"))
+    results.unlink()
+    summary = check(data, lambda _: None)
+    assert (summary.lost, summary.redone) == ([PART], [])
+    path.write_bytes(whole)
+    summary = check(data, lambda _: None)
+    assert (summary.lost, summary.redone) == ([], [PART])
+    with pytest.raises(ConfigError, match="it will end by itself"):
+        give_up(data, PART, LONG_AFTER_US)
 
 
 def test_an_id_is_never_a_path(data: Path) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from batchyard import limits, segments
-from batchyard.dispatch.ending import end_batch, read_manifest
+from batchyard.dispatch.ending import end_batch, end_batches, read_manifest
 from batchyard.dispatch.keeper import Keeper
 from batchyard.errors import DamagedError
 from batchyard.model import Counts, Extent, Tokens
+from batchyard.segments.directory import DirectorySegments
 from batchyard.testing.clock import ManualClock
-from store.making import LEASE, NOW, add, make_commit, take
+from store.making import LEASE, NOW, add, make_commit, make_held, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from batchyard.ledger import Ledger
+    from batchyard.ledger import Claim, Ledger
     from batchyard.model import Batch
     from batchyard.segments import Segments
 
@@ -33,8 +36,28 @@ async def done(ledger: Ledger, store: Segments, name: str, *, at: int = NOW) -> 
     batch = await add(ledger, name, pool, pool, at=at)
     store.put(segments.requests_name(batch.id), [b"x"])
     for _ in range(2):
-        await ledger.commit("me", [make_commit(await take(ledger, pool=pool))])
+        claim = await take(ledger, pool=pool)
+        await ledger.commit("me", [make_commit(claim, extents=[written(store, claim)])])
     return batch
+
+
+def written(store: Segments, claim: Claim) -> Extent:
+    """Write what an attempt has answered, as long as the lines of its number."""
+    appender = store.appender(f"{segments.results_prefix(claim.batch, claim.index)}1.aa")
+    appender.append([b"0123456%02d\n" % claim.index])
+    appender.sync()
+    appender.close()
+    (extent,) = appender.extents()
+    return extent
+
+
+def extents_of(batch: Batch) -> list[Extent]:
+    """Return what the manifest of a batch that `done` has made must name."""
+    lines = [(0, b"012345600\n"), (1, b"012345601\n")]
+    return [
+        Extent(f"{segments.results_prefix(batch.id, index)}1.aa", len(line), (zlib.crc32(line),))
+        for index, line in lines
+    ]
 
 
 class Before:
@@ -56,9 +79,9 @@ async def test_the_manifest_is_there_before_the_end_can_be_seen(
 ) -> None:
     batch = await done(ledger, store, "a")
     seen: list[list[Extent]] = []
-    watched: Any = Before(ledger, "end", lambda: seen.append(read_manifest(store, batch.id)))
+    watched: Any = Before(ledger, "end_all", lambda: seen.append(read_manifest(store, batch.id)))
     await end_batch(watched, store, ManualClock(NOW), batch.id)
-    assert seen == [[Extent("seg.0.1", 10), Extent("seg.1.1", 10)]]
+    assert seen == [extents_of(batch)]
     ended = await ledger.get("w", batch.id)
     assert ended is not None
     assert (ended.status, ended.tokens) == ("ended", Tokens(2, 4, 6, 8))
@@ -91,7 +114,8 @@ async def test_a_batch_that_does_not_add_up_stays_open_and_others_end(
     bad = await add(ledger, "bad", "up/bad")
     store.put(segments.requests_name(bad.id), [b"x"])
     claim = await take(ledger, pool="up/bad")
-    await ledger.commit("me", [make_commit(claim, counts=Counts(succeeded=1))])
+    extents = [written(store, claim)]
+    await ledger.commit("me", [make_commit(claim, extents=extents, counts=Counts(succeeded=1))])
     good = await done(ledger, store, "good")
     with caplog.at_level(logging.ERROR):
         await Keeper(ledger, store, ManualClock(NOW), owner="me").sweep()
@@ -116,8 +140,56 @@ async def test_a_manifest_is_json_for_people_too(ledger: Ledger, store: Segments
     name = segments.manifest_name(batch.id)
     assert json.loads(store.read(name, 0, store.size(name))) == {
         "batch": batch.id,
-        "extents": [["seg.0.1", 10, []], ["seg.1.1", 10, []]],
+        "extents": [[e.segment, e.length, list(e.blocks)] for e in extents_of(batch)],
     }
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "flipped"])
+async def test_a_shard_whose_results_the_disk_has_damaged_is_taken_up_again_before_the_end(
+    ledger: Ledger, tmp_path: Path, how: str
+) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    batch = await done(ledger, store, "a")
+    damaged = extents_of(batch)[1]
+    path = tmp_path / "segments" / damaged.segment
+    data = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if how == "cut" else data[:-2] + b"X\n")
+    keeper = Keeper(ledger, store, ManualClock(NOW), owner="me")
+    await keeper.sweep()
+    assert await ledger.get("w", batch.id) == batch
+    assert await ledger.finished() == []
+    assert (await ledger.progress(batch.id)).counts == Counts(succeeded=2)
+    claim = await take(ledger, pool="up/a")
+    assert (claim.index, claim.attempt, claim.frozen) == (1, 2, (damaged,))
+    aside = Extent(damaged.segment, 0)
+    new = Extent(f"{segments.results_prefix(batch.id, 1)}2.bb", len(data), damaged.blocks)
+    (tmp_path / "segments" / new.segment).write_bytes(data)
+    await ledger.commit("me", [make_commit(claim, extents=[aside, new])])
+    await keeper.sweep()
+    ended = await ledger.get("w", batch.id)
+    assert ended is not None
+    assert (ended.status, ended.counts) == ("ended", Counts(succeeded=4))
+    assert read_manifest(store, batch.id) == [extents_of(batch)[0], new]
+
+
+async def test_only_done_shards_of_an_open_batch_can_be_reopened(
+    ledger: Ledger, store: Segments
+) -> None:
+    batch = await done(ledger, store, "a")
+    await ledger.reopen(batch.id, [0])
+    claim = await take(ledger, pool="up/a")
+    await ledger.reopen(batch.id, [0])
+    assert await ledger.renew("me", LEASE, [make_held(claim)]), "its lease was taken away"
+    await ledger.commit("me", [make_commit(claim, extents=[extents_of(batch)[0]])])
+    await end_batch(ledger, store, ManualClock(NOW), batch.id)
+    await ledger.reopen(batch.id, [0, 1])
+    ended = await ledger.get("w", batch.id)
+    assert ended is not None
+    assert ended.status == "ended"
+    assert await ledger.pools_ready() == []
 
 
 # House keeping -----------------------------------------------------------------------------------
@@ -194,3 +266,19 @@ async def test_where_others_create_too_only_old_segments_are_leftovers(
     await clock.advance(2)
     await keeper.clear_leftovers(limits.LEFTOVERS_AGE_US)
     assert store.batches() == []
+
+
+async def test_a_flood_of_small_batches_ends_in_a_few_transactions(
+    ledger: Ledger, store: Segments
+) -> None:
+    number = 2 * limits.ENDS_AT_ONCE + 1
+    batches = [await done(ledger, store, f"flood{n}") for n in range(number)]
+    seen: list[str] = []
+    watched: Any = Before(ledger, "end_all", lambda: seen.append("transaction"))
+    await end_batches(watched, store, ManualClock(NOW), [batch.id for batch in batches])
+    assert len(seen) == 3
+    for batch in batches:
+        ended = await ledger.get("w", batch.id)
+        assert ended is not None
+        assert ended.status == "ended"
+        assert read_manifest(store, batch.id) == extents_of(batch)

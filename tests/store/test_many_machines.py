@@ -173,3 +173,19 @@ def test_a_process_in_both_roles_shares_the_work_with_the_others(
             assert_answered(both.run(["alone"]), ["alone"])
         assert_answered(fleet.apis[0].run(["together"]), ["together"])
         assert both.stop() == 0
+
+
+def test_any_api_tells_what_the_workers_count_and_why_requests_wait(
+    fleet: Fleet, upstream: Upstream
+) -> None:
+    prompts = ["count1|500,hold:count", "count2|hold:count", "count3|401,401,hold:count"]
+    batch = fleet.apis[0].create([request(prompt) for prompt in prompts])["id"]
+    for api in fleet.apis:
+        api.wait_progress(batch, lambda p: "paused" in [w["reason"] for w in p["waiting"]])
+        api.wait_progress(batch, lambda p: "HTTP 401" in str(p["failed_calls"]) or p["failing"])
+        told = api.progress(batch)
+        assert told["calls"] >= 2
+        assert told["as_of"] is not None
+    upstream.gate("count").open()
+    fleet.apis[1].post(f"{BATCHES}/{batch}/cancel", b"")
+    fleet.apis[0].wait_ended(batch)

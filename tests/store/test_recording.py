@@ -30,7 +30,7 @@ class Watched:
 
     def __init__(self, ledger: Ledger, store: Segments) -> None:
         self.seen: list[str] = []
-        self.ledger: Any = _Noting(ledger, self.seen, ("commit", "end"))
+        self.ledger: Any = _Noting(ledger, self.seen, ("commit", "end_all"))
         self.store: Any = _Appending(store, self.seen)
 
 
@@ -62,7 +62,7 @@ async def opened(ledger: Ledger, store: Segments, requests: int) -> ShardRun:
 
 
 def answer(shard: ShardRun) -> None:
-    task: Any = None
+    task: Any = object()
     request = shard.take(task)
     assert request is not None
     line = result.unsent(request.custom_id, "canceled")
@@ -94,7 +94,7 @@ async def test_a_shard_is_written_synced_committed_and_then_its_batch_ends(
         answer(shard)
     running.recorder.note(shard)
     await running.finish()
-    assert watched.seen == ["append", "sync", "commit", "close", "put", "end"]
+    assert watched.seen == ["append", "sync", "commit", "close", "put", "end_all"]
     assert running.forgotten == [shard]
     (extent,) = read_manifest(store, shard.claim.batch)
     assert store.size(extent.segment) == extent.length
@@ -180,7 +180,7 @@ async def test_answers_wait_while_the_disk_is_far_behind(ledger: Ledger, store: 
     watched = Watched(ledger, store)
     running = Running(watched)
     shard = await opened(ledger, store, 2)
-    task: Any = None
+    task: Any = object()
     request = shard.take(task)
     assert request is not None
     line = b"x" * (limits.UNWRITTEN_BYTES_MAX + 1)
@@ -226,7 +226,7 @@ async def test_a_full_disk_loses_nothing_and_is_tried_again(
         await asyncio.sleep(0.001)
     running.recorder.finish()
     await working
-    assert watched.seen == ["append", "sync", "commit", "close", "put", "end"]
+    assert watched.seen == ["append", "sync", "commit", "close", "put", "end_all"]
 
 
 async def test_a_process_that_ends_does_not_wait_for_a_full_disk(

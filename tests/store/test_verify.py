@@ -450,8 +450,8 @@ SABOTAGES = {
     "an extent without a length": Sabotage(
         of_shard("manifest", "[[1]]", 1), "shard-row", "shard 1"
     ),
-    "an extent of nothing": Sabotage(
-        extents(0, lambda e: e[0].__setitem__(1, 0)), "shard-row", "shard 0", "no bytes"
+    "an extent of nothing, whose results are nowhere": Sabotage(
+        extents(0, lambda e: e[0].__setitem__(1, 0)), "result-missing", "shard 0", "part-0, part-1"
     ),
     "a batch that has ended with shards": Sabotage(
         sql("UPDATE shards SET batch = ? WHERE batch = ? AND idx = 2", ENDED, PART),

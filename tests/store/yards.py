@@ -150,7 +150,7 @@ class Maker:
     def answer(self, run: ShardRun, kinds: Sequence[str]) -> None:
         """Record results of the next requests of a shard, each of a kind, and sync them."""
         for kind in kinds:
-            request = run.take(None)  # type: ignore[arg-type]
+            request = run.take(object())  # type: ignore[arg-type]
             assert request is not None
             custom_id = request.custom_id
             if kind == "succeeded":

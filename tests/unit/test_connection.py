@@ -131,6 +131,32 @@ def test_a_reply_that_is_cut_is_no_reply(reply: bytes) -> None:
     assert "closed" in heard.ended.text
 
 
+@pytest.mark.parametrize(
+    ("earlier", "piece", "kind"),
+    [
+        (1, b"", FailureKind.STALE),
+        (2, b"", FailureKind.STALE),
+        (0, b"", FailureKind.BROKEN),
+        (1, b"H", FailureKind.BROKEN),
+        (1, b"HTTP/1.1 100 Continue\r\n\r\n", FailureKind.BROKEN),
+        (1, OK[:-1], FailureKind.BROKEN),
+    ],
+)
+@pytest.mark.parametrize("error", [None, ConnectionResetError("reset")], ids=["closed", "reset"])
+def test_only_a_used_connection_that_ends_without_a_byte_was_stale(
+    earlier: int, piece: bytes, kind: FailureKind, error: Exception | None
+) -> None:
+    side = Side()
+    for _ in range(earlier):
+        assert side.ask(OK).ended is True
+
+    heard = side.ask(*([piece] if piece else []))
+    side.connection.connection_lost(error)
+
+    assert isinstance(heard.ended, Failure)
+    assert heard.ended.kind is kind
+
+
 def test_interim_replies_are_passed_over() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"
     side = Side()

@@ -197,6 +197,32 @@ def test_standard_input_is_rows_or_one_document(
     assert [(document.key, document.fields["text"]) for document in found] == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "fields"),
+    [
+        ("id;price\nx;1,5\n", {"id": "x", "price": "1,5"}),
+        ("id\tprice\nx\t1,5\n", {"id": "x", "price": "1,5"}),
+        ("id,a;b\nx,1;2\n", {"id": "x", "a;b": "1;2"}),
+        ('id\n"x, y"\n', {"id": "x, y"}),
+    ],
+)
+def test_a_csv_file_without_a_comma_in_its_first_line_is_separated_by_what_stands_there(
+    tmp_path: Path, content: str, fields: dict[str, str]
+):
+    (tmp_path / "r.csv").write_text(content)
+
+    (document,) = files(tmp_path / "r.csv").read()
+
+    assert {name: document.fields[name] for name in fields} == fields
+
+
+def test_standard_input_that_is_no_json_names_the_option(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"id,text\nx,t\n")))
+
+    with pytest.raises(InputError, match=r"standard input:1: not JSON.*--stdin csv, tsv or text"):
+        files("-").read()
+
+
 def test_an_error_in_standard_input_names_the_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"id":"x"}\n{oops\n')))
 

@@ -370,3 +370,14 @@ def test_a_share_of_nothing_takes_none_and_of_all_takes_all() -> None:
     every = parse('[[request]]\nshare = 1\noutcome = "errored"')
     assert not any(none.rule_for(each, seed=1) for each in IDS[:2_000])
     assert all(every.rule_for(each, seed=1) for each in IDS[:2_000])
+
+
+def test_a_rule_for_a_document_fits_its_request_with_the_mark_of_a_run():
+    script = parse('[[request]]\ncustom_id = "a_Dmd"\noutcome = "expired"\n')
+
+    assert script.rule_for("a_Dmd_R0-7f3a", seed=0) is not None
+    assert script.rule_for("a_Dmd", seed=0) is not None
+    assert script.rule_for("a_Dmd_R1-7f3a", seed=0) is None, "a repetition has an id of its own"
+    assert script.rule_for("a_Dmd-7f3a", seed=0) is None
+    again = parse('[[request]]\ncustom_id = "a_Dmd_R1"\noutcome = "expired"\n')
+    assert again.rule_for("a_Dmd_R1-7f3a", seed=0) is not None

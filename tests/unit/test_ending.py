@@ -8,7 +8,7 @@ import pytest
 
 from batchyard.cli import ending, render
 from batchyard.client.results.collect import Class, Outcome
-from batchyard.client.results.receipt import ModelSums, Receipt
+from batchyard.client.results.receipt import ModelSums, Receipt, Wait
 
 
 def outcome(kind: str, reason: str | None = None, key: str = "a.md") -> Outcome:
@@ -49,7 +49,17 @@ def test_causes_of_one_class_share_their_next_step():
 @pytest.mark.parametrize("kind", sorted({*get_args(Class)} - {"succeeded"}))
 def test_every_class_has_a_word_and_a_next_step(kind: str):
     assert ending.WORDS[kind]
-    assert ending.NEXT[kind]
+    assert kind == "not_sent" or ending.NEXT[kind]
+
+
+@pytest.mark.parametrize("waits_for", get_args(Wait))
+def test_what_was_not_sent_has_a_next_step_by_what_it_waits_for(waits_for: Wait):
+    fields = {f: getattr(receipt(), f) for f in Receipt.__struct_fields__}
+    waiting = Receipt(**fields | {"waits_for": waits_for})
+
+    lines = ending.lines("r", waiting, [outcome("not_sent", "not sent")], errors="e")
+
+    assert sum("next: attach" in line or "then attach" in line for line in lines) == 1
 
 
 def test_many_causes_are_cut_and_counted():
@@ -100,6 +110,6 @@ def test_the_money_rows_tell_cache_searches_and_models_only_where_there_are_some
         ("tokens", "input 1,244 · output 10"),
         ("cache", "48.8 % of the prompts · read 20 · written 5 m 4, 1 h 6"),
         ("web searches", "3"),
-        ("m", "1 answers, $0.00"),
+        ("m", "1 answer, $0.00"),
         ("n", "2 answers, $12.50"),
     ]

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from batchyard import limits
 from batchyard.upstream import Failure, FailureKind, Reply
 from batchyard.upstream.http import HttpClient
 
@@ -112,6 +113,44 @@ async def test_calls_in_a_row_share_a_connection_and_calls_at_once_do_not() -> N
         assert connections == 1
         assert await asyncio.gather(client.post(two, b"body"), client.post(two, b"body"))
         assert connections == 2
+
+
+async def test_a_call_over_a_used_connection_that_had_been_closed_is_made_anew() -> None:
+    """The server reads a second request and closes: as if it had closed before it came."""
+    heard = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"body"))
+        writer.write(OK)
+        await reader.readuntil(b"body")
+
+    async with serving(serve) as url, calling(url) as client:
+        head = client.head("POST", "/", {})
+        assert await client.post(head, b"body") == Reply(200, b"ok")
+        outcome = await client.post(head, b"body")
+        assert isinstance(outcome, Failure)
+        assert outcome.kind is FailureKind.STALE
+        assert await client.post(head, b"body") == Reply(200, b"ok")
+        assert await client.post(head, b"body", anew=True) == Reply(200, b"ok")
+    assert len(heard) == 3
+
+
+async def test_a_used_connection_that_is_closed_late_was_not_stale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "UPSTREAM_STALE_S", 0.0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        writer.write(OK)
+        await reader.readuntil(b"body")
+
+    async with serving(serve) as url, calling(url) as client:
+        head = client.head("POST", "/", {})
+        await client.post(head, b"body")
+        outcome = await client.post(head, b"body")
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.BROKEN
 
 
 async def test_what_nobody_wants_any_more_is_not_sent() -> None:

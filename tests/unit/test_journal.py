@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchyard.client.problems import JournalError
-from batchyard.client.running import durable, journal
+from batchyard.client.running import durable, folding, journal
 from batchyard.client.running.journal import (
     Approved,
     Collected,
@@ -44,7 +44,7 @@ COLLECTED = Collected(at=6, shard=0)
 
 
 def phases(*events: journal.Event) -> list[Phase]:
-    return [shard.phase for shard in journal.fold(events).shards]
+    return [shard.phase for shard in folding.fold(events).shards]
 
 
 def test_a_shard_goes_its_way_and_the_others_stay():
@@ -57,7 +57,7 @@ def test_a_shard_goes_its_way_and_the_others_stay():
 
 
 def test_a_new_intent_after_certain_failure_is_a_new_generation():
-    state = journal.fold([START, INTENT, NotCreated(shard=0, reason="refused")])
+    state = folding.fold([START, INTENT, NotCreated(shard=0, reason="refused")])
 
     assert state.shards[0].phase is Phase.PLANNED
     assert state.shards[0].generation == 1
@@ -65,13 +65,13 @@ def test_a_new_intent_after_certain_failure_is_a_new_generation():
 
 
 def test_a_repeated_intent_keeps_the_time_of_the_first():
-    state = journal.fold([START, INTENT, Intent(at=99, shard=0, generation=0, key="k")])
+    state = folding.fold([START, INTENT, Intent(at=99, shard=0, generation=0, key="k")])
 
     assert state.shards[0].intent_us == 2
 
 
 def test_a_disowned_batch_stays_known_and_the_intent_open():
-    state = journal.fold([START, INTENT, CREATED, ENDED, DOWNLOADED,
+    state = folding.fold([START, INTENT, CREATED, ENDED, DOWNLOADED,
                           Disowned(shard=0, batch="b0")])  # fmt: skip
 
     assert state.shards[0].phase is Phase.INTENDED
@@ -80,7 +80,7 @@ def test_a_disowned_batch_stays_known_and_the_intent_open():
 
 
 def test_a_batch_that_another_shard_gave_back_may_still_be_ours():
-    state = journal.fold([START, INTENT, CREATED, ENDED, DOWNLOADED, Disowned(shard=0, batch="b0"),
+    state = folding.fold([START, INTENT, CREATED, ENDED, DOWNLOADED, Disowned(shard=0, batch="b0"),
                           Intent(at=2, shard=1, generation=0, key="k")])  # fmt: skip
 
     assert state.taken(1) == set()
@@ -91,11 +91,11 @@ def test_a_batch_that_another_shard_adopted_since_our_call_may_be_ours_until_its
     adopted = Created(at=3, shard=0, batch="b0", adopted=True)
     earlier = [START, INTENT, Created(at=1, shard=0, batch="b0", adopted=True), ours]
 
-    assert journal.fold([START, INTENT, ours, adopted]).taken(1) == set()
-    assert journal.fold([START, INTENT, ours, CREATED]).taken(1) == {"b0"}
-    assert journal.fold(earlier).taken(1) == {"b0"}
+    assert folding.fold([START, INTENT, ours, adopted]).taken(1) == set()
+    assert folding.fold([START, INTENT, ours, CREATED]).taken(1) == {"b0"}
+    assert folding.fold(earlier).taken(1) == {"b0"}
     confirmed = [START, INTENT, ours, adopted, ENDED, DOWNLOADED, COLLECTED]
-    assert journal.fold(confirmed).taken(1) == {"b0"}
+    assert folding.fold(confirmed).taken(1) == {"b0"}
 
 
 def test_a_withdrawn_shard_is_collected_without_being_sent():
@@ -116,9 +116,9 @@ RETRY = Extended(round=1, why="retry", shards=SHARDS[:1], again={"expired": 3})
 def test_a_run_that_was_finished_and_grows_is_under_way_again():
     events = [START, *collected(0, succeeded=3), *collected(1, expired=3), Finished(at=9)]
 
-    state = journal.fold([*events, RETRY])
+    state = folding.fold([*events, RETRY])
 
-    assert journal.fold(events).finished_us == 9
+    assert folding.fold(events).finished_us == 9
     assert state.finished_us is None
     assert [(s.index, s.round, s.why, s.phase) for s in state.shards[1:]] == [
         (1, 0, "first", "collected"), (2, 1, "retry", "planned"),
@@ -128,10 +128,10 @@ def test_a_run_that_was_finished_and_grows_is_under_way_again():
 def test_a_document_that_is_sent_again_counts_once_in_the_class_that_it_had_last():
     events = [START, *collected(0, succeeded=3), *collected(1, expired=3)]
 
-    under_way = journal.fold([*events, RETRY])
-    over = journal.fold([*events, RETRY, *collected(2, succeeded=2, expired=1)])
+    under_way = folding.fold([*events, RETRY])
+    over = folding.fold([*events, RETRY, *collected(2, succeeded=2, expired=1)])
 
-    assert journal.fold(events).classes == {"succeeded": 3, "expired": 3}
+    assert folding.fold(events).classes == {"succeeded": 3, "expired": 3}
     assert under_way.classes == {"succeeded": 3}
     assert over.classes == {"succeeded": 5, "expired": 1}
     assert over.documents == 6
@@ -143,23 +143,23 @@ def test_a_round_of_several_shards_counts_as_one_one_by_hand_not_and_new_inputs_
     second = Extended(round=2, why="retry", shards=SHARDS[:1])
     by_hand = Extended(round=3, why="retry", shards=SHARDS[:1], by_hand=True)
 
-    assert journal.fold([START, more, cut]).automatic_rounds == 1
-    assert journal.fold([START, more, cut, second]).automatic_rounds == 2
-    assert journal.fold([START, more, cut, second, by_hand]).automatic_rounds == 2
+    assert folding.fold([START, more, cut]).automatic_rounds == 1
+    assert folding.fold([START, more, cut, second]).automatic_rounds == 2
+    assert folding.fold([START, more, cut, second, by_hand]).automatic_rounds == 2
     rerun = Extended(round=3, why="rerun", shards=SHARDS[:1], by_hand=True)
-    assert journal.fold([START, more, cut, second, rerun]).automatic_rounds == 0
+    assert folding.fold([START, more, cut, second, rerun]).automatic_rounds == 0
 
 
 def test_a_shard_that_is_cut_has_its_documents_in_the_pieces_and_is_never_sent():
     cut = Extended(round=0, why="rest", shards=SHARDS, replaces=(1,))
 
-    state = journal.fold([START, cut])
+    state = folding.fold([START, cut])
 
     assert [shard.phase for shard in state.shards] == ["planned", "replaced", "planned", "planned"]
     assert state.nothing_sent
     assert state.documents == 6
     with pytest.raises(JournalError, match="cannot follow"):
-        journal.apply(state, Intent(shard=1, generation=0, key="k"))
+        folding.apply(state, Intent(shard=1, generation=0, key="k"))
 
 
 def test_the_rest_waits_until_the_pilot_was_looked_at():
@@ -167,8 +167,8 @@ def test_the_rest_waits_until_the_pilot_was_looked_at():
               PlannedShard(requests=5, bytes=1, sha256="b", why="rest"))  # fmt: skip
     started = Started(run="r", config=CONFIG, shards=shards, format=2)
 
-    before = journal.fold([started])
-    after = journal.fold([started, Approved()])
+    before = folding.fold([started])
+    after = folding.fold([started, Approved()])
 
     assert [before.is_held(shard) for shard in before.shards] == [False, True]
     assert [after.is_held(shard) for shard in after.shards] == [False, False]
@@ -180,7 +180,7 @@ def test_a_journal_of_the_first_format_is_read():
         b'"prompt_sha256":"0","shard_requests":10},"shards":[{"requests":3,"bytes":9,"sha256":"a"}]}'
     )
 
-    state = journal.read([line, b'{"event":"intent","at":2,"shard":0,"generation":0,"key":"k"}'])
+    state = folding.read([line, b'{"event":"intent","at":2,"shard":0,"generation":0,"key":"k"}'])
 
     assert (state.shards[0].phase, state.shards[0].round, state.documents) == ("intended", 0, 3)
 
@@ -204,7 +204,7 @@ def test_a_journal_of_the_first_format_is_read():
 )
 def test_an_event_that_cannot_follow_is_refused(events: list[journal.Event]):
     with pytest.raises(JournalError):
-        journal.fold(events)
+        folding.fold(events)
 
 
 @pytest.mark.parametrize(
@@ -223,26 +223,26 @@ def test_every_event_survives_its_line(event: journal.Event):
 
 
 def test_an_event_of_a_later_version_is_passed_over():
-    lines = [journal.encode(START), b'{"event":"moved","to":"x"}', journal.encode(INTENT)]
+    lines = [journal.encode(START), b'{"event":"of later","to":"x"}', journal.encode(INTENT)]
 
-    assert journal.read(lines).shards[0].phase is Phase.INTENDED
+    assert folding.read(lines).shards[0].phase is Phase.INTENDED
 
 
 def test_a_damaged_line_is_named():
     with pytest.raises(JournalError, match=r"journal\.jsonl:2: not an event"):
-        journal.read([journal.encode(START), b'{"event":"intent","shard":"x"}'])
+        folding.read([journal.encode(START), b'{"event":"intent","shard":"x"}'])
 
 
 def test_a_torn_last_line_never_happened_and_is_overwritten(tmp_path: Path):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(journal.encode(START) + b"\n" + journal.encode(INTENT)[:20])
 
-    assert journal.read(durable.whole_lines(path)).shards[0].phase is Phase.PLANNED
+    assert folding.read(durable.whole_lines(path)).shards[0].phase is Phase.PLANNED
     log = durable.Log(path)
     log.append(journal.encode(INTENT))
     log.close()
 
-    assert journal.read(durable.whole_lines(path)).shards[0].phase is Phase.INTENDED
+    assert folding.read(durable.whole_lines(path)).shards[0].phase is Phase.INTENDED
 
 
 @contextlib.contextmanager
@@ -275,7 +275,7 @@ def test_a_line_that_could_not_be_written_leaves_the_log_as_it_was_for_the_next_
     again = durable.Log(path)
     again.append(journal.encode(INTENT))
     again.close()
-    assert journal.read(durable.whole_lines(path)).shards[0].phase is Phase.INTENDED
+    assert folding.read(durable.whole_lines(path)).shards[0].phase is Phase.INTENDED
 
 
 def test_a_file_is_whole_or_as_before(tmp_path: Path):

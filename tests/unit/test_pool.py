@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from batchyard import limits
 from batchyard.dispatch.pool import Pool
 from unit.test_shard_run import Task, make, settle
 
@@ -37,6 +38,26 @@ def test_a_pool_wants_more_when_less_is_unsent_than_two_rounds_of_its_slots(
     pool = Pool("p", None, 4)
     pool.add(make(*(f"r{n}" for n in range(unsent))))
     assert pool.is_hungry is hungry
+
+
+def test_the_faster_requests_are_sent_the_more_shards_are_claimed_ahead() -> None:
+    now_s = 0.0
+    pool = Pool("p", None, 64, now_s=lambda: now_s)
+    pool.add(make(*(f"r{n}" for n in range(4_000))))
+    for _ in range(64):
+        take(pool)
+    now_s = 0.1
+    assert pool.shards_ahead() == 0, "the first fill of the slots says nothing"
+    for _ in range(3_000 - 64):
+        take(pool)
+    now_s = 0.25
+    assert pool.shards_ahead() == 3_000 // limits.SHARD_REQUESTS
+    for _ in range(10):
+        take(pool)
+    now_s = 0.3
+    assert pool.shards_ahead() == 3_000 // limits.SHARD_REQUESTS, "too early to tell"
+    now_s = 10.0
+    assert pool.shards_ahead() == 0
 
 
 def test_stragglers_do_not_keep_a_pool_from_claiming() -> None:

@@ -38,6 +38,13 @@ def test_a_batch_costs_half():
     assert line == "paid $12.50    synchronous would have been $25.00    saved $12.50 (50.0 %)"
 
 
+def test_a_receipt_prints_as_counts_and_money():
+    assert str(made("batch")) == (
+        "1 document: 1 succeeded\n"
+        "paid $12.50    synchronous would have been $25.00    saved $12.50 (50.0 %)"
+    )
+
+
 def test_a_yard_in_front_of_a_synchronous_api_saves_nothing_and_says_so():
     line = receipt.money_line(made("standard"))
 

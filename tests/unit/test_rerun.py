@@ -38,7 +38,7 @@ def test_new_changed_removed_and_same_documents_are_told_apart(tmp_path: Path):
 
     changes = rerun.compare(before, now, is_same_command=True)
 
-    assert changes == rerun.Changes(["d"], ["b"], ["c"], 1)
+    assert changes == rerun.Changes(["d"], ["b"], ["c"], 1, frozenset({"b"}))
     assert changes.lines() == [
         "1 new document: d",
         "1 changed document: b",
@@ -102,7 +102,7 @@ def test_runs_that_did_not_note_requests_are_compared_by_their_fields(tmp_path: 
         ({"betas": ("b",)}, "options", "--beta was not given and is b"),
         ({"params": {"temperature": 1}}, "options", "temperature was not given and is 1"),
         ({"cache": "1h"}, "options", "--cache was off and is 1h"),
-        ({"base_url": "http://x"}, "server", "the address was not given and is http://x"),
+        ({"base_url": "http://x"}, "server", "the server was not given and is http://x"),
         ({"suffix": ".txt"}, None, "--suffix was .md and is .txt"),
     ],
 )

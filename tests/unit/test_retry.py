@@ -128,6 +128,7 @@ FAILURES = {
     FailureKind.CONNECT: ("api_error", False, False),
     FailureKind.TIMEOUT: ("timeout_error", True, True),
     FailureKind.BROKEN: ("api_error", True, True),
+    FailureKind.STALE: ("api_error", False, True),
 }
 
 
@@ -141,6 +142,7 @@ def test_every_failure_has_its_action(kind: FailureKind) -> None:
     assert (action.type, action.counted, action.reached) == FAILURES[kind]
     assert action.message.endswith(": why")
     assert action.retry_after_s is None
+    assert action.at_once == (kind is FailureKind.STALE)
 
 
 def test_only_what_an_upstream_asks_us_to_wait_for_is_free() -> None:

@@ -74,6 +74,34 @@ def test_every_kind_of_table_gives_the_same_rows(table: object):
     assert list(rows_of(table)) == ROWS
 
 
+class Dataset:
+    """What a dataset of Hugging Face can do: it is a sequence of mappings, and no list."""
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        return ROWS[at]
+
+    def __iter__(self) -> Any:
+        return (self[at] for at in range(len(self)))
+
+    def to_pandas(self) -> Any:
+        raise AssertionError("a dataset may be larger than memory")
+
+
+class DatasetDict(dict[str, Dataset]):
+    """Its parts by name."""
+
+
+def test_a_dataset_is_read_row_by_row_and_one_in_parts_says_which_there_are():
+    parts = DatasetDict(train=Dataset(), test=Dataset())
+
+    assert list(rows_of(parts["train"])) == ROWS
+    with pytest.raises(InputError, match="a DatasetDict of train, test; it is one of them"):
+        list(rows_of(parts))
+
+
 @pytest.mark.parametrize("table", ["a,b", b"x", {"a": 1}, 7, [1], ["ab"]])
 def test_what_is_no_table_is_refused(table: object):
     with pytest.raises(InputError, match=r"rows is a |row 1 is a "):
@@ -180,6 +208,26 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path):
 def test_a_source_that_is_no_query_is_refused(source: str, message: str):
     with pytest.raises(InputError, match=message):
         read_sql(source)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://u:hunter2@h/d", r"postgresql\+psycopg:// and pip install 'batchyard\[postg"),
+        ("mysql+pymysql://u:hunter2@h/d", "not installed: pip install pymysql"),
+    ],
+)
+def test_a_database_without_its_driver_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, url: str, message: str
+):
+    for driver in ("psycopg", "psycopg2"):
+        monkeypatch.setitem(sys.modules, driver, None)
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+
+    with pytest.raises(InputError, match=message) as caught:
+        read_sql(f"sql:{url} SELECT 1")
+
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_query_that_fails_says_why(database: Path):

@@ -200,6 +200,34 @@ def test_a_workspace_with_a_cap_leaves_slots_free_even_alone() -> None:
     assert alone.turns.ready(8) == 1 + 3
 
 
+def test_a_batch_that_was_alone_for_long_neither_owes_nor_has_a_credit() -> None:
+    """While it is alone its turns are not counted; who comes then begins where it is."""
+    first = pool(1, shard(4_000, workspace="a", batch="first"))
+    assert serve(first, 1_000, 1)["first"] == 1_000
+    first.add(shard(4_000, workspace="b", batch="second"))
+    found = serve(first, 400, 1)
+    assert abs(found["first"] - found["second"]) <= 1
+
+
+def test_who_is_left_alone_again_has_all_slots_and_shares_with_the_next() -> None:
+    both = pool(4, shard(300, workspace="a", batch="a"), shard(20, workspace="b", batch="b"))
+    assert serve(both, 50, 4)["b"] == 20
+    both.add(shard(300, workspace="a", batch="a"))  # now it is known that nobody else is left
+    assert serve(both, 100, 4) == {"a": 100}
+    both.add(shard(300, workspace="c", batch="c"))
+    found = serve(both, 100, 4)
+    assert abs(found["a"] - found["c"]) <= 4
+
+
+def test_a_batch_alone_sends_its_shards_in_the_order_in_which_they_were_opened() -> None:
+    first, second = shard(3, batch="b"), shard(3, batch="b")
+    alone = pool(8, first, second)
+    taken = [take(alone) for _ in range(7)]
+    assert [each[0] for each in taken if each is not None] == [first] * 3 + [second] * 3
+    assert alone.unsent == 0
+    assert alone.turns.ready(8) == 0
+
+
 def test_shards_that_end_are_forgotten_and_take_no_part() -> None:
     stopped, lost = shard(5, workspace="s", batch="s"), shard(5, workspace="l", batch="l")
     live = shard(2, workspace="v", batch="v")

@@ -62,6 +62,11 @@ def check(
                     f"the requests of {batch} are lost: put their file back, or, once the batch is "
                     f"canceled or has expired: batchyard check {directory} --give-up {batch}"
                 )
+            for batch in summary.redone:
+                render.say(
+                    f"results of {batch} are damaged, and it has not ended: a yard that starts on "
+                    f"{directory} keeps those that are proven whole, and makes the others again"
+                )
             render.say(_sentence(summary))
         if summary.errors:
             raise SystemExit(_ERRORS)

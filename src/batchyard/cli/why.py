@@ -51,16 +51,18 @@ def shape(progress: Progress) -> dict[str, object]:
         "requests": progress.requests,
         "in_flight": progress.in_flight,
         "waiting": progress.waiting,
+        "as_of": progress.as_of,
         "calls": progress.calls,
         "repeated_calls": progress.repeated_calls,
         "failed_calls": progress.failed_calls,
+        "damaged": progress.damaged,
         "estimate": progress.estimate,
     }
 
 
 def lines(progress: Progress) -> Sequence[str]:
     """Return what a progress explains, a sentence a line."""
-    found = []
+    found = [f"damaged, shard {each.shard}: {each.detail}" for each in progress.damaged]
     for wait in progress.waiting:
         until = f" until {wait.until[11:19]} UTC" if wait.until else ""
         found.append(f"{_WORDS.get(wait.reason, wait.reason)}{until}: {wait.detail} ({wait.pool})")

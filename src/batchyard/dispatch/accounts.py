@@ -2,17 +2,33 @@
 
 Counted since the start of the process. A batch remembers its last requests that failed a try, so
 that one can be looked at; batches beyond a number are forgotten, the longest unused first.
+
+One of several workers writes what it has counted into the ledger each second (`news`, `dump`), so
+that any server process can tell it (`merge`). Of a batch that ends well within a second nothing is
+told.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from batchyard import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 _BATCHES_MAX = 1_000
 _FAILING_MAX = 20
 _REASONS_MAX = 50
 _TEXT_CHARS_MAX = 200
+_TOLD_REASONS_MAX = 12
+_TOLD_PER_ROUND = 256
+_DAMAGED_MAX = 5
+_DAMAGE_CHARS_MAX = 300
 
 
 @dataclass(slots=True)
@@ -36,6 +52,13 @@ class Account:
     """Of the calls that failed and were repeated, or would have been."""
     failing: OrderedDict[str, Failing] = field(default_factory=OrderedDict)
     """The last ones, by `custom_id`."""
+    damaged: dict[int, str] = field(default_factory=dict)
+    """What the disk has damaged, in words, by shard: the first ones."""
+
+    def damage(self, shard: int, why: str) -> None:
+        """Note what the disk has damaged of a shard, and what comes of it."""
+        if shard in self.damaged or len(self.damaged) < _DAMAGED_MAX:
+            self.damaged[shard] = why[:_DAMAGE_CHARS_MAX]
 
     def failed(self, custom_id: str, tries: int, reason: str, message: str) -> None:
         """Note a call that came to nothing."""
@@ -45,6 +68,12 @@ class Account:
         self.failing.move_to_end(custom_id)
         if len(self.failing) > _FAILING_MAX:
             self.failing.popitem(last=False)
+
+    def state(self) -> tuple[object, ...]:
+        """Return what changes with the account."""
+        over = sum(each.is_over for each in self.failing.values())
+        damaged = tuple(self.damaged.items())
+        return self.calls, self.repeated, self.reasons.total(), over, damaged
 
     def over(self, custom_id: str) -> None:
         """Note that a request that failed a try has its result."""
@@ -58,6 +87,8 @@ class Accounts:
 
     def __init__(self) -> None:
         self._of: OrderedDict[str, Account] = OrderedDict()
+        self._told: dict[str, tuple[object, ...]] = {}
+        """How each account was when it was told last."""
 
     def of(self, batch_id: str) -> Account:
         """Return the account of a batch, a new one if need be."""
@@ -65,9 +96,98 @@ class Accounts:
         if account is None:
             account = self._of[batch_id] = Account()
             if len(self._of) > _BATCHES_MAX:
-                self._of.popitem(last=False)
+                forgotten, _ = self._of.popitem(last=False)
+                self._told.pop(forgotten, None)
         return account
 
     def find(self, batch_id: str) -> Account | None:
         """Return the account of a batch, if it is remembered."""
         return self._of.get(batch_id)
+
+    def news(self, held: Collection[str]) -> dict[str, str]:
+        """Return what has changed since the last call and is worth telling, by batch.
+
+        Args:
+            held: the batches that the worker works on.
+        """
+        found: dict[str, str] = {}
+        for batch_id, account in self._of.items():
+            state = account.state()
+            if state == self._told.get(batch_id):
+                continue
+            if batch_id in held or batch_id in self._told or account.reasons or account.damaged:
+                found[batch_id] = dump(account)
+                self._told[batch_id] = state
+                if len(found) >= _TOLD_PER_ROUND:
+                    break
+        return found
+
+    def tell_again(self) -> None:
+        """Take note that what was told of late may not have been written."""
+        self._told.clear()
+
+
+class _Failing(msgspec.Struct, array_like=True):
+    custom_id: str
+    tries: int
+    reason: str
+    message: str
+    is_over: bool
+
+
+class _Told(msgspec.Struct):
+    calls: int
+    repeated: int
+    reasons: dict[str, int]
+    failing: list[_Failing]
+    damaged: dict[int, str] = {}
+
+
+_decoder = msgspec.json.Decoder(_Told)
+
+
+def dump(account: Account) -> str:
+    """Return an account as text, of `limits.ACCOUNT_CHARS_MAX` at the most.
+
+    The commonest reasons come along, and as many of the last failing requests as find room.
+    """
+    failing = [
+        _Failing(custom_id, each.tries, each.reason, each.message, each.is_over)
+        for custom_id, each in account.failing.items()
+    ]
+    reasons = dict(account.reasons.most_common(_TOLD_REASONS_MAX))
+    while True:
+        told = _Told(account.calls, account.repeated, reasons, failing, account.damaged)
+        text = msgspec.json.encode(told).decode()
+        if len(text) <= limits.ACCOUNT_CHARS_MAX or not failing:
+            return text
+        failing = failing[1:]
+
+
+def merge(texts: Iterable[str]) -> Account | None:
+    """Return one account of what several workers have told; None where none has.
+
+    Args:
+        texts: by `dump`, the oldest first. What cannot be read is of another version, and left out.
+    """
+    whole: Account | None = None
+    for text in texts:
+        try:
+            told = _decoder.decode(text)
+        except msgspec.DecodeError:
+            continue
+        whole = Account() if whole is None else whole
+        whole.calls += told.calls
+        whole.repeated += told.repeated
+        whole.reasons.update(told.reasons)
+        for shard, why in told.damaged.items():
+            whole.damage(shard, why)
+        for each in told.failing:
+            whole.failing[each.custom_id] = Failing(
+                each.tries, each.reason, each.message, each.is_over
+            )
+            whole.failing.move_to_end(each.custom_id)
+    if whole is not None:
+        while len(whole.failing) > _FAILING_MAX:
+            whole.failing.popitem(last=False)
+    return whole

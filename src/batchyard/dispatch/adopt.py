@@ -4,10 +4,15 @@ A segment is taken whole up to its last line that parses, or, when any of its id
 already, not at all. So the extents that an attempt freezes hold every id at most once, by
 construction, and the attempt sends only ids that are not in them. Bytes after the frozen length do
 not exist.
+
+A frozen extent that the disk has damaged is set aside: the row keeps its name with no length, so
+that nobody takes its bytes again, now that no checksum would tell them. The lines of it that are
+proven whole are copied to a new segment first; the requests of the others are sent again.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,12 +22,23 @@ from batchyard.errors import DamagedError
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from batchyard.ledger import Claim
     from batchyard.price import Usage
     from batchyard.segments import Segments
+
+log = logging.getLogger(__name__)
+
+# What people are told of damaged shards, beside the log.
+UNSENT = (
+    "its requests are damaged: they are not sent, and end when the batch is canceled or expires"
+)
+UNTOLD = (
+    ", so nobody can tell whose results are missing: put the file back and start again, or cancel "
+    "the batch, stop the yard and use `batchyard check --give-up`"
+)
 
 
 @dataclass(slots=True)
@@ -62,6 +78,8 @@ class Adopted:
     extents: list[Extent] = field(default_factory=list)
     covered: set[str] = field(default_factory=set)
     tally: Tally = field(default_factory=Tally)
+    damage: str | None = None
+    """What was damaged, and what comes of it."""
 
 
 def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
@@ -73,16 +91,22 @@ def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
         known: the ids of its requests. A line with another id is damaged.
 
     Raises:
-        DamagedError: a frozen extent is not what it was.
-        StoreError: it cannot be read back, or a sync failed.
+        DiskFull: what is whole of a damaged extent found no room; it may be tried again.
+        StoreError: the store failed.
     """
     adopted = Adopted()
+    damaged: list[Extent] = []
     for extent in claim.frozen:
-        _verify(store, extent)
-        lines = list(_lines(store, extent.segment, extent.length, known))
-        if (lines[-1].end if lines else 0) != extent.length:
-            raise DamagedError(f"segment {extent.segment} holds damaged lines")
-        _take(adopted, lines, extent)
+        try:
+            lines = _frozen_lines(store, extent, known)
+        except DamagedError as error:
+            log.error("damaged %s", error)  # noqa: TRY400 - it says all
+            damaged.append(extent)
+            adopted.extents.append(Extent(extent.segment, 0))
+        else:
+            _take(adopted, lines, extent)
+    if damaged:
+        _rescue(store, claim, known, damaged, adopted)
     frozen = {extent.segment for extent in claim.frozen}
     for name in store.names(segments.results_prefix(claim.batch, claim.index)):
         if name in frozen:
@@ -111,7 +135,84 @@ def _take(adopted: Adopted, lines: list[_Line], extent: Extent) -> None:
     adopted.extents.append(extent)
 
 
-def _verify(store: Segments, extent: Extent) -> None:
+def _frozen_lines(store: Segments, extent: Extent, known: AbstractSet[str]) -> list[_Line]:
+    """Return the lines of a frozen extent.
+
+    Raises:
+        DamagedError: they are not what they were.
+    """
+    verify_extent(store, extent)
+    lines = list(_lines(store, extent.segment, extent.length, known))
+    if (lines[-1].end if lines else 0) != extent.length:
+        raise DamagedError(f"segment {extent.segment} holds damaged lines")
+    return lines
+
+
+def _rescue(
+    store: Segments,
+    claim: Claim,
+    known: AbstractSet[str],
+    damaged: Sequence[Extent],
+    adopted: Adopted,
+) -> None:
+    """Copy what is proven whole of damaged extents to a new segment, durably, and take that over.
+
+    It may be done again after a crash: until the row names the copy, its ids are covered.
+    """
+    rescued: list[bytes] = []
+    for extent in damaged:
+        for text in _proven_lines(store, extent):
+            try:
+                custom_id, kind, usage = result.read_line(text)
+            except ValueError:
+                continue
+            if custom_id in known and custom_id not in adopted.covered:
+                adopted.covered.add(custom_id)
+                adopted.tally.add(kind, usage)
+                rescued.append(text + b"\n")
+    adopted.damage = (
+        f"results of it were damaged on the disk: {len(rescued)} of them could be kept, the others "
+        "are made again"
+    )
+    if not rescued:
+        return
+    appender = store.appender(segments.result_name(claim.batch, claim.index, claim.attempt))
+    try:
+        appender.append(rescued)
+        appender.sync()
+        adopted.extents += appender.extents()
+    finally:
+        appender.close()
+
+
+def _proven_lines(store: Segments, extent: Extent) -> Iterator[bytes]:
+    """Yield the lines, without LF, all of whose bytes lie in blocks that are what was written."""
+    rest: bytes | None = b""  # None: within a line of which a part is not proven
+    for index, offset in enumerate(range(0, extent.length, BLOCK_BYTES)):
+        length = min(BLOCK_BYTES, extent.length - offset)
+        try:
+            block = store.read(extent.segment, offset, length)
+        except DamagedError:
+            block = b""
+        if len(block) != length or not is_block(block, index, extent.blocks):
+            rest = None
+            continue
+        if rest is None:
+            _, end, block = block.partition(b"\n")
+            if not end:
+                continue
+            rest = b""
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+
+
+def verify_extent(store: Segments, extent: Extent) -> None:
+    """Read an extent and compare it with its checksums. Blocks.
+
+    Raises:
+        DamagedError: it is not what was written, or not there.
+        StoreError: the store failed.
+    """
     for index, chunk in enumerate(_chunks(store, extent.segment, extent.length)):
         if not is_block(chunk, index, extent.blocks):
             raise DamagedError(

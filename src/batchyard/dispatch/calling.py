@@ -11,6 +11,8 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from batchyard import crash, limits, result
 from batchyard.clock import wait_first
 from batchyard.dispatch import checking, retry
@@ -24,10 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchyard.clock import Clock
+    from batchyard.dispatch.gate import Gate
+    from batchyard.dispatch.limiter import Permit
     from batchyard.dispatch.pool import Pool
     from batchyard.dispatch.shard import Request, ShardRun
     from batchyard.price import Usage
     from batchyard.upstream import Outcome, Upstream
+    from batchyard.validate import Problem
 
 log = logging.getLogger(__name__)
 
@@ -57,30 +62,27 @@ class Caller:
             StoreError: the store failed.
             CancelledError: the worker leaves.
         """
-        claim = shard.claim
         custom_id = request.custom_id
-        problem = checking.check(
-            request.params,
-            pool.upstream,
-            version=claim.version,
-            betas=claim.betas,
-            user_profile=claim.user_profile,
-        )
-        if problem is not None:
-            shard.fail(custom_id, problem.type, problem.message, None)
-            return
-        assert pool.upstream is not None  # or there is a problem
+        upstream = pool.upstream
+        if request.max_tokens is None or upstream is None:
+            problem = _check(upstream, shard, request)
+            if problem is not None:
+                shard.fail(custom_id, problem.type, problem.message, None)
+                return
+            assert upstream is not None  # or there is a problem
         try:
-            await self._call(pool, pool.upstream, shard, request)
+            await self._call(pool, upstream, shard, request)
         except StoreError:
             raise
         except asyncio.CancelledError:
             if custom_id in shard.inflight:
                 raise
-            # Only this call was given up: its result stands, and the slot goes on.
+            # Only this call was given up: its result stands, and the slot goes on. Unless the
+            # worker ended it in the same moment: two cancels arrive as one.
             task = asyncio.current_task()
             assert task is not None
-            task.uncancel()
+            if task.uncancel() > 0:
+                raise
         except Exception:
             # A defect of ours that one request brings out must not stop the others.
             log.exception("defect at shard=%s/%d", *shard.key)
@@ -100,8 +102,10 @@ class Caller:
             custom_id,
             partial(pool.begun, request) if request.marks else None,
             shard.goes_on,
+            request.max_tokens,
         )
         account = self.accounts.of(claim.batch)
+        gate = pool.gate
         counted = tries = 0
         while True:
             if tries or pool.pause_reason is not None or self.look_again is not None:
@@ -114,35 +118,30 @@ class Caller:
             account.calls += 1
             if tries:
                 account.repeated += 1
-            outcome, action = await self._send(pool, upstream, call, tries)
+            permit = gate.start(request.params, request.max_tokens)
+            try:
+                outcome = await upstream.send(call)
+            except BaseException:
+                gate.end(permit, Signal.NOTHING)
+                raise
+            action = self._judge(gate, permit, outcome, tries)
             crash.point("called")
             tries += 1
             if isinstance(action, _NO_RESULT):
                 account.failed(custom_id, tries, retry.reason(outcome), action.message)
-            elif tries > 1:
-                account.over(custom_id)
-            if isinstance(action, retry.Pause):
-                shard.note_try(custom_id, action.type, action.message)
-                pool.delayed(request, 0.0)  # nobody may send now, so nobody waits for it
-                pool.pause(
-                    retry.told(outcome, action), self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
-                )
-            elif not isinstance(action, retry.Again):
-                _settle(pool, shard, request, action)
-                return
+                counted += isinstance(action, retry.Again) and action.counted
+                if counted < limits.ATTEMPTS_MAX:
+                    if isinstance(action, retry.Again) and action.at_once:
+                        call = msgspec.structs.replace(call, anew=True)
+                    await self._before_again(pool, shard, request, outcome, action, tries)
+                    continue
+                pool.answered()
+                shard.fail(custom_id, action.type, action.message, None)
             else:
-                if action.counted:
-                    pool.answered()
-                    counted += 1
-                else:
-                    pool.refused(retry.told(outcome, action))
-                if pool.trouble is not None or pool.gate.limiter.is_limited:
-                    pool.gate.tell(retry.told(outcome, action))
-                if counted >= limits.ATTEMPTS_MAX:
-                    account.over(custom_id)
-                    shard.fail(custom_id, action.type, action.message, None)
-                    return
-                await self._before_again(pool, shard, request, action, tries)
+                _settle(pool, shard, request, action)
+            if tries > 1:
+                account.over(custom_id)
+            return
 
     async def _before_call(self, pool: Pool, shard: ShardRun, tries: int) -> None:
         if tries or pool.pause_reason is not None:
@@ -151,10 +150,32 @@ class Caller:
             await self.look_again()
 
     async def _before_again(
-        self, pool: Pool, shard: ShardRun, request: Request, action: retry.Again, tries: int
+        self,
+        pool: Pool,
+        shard: ShardRun,
+        request: Request,
+        outcome: Outcome,
+        action: retry.Again | retry.Pause,
+        tries: int,
     ) -> None:
+        """Take note of a try that failed, and wait as long as the next one has to."""
+        if isinstance(action, retry.Pause):
+            shard.note_try(request.custom_id, action.type, action.message)
+            pool.delayed(request, 0.0)  # nobody may send now, so nobody waits for it
+            until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
+            pool.pause(retry.told(outcome, action), until_s)
+            return
         if action.reached:
             shard.note_try(request.custom_id, action.type, action.message)
+        if action.at_once:
+            pool.delayed(request, 0.0)
+            return
+        if action.counted:
+            pool.answered()
+        else:
+            pool.refused(retry.told(outcome, action))
+        if pool.trouble is not None or pool.gate.limiter.is_limited:
+            pool.gate.tell(retry.told(outcome, action))
         left_s = self._left_s(shard)
         delay = retry.delay_s(
             tries,
@@ -167,31 +188,23 @@ class Caller:
         pool.delayed(request, wait_s)
         await self._wait(shard, wait_s)
 
-    async def _send(
-        self, pool: Pool, upstream: Upstream, call: Call, tries: int
-    ) -> tuple[Outcome, retry.Action]:
-        """Make one call after some `tries`, and tell the gate what became of it."""
-        gate = pool.gate
-        permit = gate.start(call.params)
-        try:
-            outcome = await upstream.send(call)
-        except BaseException:
-            gate.end(permit, Signal.NOTHING)
-            raise
-        # Only a refusal may hold a date; the wall time costs as much as the rest of the decision.
-        refused = not isinstance(outcome, Reply) or outcome.status != 200
-        action = retry.decide(outcome, self._clock.now_us() if refused else 0)
+    def _judge(self, gate: Gate, permit: Permit, outcome: Outcome, tries: int) -> retry.Action:
+        """Return what an outcome means after some `tries`, and tell the gate."""
+        if type(outcome) is Reply and outcome.status == 200:
+            action = retry.decide(outcome, 0)
+        else:  # only a refusal may hold a date
+            action = retry.decide(outcome, self._clock.now_us())
         headers = getattr(outcome, "headers", None)
         if type(action) is retry.Done:
             used = _counted(action.message.usage) if gate.wants_usage else None
             gate.end(permit, Signal.TAKEN, used=used, headers=headers)
-        else:
-            signal = retry.signal(outcome, action)
-            if signal is Signal.LIMITED and tries >= _TELLING_TRIES:
-                signal = Signal.NOTHING
-            after = action.retry_after_s if isinstance(action, retry.Again) else None
-            gate.end(permit, signal, retry_after_s=after, headers=headers)
-        return outcome, action
+            return action
+        signal = retry.signal(outcome, action)
+        if signal is Signal.LIMITED and tries >= _TELLING_TRIES:
+            signal = Signal.NOTHING
+        after = action.retry_after_s if isinstance(action, retry.Again) else None
+        gate.end(permit, signal, retry_after_s=after, headers=headers)
+        return action
 
     async def _until_allowed(self, pool: Pool, shard: ShardRun) -> None:
         """Wait until a call may be made, or made again, before the batch expires."""
@@ -220,21 +233,33 @@ class Caller:
             self.waiting -= 1
 
 
+def _check(upstream: Upstream | None, shard: ShardRun, request: Request) -> Problem | None:
+    claim = shard.claim
+    return checking.check(
+        request.params,
+        upstream,
+        version=claim.version,
+        betas=claim.betas,
+        user_profile=claim.user_profile,
+    )
+
+
 def _settle(
     pool: Pool, shard: ShardRun, request: Request, action: retry.Done | retry.Fail | retry.Unsent
 ) -> None:
     """Record the result of a request."""
     pool.answered()
     custom_id = request.custom_id
-    match action:
-        case retry.Done(message):
-            pool.begun(request)
-            line = result.succeeded(custom_id, message.body)
-            shard.settle(custom_id, "succeeded", line, message.usage)
-        case retry.Fail(error_type, text, request_id):
-            shard.fail(custom_id, error_type, text, request_id)
-        case retry.Unsent(why):
-            shard.settle(custom_id, why, result.unsent(custom_id, why))
+    if type(action) is retry.Done:
+        pool.begun(request)
+        message = action.message
+        line = result.succeeded(custom_id, message.body)
+        shard.settle(custom_id, "succeeded", line, message.usage)
+    elif type(action) is retry.Fail:
+        shard.fail(custom_id, action.type, action.message, action.request_id)
+    else:
+        assert type(action) is retry.Unsent
+        shard.settle(custom_id, action.why, result.unsent(custom_id, action.why))
 
 
 def _counted(usage: Usage) -> tuple[int, int]:

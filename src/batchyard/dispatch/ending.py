@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from batchyard import crash, segments, wire
+from batchyard import crash, limits, segments, wire
+from batchyard.dispatch.adopt import verify_extent
 from batchyard.errors import DamagedError
 from batchyard.model import Extent, Tokens
 
@@ -39,25 +40,95 @@ _manifest = msgspec.json.Decoder(Manifest)
 
 
 async def end_batch(ledger: Ledger, store: Segments, clock: Clock, batch_id: str) -> None:
-    """End a batch all of whose shards are done. Safe to repeat and to run twice at once.
+    """End a batch all of whose shards are done; see `end_batches`."""
+    await end_batches(ledger, store, clock, [batch_id])
 
-    The manifest is durable before `ended` is visible, so results can be read at that moment.
+
+async def end_batches(
+    ledger: Ledger, store: Segments, clock: Clock, batch_ids: Sequence[str]
+) -> None:
+    """End batches all of whose shards are done. Safe to repeat and to run twice at once.
+
+    The manifest is durable before `ended` is visible, so results can be read at that moment. What
+    the disk has damaged since it was committed is found here, the last time that it can be helped:
+    its shards are taken up again, and the batch ends when they are done. Small batches come in
+    floods: manifests are written at the same time, and many end in one transaction.
     """
+    for start in range(0, len(batch_ids), limits.ENDS_AT_ONCE):
+        group = batch_ids[start : start + limits.ENDS_AT_ONCE]
+        found = await asyncio.gather(
+            *(_prepare(ledger, store, batch_id) for batch_id in group), return_exceptions=True
+        )
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        await _end(ledger, clock, [each for each in found if isinstance(each, Ending)])
+
+
+class Ending(NamedTuple):
+    """A batch whose manifest is written."""
+
+    batch: str
+    tokens: Tokens
+    shards: int
+
+
+async def _prepare(ledger: Ledger, store: Segments, batch_id: str) -> Ending | None:
+    """Write the manifest of a batch; None where it has ended, or cannot yet."""
     shards = await ledger.results(batch_id)
     if not shards:
-        return  # it has ended; writing now would replace its manifest by an empty one
-    extents = [_Extent(e.segment, e.length, e.blocks) for s in shards for e in s.extents]
-    manifest = Manifest(batch_id, extents)
-    name = segments.manifest_name(batch_id)
-    await asyncio.to_thread(store.put, name, [wire.encode(manifest)])
+        return None  # it has ended; writing now would replace its manifest by an empty one
+    damaged = await asyncio.to_thread(_write_manifest, store, batch_id, shards)
+    if damaged:
+        await ledger.reopen(batch_id, damaged)
+        return None
     crash.point("manifest_written")
-    try:
-        ended = await ledger.end(batch_id, clock.now_us(), _sum(shards))
-    except DamagedError as error:
-        log.error("damaged batch=%s: %s", batch_id, error)  # noqa: TRY400 - it says all
+    return Ending(batch_id, _sum(shards), len(shards))
+
+
+async def _end(ledger: Ledger, clock: Clock, endings: Sequence[Ending]) -> None:
+    if not endings:
         return
-    if ended:
-        log.info("ended batch=%s shards=%d", batch_id, len(shards))
+    try:
+        ended = await ledger.end_all(
+            [(each.batch, each.tokens) for each in endings], clock.now_us()
+        )
+    except DamagedError as error:
+        if len(endings) == 1:
+            log.error("damaged batch=%s: %s", endings[0].batch, error)  # noqa: TRY400 - it says all
+        else:  # none has ended; the others can
+            for each in endings:
+                await _end(ledger, clock, [each])
+        return
+    for each in endings:
+        if each.batch in ended:
+            log.info("ended batch=%s shards=%d", each.batch, each.shards)
+
+
+def _write_manifest(store: Segments, batch_id: str, shards: Sequence[ShardResult]) -> list[int]:
+    """Write the manifest, unless results are damaged: return the shards of those. Blocks."""
+    damaged = [] if store.repairs_itself else _damaged(store, shards)
+    if not damaged:
+        # An extent of no length was damaged once, and is set aside.
+        extents = [
+            _Extent(e.segment, e.length, e.blocks) for s in shards for e in s.extents if e.length
+        ]
+        name = segments.manifest_name(batch_id)
+        store.put(name, [wire.encode(Manifest(batch_id, extents))])
+    return damaged
+
+
+def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[int]:
+    """Return the indexes of the shards whose results are not what was written. Blocks."""
+    found = []
+    for shard in shards:
+        try:
+            for extent in shard.extents:
+                verify_extent(store, extent)
+        except DamagedError as error:
+            log.error("damaged %s", error)  # noqa: TRY400 - it says all
+            found.append(shard.index)
+    return found
 
 
 def read_manifest(store: Segments, batch_id: str) -> list[Extent]:

@@ -151,12 +151,18 @@ class Gate:
 
     # Calls ------------------------------------------------------------------------------------
 
-    def start(self, params: bytes) -> Permit:
-        """Note that a call starts now."""
+    def start(self, params: bytes, max_tokens: int | None = None) -> Permit:
+        """Note that a call starts now.
+
+        Args:
+            params: of the request.
+            max_tokens: of it, where they are known.
+        """
         limiter = self.limiter
         now_s = self._clock.monotonic_s()
         if limiter.ceilings:
-            permit = limiter.start(now_s, len(params), _max_tokens(params))
+            most = _max_tokens(params) if max_tokens is None else max_tokens
+            permit = limiter.start(now_s, len(params), most)
         else:
             permit = limiter.start(now_s)
         if self._queue or self._repeated:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import crash, limits
 from batchyard.dispatch.activity import Activity
-from batchyard.dispatch.ending import end_batch
+from batchyard.dispatch.ending import end_batches
 from batchyard.errors import DiskFull
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ class Keeper:
         freed = await self._ledger.take_back(now, but=self._owner)
         if freed:
             log.warning("took back %d shards whose lease had ended", freed)
-        for batch_id in await self._ledger.finished():
-            await end_batch(self._ledger, self._store, self._clock, batch_id)
+        await end_batches(self._ledger, self._store, self._clock, await self._ledger.finished())
         await self._archive(now)
         await self._ledger.forget_creates(now)
         if self._tidy is not None:

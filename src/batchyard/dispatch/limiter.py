@@ -25,10 +25,14 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from batchyard import limits
 from batchyard.dispatch.ceilings import Estimate
 from batchyard.dispatch.cooldown import CoolDown
 from batchyard.dispatch.pace import Pace
+from batchyard.dispatch.rest import Rest
+from batchyard.dispatch.strays import Strays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,8 +45,6 @@ _ANSWER = float("inf")  # wait for an answer, not for time
 
 _CUT = 0.7
 _DOUBLING_S = 1.0
-_WALL_REST_S = 2.0  # between two probes above a concurrency that was refused, at first
-_WALL_REST_MAX_S = 16.0
 _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
 _FEW = 3  # calls beside a refused one, below which the rate is to blame
 _PEAK_S = 10.0  # how long the highest accepted concurrency is remembered, at least
@@ -64,8 +66,7 @@ class Signal(enum.Enum):
 _UNUSED = frozenset({Signal.LIMITED, Signal.OVERLOADED, Signal.UNREACHABLE})
 
 
-@dataclass(slots=True)
-class Permit:
+class Permit(msgspec.Struct, gc=False):
     """One call under way."""
 
     number: int
@@ -98,9 +99,9 @@ class Window:
         self._is_drifting = False
         self._grown_s = _NEVER
         self._step = 1
-        self._probe_s = _NEVER
         self._has_failed = False
-        self._rest_s = _WALL_REST_S
+        self._rest = Rest()
+        """Between two probes above a concurrency that was refused."""
         self._peak = self._peak_before = -1
         self._peak_s = _NEVER
 
@@ -128,7 +129,7 @@ class Window:
     def _pass_wall(self) -> None:
         """Go on, and faster: what was refused before is accepted now."""
         self.wall = int(self.size)
-        self._rest_s = max(_WALL_REST_S, self._rest_s / 2.0)
+        self._rest.has_succeeded()
         self._step = min(self._step * 2, max(1, self.wall // 2))
         self.size = float(min(self.wall + self._step, self.slots))
         if self.size >= self.slots:
@@ -141,11 +142,11 @@ class Window:
                 return _ANSWER
             if self.size > self.wall:
                 return _ANSWER
-            if now_s >= self._probe_s:
+            if now_s >= self._rest.due_s:
                 self._step = 1
                 self.size = self.wall + 1.0
                 return _ANSWER
-            return self._probe_s - now_s
+            return self._rest.due_s - now_s
         if not self._is_slow_start or self._is_drifting or self.size >= self.slots:
             return _ANSWER
         if self._grown_s == _NEVER:
@@ -169,6 +170,11 @@ class Window:
             return False
         return permit.others + 1 >= max(self._peak, self._peak_before)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether it tries a concurrency that was refused before."""
+        return self.wall is not None and self.size > self.wall
+
     def forget_peak(self) -> None:
         """Forget what was accepted: the upstream has changed its mind."""
         self._peak = self._peak_before = -1
@@ -178,11 +184,11 @@ class Window:
         self._is_slow_start = False
         self._has_failed = self.wall is not None and self.size > self.wall
         if self._has_failed:
-            self._rest_s = min(self._rest_s * 2.0, _WALL_REST_MAX_S)
+            self._rest.has_failed()
         self.wall = max(_FEW, permit.others)
         self.size = float(self.wall)
         self._step = 1
-        self._probe_s = now_s + self._rest_s
+        self._rest.begin(now_s)
 
     def lower(self, permit: Permit) -> None:
         """Note a further 429 of the same cohort."""
@@ -194,18 +200,25 @@ class Window:
         """Forget the concurrency that was refused: it was not the reason."""
         if self.wall is not None:
             self.wall = None
-            self._rest_s = _WALL_REST_S
+            self._rest.reset()
             self._is_slow_start = True
 
     def rest_at_least(self, pause_s: float, now_s: float) -> None:
         """Note that the last probe made all calls wait this long."""
         if self._has_failed:
-            self._probe_s = max(self._probe_s, now_s + _PAUSE_SHARE * pause_s)
+            self._rest.at_least(_PAUSE_SHARE * pause_s, now_s)
 
     def cut(self, in_flight: int) -> None:
         """Note a cohort of calls that were too much for the upstream."""
         self._is_slow_start = False
         self.size = max(1.0, min(self.size, float(in_flight)) * _CUT)
+
+    def take_over(self, size: float, wall: int | None, now_s: float) -> None:
+        """Go on from what was learned before, by others or with another part of the limit."""
+        self.wall = None if wall is None else min(max(_FEW, wall), self.slots)
+        self.size = min(max(1.0, size), float(self.slots if self.wall is None else self.wall))
+        self._is_slow_start = self.wall is None
+        self._rest.begin(now_s)
 
     def start_over(self) -> None:
         """Begin carefully, after the upstream was away."""
@@ -223,12 +236,13 @@ class Breaker:
         """Open until then, half-open after; None when closed."""
         self.is_probing = False
         self.reason = ""
-        self._failures = 0
+        self.failures = 0
+        """Since the last answer."""
         self._times = 0
 
     def taken(self) -> bool:
         """Note an answer; return whether that closed it."""
-        self._failures = 0
+        self.failures = 0
         if self.until_s is None:
             return False
         self.until_s = None
@@ -238,8 +252,8 @@ class Breaker:
 
     def failed(self, reason: str, now_s: float) -> None:
         """Note a failure of a call that was sent when the breaker let it."""
-        self._failures += 1
-        if self.until_s is None and self._failures < limits.BREAKER_FAILURES:
+        self.failures += 1
+        if self.until_s is None and self.failures < limits.BREAKER_FAILURES:
             return
         self.reason = reason
         self.is_probing = False
@@ -270,6 +284,7 @@ class Limiter:
         self.window = Window(slots)
         self.pace = Pace()
         self.breaker = Breaker()
+        self.strays = Strays()
         self.ceilings = tuple(ceilings)
         self.estimate = Estimate()
         self.part = 1.0
@@ -362,14 +377,14 @@ class Limiter:
             return
         breaker = self.breaker
         self._cool_down.failed(permit.number, now_s)
-        if signal is Signal.NOTHING:
+        if signal is Signal.NOTHING or (signal is Signal.LIMITED and self._is_stray(permit, now_s)):
             breaker.is_probing = False
             return
         if retry_after_s is not None:
             self._cool_down.ask(permit.number, now_s, retry_after_s, signal.value)
         if signal is Signal.LIMITED:
             breaker.is_probing = False
-            self._limited(permit, now_s)
+            self._limited(permit, now_s, names_time=retry_after_s is not None)
             return
         is_overload = signal is Signal.OVERLOADED or signal is Signal.TIMEOUT
         if is_overload and permit.number >= self._cut:
@@ -417,27 +432,37 @@ class Limiter:
             # A long-term minimum that rises slowly, since what is asked for changes.
             self._usual_s = recent if recent < usual else usual + (recent - usual) / 2048.0
         self.pace.round_s = self._recent_s
+        if self.strays.share:
+            self.strays.taken()
         if permit.number >= self._cut:
             self.window.taken(permit, now_s, is_drifting=recent > _DRIFT * usual)
-        if self.breaker.taken():
+        if self.breaker.failures and self.breaker.taken():
             self.window.start_over()
         cool_down = self._cool_down
-        if cool_down.is_refuted(permit.number):
+        if cool_down.until_s is not None and cool_down.is_refuted(permit.number):
             if cool_down.is_probe(permit.number):
                 cool_down.end_by_probe(now_s)
                 self.pace.doubt()
             else:
                 self._end_cool_down(now_s)
 
-    def _limited(self, permit: Permit, now_s: float) -> None:
+    def _is_stray(self, permit: Permit, now_s: float) -> bool:
+        strays = self.strays
+        return strays.share > 0.0 and permit.number >= self._cut and strays.is_one(now_s)
+
+    def _limited(self, permit: Permit, now_s: float, *, names_time: bool) -> None:
         by_window = self.window.is_new_height(permit)
+        is_step = self.pace.is_probing or self.window.is_probing
         self.pace.refused(permit.number, self._sent, permit.sent_s, now_s, is_rate=not by_window)
         if permit.number < self._cut:  # of a cohort that has decreased it already
             self.window.lower(permit)
             return
-        self._cut = self._sent
+        apart, self._cut = permit.number - self._cut, self._sent
         self.window.forget_peak()
-        if by_window:
+        if not is_step and self.strays.unexplained(apart, now_s, names_time=names_time):
+            self.window.drop_wall()
+            self.pace.rise(now_s)
+        elif by_window:
             self.window.refuse(permit, now_s)
         else:
             self.window.drop_wall()

@@ -8,6 +8,8 @@ grow.
 
 from __future__ import annotations
 
+from batchyard.dispatch.rest import Rest
+
 _NEVER = float("-inf")
 
 _CUT = 0.94  # for a cohort with a single refusal
@@ -16,8 +18,6 @@ _STEP_MIN, _STEP, _STEP_MAX, _STEP_FRESH = 0.01, 0.04, 0.4, 0.5
 _PROBE_S, _PROBE_MAX_S = 1.0, 5.0  # a step lasts a round trip, but within these
 _PROBE_CALLS_MIN, _PROBE_CALLS = 3, 10  # and so many calls as take this long, within these
 _PROBE_CALLS_S = 2.0
-_REST_S = 2.0  # before a probe, at first
-_REST_MAX_S = 16.0
 _NEAR = 1.1  # steps do not grow up to this many times the rate after the last decrease
 _UNUSED = 1.5  # no step to more than this many times of what is used
 _SOON_S = 0.5
@@ -44,11 +44,10 @@ class Pace:
         self._next_s = _NEVER
         self._good = 0.0
         self._step = _STEP_MAX
-        self._rest_s = _REST_S
-        self._probe_s = _NEVER
-        """When the next step upward is due."""
+        self._rest = Rest()
         self._calls = 0
-        self._is_probing = False
+        self.is_probing = False
+        """Whether the last step upward has still to prove itself."""
         self._is_fresh = False
         """Whether it was learned just now, from little: then it grows fast."""
         self._is_vague = False
@@ -92,7 +91,7 @@ class Pace:
             self._calls += 1
             calls = self._calls
             enough = calls >= _PROBE_CALLS or calls >= self.rate * _PROBE_CALLS_S
-            if enough and calls >= _PROBE_CALLS_MIN and now_s >= self._probe_s:
+            if enough and calls >= _PROBE_CALLS_MIN and now_s >= self._rest.due_s:
                 self._step_up(now_s)
         rate = self.known(now_s)
         if rate is None:
@@ -127,16 +126,16 @@ class Pace:
             return
         if _UNUSED * (self._recent(now_s) + 1.0) < self.rate:
             return  # something else holds calls back more
-        if self._is_probing:  # the last step was accepted
+        if self.is_probing:  # the last step was accepted
             self._good = self.rate
             if self._is_vague or self.rate > _NEAR * self._known:
                 self._fresh_step = min(self._fresh_step * 2.0, _STEP_FRESH)
                 self._step = max(self._step, min(self._step * 2.0, _STEP_MAX))
-            self._rest_s = max(_REST_S, self._rest_s / 2.0)
-        self._is_probing = True
+            self._rest.has_succeeded()
+        self.is_probing = True
         self.rate *= 1.0 + self._step
         self._calls = 0
-        self._probe_s = now_s + min(max(_PROBE_S, 1.2 * self.round_s), _PROBE_MAX_S)
+        self._rest.due_s = now_s + min(max(_PROBE_S, 1.2 * self.round_s), _PROBE_MAX_S)
 
     def refused(
         self, number: int, sent: int, sent_s: float, now_s: float, *, is_rate: bool
@@ -167,26 +166,26 @@ class Pace:
             self._measure(number, sent, now_s)  # what was known is not the limit
         elif is_rate:
             self._event(number, sent, now_s)
-        elif self._is_probing and self.is_binding(sent_s):
+        elif self.is_probing and self.is_binding(sent_s):
             self._step_back(now_s)  # it may have been this as well
 
     def _step_back(self, now_s: float) -> None:
         self.rate = self._good
         self._step = _STEP
-        self._is_probing = False
+        self.is_probing = False
         self._calls = 0
-        self._probe_s = now_s + self._rest_s
+        self._rest.begin(now_s)
 
     def _measure(self, number: int, sent: int, now_s: float) -> None:
         self._rate_before = None
         self._cap = float("inf") if self.rate is None else self.rate * _CUT
         self._held_back_s = now_s
-        self._is_probing = False
+        self.is_probing = False
         self._begin(number, sent, now_s)
 
     def _event(self, number: int, sent: int, now_s: float) -> None:
         assert self.rate is not None
-        has_failed_step = self._is_probing
+        has_failed_step = self.is_probing
         is_fresh = is_vague = False
         between = number - self._last
         if has_failed_step:
@@ -196,7 +195,7 @@ class Pace:
             self._was_soon = False
             self._fresh_step = max(_STEP, self._fresh_step / 2.0)
             self._step = max(_STEP_MIN, min(self._step / 2.0, _STEP))
-            self._rest_s = min(self._rest_s * 2.0, _REST_MAX_S)
+            self._rest.has_failed()
         else:
             # The fewer were accepted since the last decrease, the further it was from enough. But a
             # bucket is empty just after one, and a first refusal then says little.
@@ -214,13 +213,13 @@ class Pace:
         self._is_vague = is_vague
 
     def _begin(self, number: int, sent: int, now_s: float) -> None:
-        self._is_fresh = self._is_probing = self._has_failed_step = False
+        self._is_fresh = self.is_probing = self._has_failed_step = False
         self._first = number
         self._last = sent - 1
         self._begun_s = now_s
         self._refused = 1
         self._calls = 0
-        self._probe_s = now_s + self._rest_s
+        self._rest.begin(now_s)
         self._set(now_s)
 
     def _set(self, now_s: float) -> None:
@@ -243,12 +242,27 @@ class Pace:
         seconds = max(_BIN_S, now_s - self._bin_s + (_BIN_S if self._bin_before else 0.0))
         return (self._bin + self._bin_before) / seconds
 
+    def rise(self, now_s: float) -> None:
+        """Go up quickly from what was learned: it may have been nothing."""
+        self._step = self._fresh_step = _STEP_FRESH
+        self._is_vague = True
+        self._rest.reset()
+        self._rest.due_s = now_s
+        self.is_probing = self._has_failed_step = False
+
     def doubt(self) -> None:
         """Forget what a single refusal said: it was of one request, not of the pool."""
         if self._is_fresh and self._refused == 1:
             self.rate = None
 
+    def take_over(self, rate: float, now_s: float) -> None:
+        """Go on from a rate that was learned, by others or with another part of the limit."""
+        self.rate = self._good = self._known = max(_RATE_MIN, rate)
+        self._is_paced, self.is_probing, self._step, self._calls = True, False, _STEP, 0
+        self._bin_s = self._held_back_s = now_s
+        self._rest.begin(now_s)
+
     def rest_at_least(self, seconds: float, now_s: float) -> None:
         """Put off the next step, since the last one made all calls wait."""
         if self._has_failed_step:
-            self._probe_s = max(self._probe_s, now_s + seconds)
+            self._rest.at_least(seconds, now_s)

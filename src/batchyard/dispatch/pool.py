@@ -54,6 +54,7 @@ class Pool:
         self._refusals = 0
         self._refusal = ""
         self._now_s = now_s
+        self._taken, self._counted_s, self._ahead = 0, now_s(), 0
         self._priming = Priming()
         self._parking = Parking()
         self.gate: Gate
@@ -90,6 +91,16 @@ class Pool:
         """Queue a shard."""
         self.turns.add(shard)
 
+    def shards_ahead(self) -> int:
+        """Return how many shards are sent in `CLAIM_AHEAD_S`, as fast as of late."""
+        now_s = self._now_s()
+        seconds = now_s - self._counted_s
+        if seconds >= limits.CLAIM_AHEAD_S:  # free slots that are filled at once are no measure
+            sent = self._taken / seconds * limits.CLAIM_AHEAD_S
+            self._ahead = int(sent / limits.SHARD_REQUESTS)
+            self._taken, self._counted_s = 0, now_s
+        return self._ahead
+
     def take(self, task: asyncio.Task[None]) -> tuple[ShardRun, Request] | None:
         """Return the next request to send, which `task` will do."""
         for shard in self.turns.order(self.slots):
@@ -97,6 +108,7 @@ class Pool:
                 continue
             request = self._next(shard, task) if shard.unsent[0].marks else shard.take(task)
             if request is not None:
+                self._taken += 1
                 self.turns.took(shard)
                 return shard, request
         return None

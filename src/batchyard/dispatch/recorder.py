@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from batchyard import limits
 from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
-from batchyard.dispatch.ending import end_batch
+from batchyard.dispatch.ending import end_batches
 from batchyard.errors import DiskFull
 from batchyard.ledger import Commit
 
@@ -63,6 +63,8 @@ class Recorder:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self.has_room = True
+        """Whether the disk keeps up with the answers, or nobody is to wait for it any more."""
         self._waiting: set[str] = set()
         """What waits for room on a full disk."""
         self._synced_s = clock.monotonic_s()
@@ -81,18 +83,18 @@ class Recorder:
             return  # an answer that came when the shard had been committed or lost
         self._unwritten += shard.take_fresh_bytes()
         if self._unwritten > limits.UNWRITTEN_BYTES_MAX:
-            self._room.clear()
-        self._dirty.add(shard)
-        self._lines.set()
+            self._clear_room()
+        if shard not in self._dirty:
+            self._dirty.add(shard)
+            self._lines.set()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the disk keeps up with the answers."""
-        return self._room.is_set() or self._open
+    def _clear_room(self) -> None:
+        self._room.clear()
+        self.has_room = self._open
 
     def open_room(self) -> None:
         """Let nobody wait any more: the worker leaves and sends nothing."""
-        self._open = True
+        self._open = self.has_room = True
         self._room.set()
 
     async def room(self) -> None:
@@ -173,7 +175,7 @@ class Recorder:
             log.warning("the disk is full: %s wait until there is room", what)
         self._waiting.add(what)
         if not self._open:
-            self._room.clear()
+            self._clear_room()
         await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         return True
 
@@ -181,6 +183,7 @@ class Recorder:
         self._waiting.discard(what)
         if not self._waiting and self._unwritten <= limits.UNWRITTEN_BYTES_MAX:
             self._room.set()
+            self.has_room = True
 
     # Syncing and committing ---------------------------------------------------------------------
 
@@ -217,8 +220,8 @@ class Recorder:
         done = [shard for shard in done if not shard.lost]
         if done:
             await self._commit(done)
-        for batch_id in sorted(self._finished):
-            await self._end(batch_id)
+        if self._finished:
+            await self._end(sorted(self._finished))
 
     async def _sync_all(self, shards: Sequence[ShardRun]) -> None:
         ways = min(self._segments.syncs_at_once, len(shards))
@@ -253,15 +256,15 @@ class Recorder:
             self._forget(shard)
         self._finished.update(committed.finished)
 
-    async def _end(self, batch_id: str) -> None:
+    async def _end(self, batch_ids: Sequence[str]) -> None:
         try:
-            await end_batch(self._ledger, self._segments, self._clock, batch_id)
+            await end_batches(self._ledger, self._segments, self._clock, batch_ids)
         except DiskFull:
             if await self._try_again("ends"):
                 self._work.set()
         else:
             self._has_room_for("ends")
-            self._finished.discard(batch_id)
+            self._finished.difference_update(batch_ids)
 
     # Letting go -------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ faults are those of a loopback server that answers wrongly in every way (tests/s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -19,15 +18,13 @@ if TYPE_CHECKING:
     import random
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True, gc=False):
     """A finished message."""
 
     message: result.Message
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True, gc=False):
     """An error that would come again: the request is `errored`."""
 
     type: str
@@ -35,8 +32,7 @@ class Fail:
     request_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(msgspec.Struct, frozen=True, gc=False):
     """Try later. If time runs out first, the request is `errored` with `type`."""
 
     type: str
@@ -46,18 +42,18 @@ class Again:
     """Whether the try counts against `ATTEMPTS_MAX`: being told to wait does not."""
     reached: bool = True
     """Whether the upstream may have seen the request."""
+    at_once: bool = False
+    """Whether to try again now, over a new connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(msgspec.Struct, frozen=True, gc=False):
     """The upstream refuses us, not the request: stop calling it and tell the operator."""
 
     type: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unsent:
+class Unsent(msgspec.Struct, frozen=True, gc=False):
     """The request counts as never sent."""
 
     why: Literal["canceled", "expired"]
@@ -97,6 +93,7 @@ _SIGNAL_OF_FAILURE = {
     FailureKind.CONNECT: Signal.UNREACHABLE,
     FailureKind.TIMEOUT: Signal.TIMEOUT,
     FailureKind.BROKEN: Signal.FAILED,
+    FailureKind.STALE: Signal.NOTHING,
     FailureKind.TOO_LARGE: Signal.TAKEN,
 }
 
@@ -197,6 +194,11 @@ def _failure(failure: Failure) -> Action:
         case FailureKind.BROKEN:
             text = f"The connection to the upstream broke: {failure.text}"
             return Again("api_error", text, None, counted=True)
+        case FailureKind.STALE:
+            # As HTTP clients do; it is told as a repeated call, since it may have been paid. Not a
+            # second time: a new connection is never stale.
+            text = f"The connection to the upstream had been closed: {failure.text}"
+            return Again("api_error", text, None, counted=False, at_once=True)
         case FailureKind.TOO_LARGE:
             return Fail("api_error", f"The upstream's reply is too large: {failure.text}", None)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from batchyard import ids, result, segments
+from batchyard import result, segments
 from batchyard.ledger import Claim, Held
 from batchyard.model import Counts, Extent, Tokens
 
@@ -31,15 +30,8 @@ class Request(NamedTuple):
     params: bytes
     marks: tuple[Mark, ...] = ()
     """The prefixes that a prompt cache may keep, the shortest first."""
-
-
-@dataclass(slots=True)
-class Flight:
-    """A request in flight: who does it, and how its last try failed."""
-
-    task: asyncio.Task[None]
-    tried: tuple[str, str] | None = None
-    """Type and message, for when its time runs out."""
+    max_tokens: int | None = None
+    """Of an ordinary request, with which nothing is wrong; None when it has to be examined."""
 
 
 class ShardRun:
@@ -48,7 +40,10 @@ class ShardRun:
     def __init__(self, claim: Claim, requests: list[Request], adopted: Adopted) -> None:
         self.claim = claim
         self.unsent = deque(r for r in requests if r.custom_id not in adopted.covered)
-        self.inflight: dict[str, Flight] = {}
+        self.inflight: dict[str, asyncio.Task[None]] = {}
+        """The tasks that do the requests in flight, by `custom_id`."""
+        self._tried: dict[str, tuple[str, str]] = {}
+        """How the last try of one of them failed, for when its time runs out: type and message."""
         self.parked: dict[str, Request] = {}
         """Unsent requests that wait for another one to write their prefix to the cache."""
         self.lines: list[bytes] = []
@@ -58,6 +53,8 @@ class ShardRun:
         self.stopped = asyncio.Event()
         self.deadline_s = float("inf")
         self.lost = False
+        self.has_called = False
+        """Whether a call was made: if the worker dies then, this shard may be why."""
         self.closed = False
         """Whether its segment was let go: it is committed or lost, and nothing more is written."""
         self._adopted = adopted
@@ -75,15 +72,14 @@ class ShardRun:
 
     def segment_name(self) -> str:
         """Return a new name for the segment of this attempt."""
-        prefix = segments.results_prefix(self.claim.batch, self.claim.index)
-        return f"{prefix}{self.claim.attempt}.{ids.nonce()}"
+        return segments.result_name(self.claim.batch, self.claim.index, self.claim.attempt)
 
     def take(self, task: asyncio.Task[None]) -> Request | None:
         """Move the next request into flight; `task` does it."""
         if not self.unsent:
             return None
         request = self.unsent.popleft()
-        self.inflight[request.custom_id] = Flight(task)
+        self.inflight[request.custom_id] = task
         return request
 
     def park(self) -> Request:
@@ -110,9 +106,8 @@ class ShardRun:
 
     def note_try(self, custom_id: str, error_type: str, message: str) -> None:
         """Remember how a try of a request in flight failed."""
-        flight = self.inflight.get(custom_id)
-        if flight is not None:
-            flight.tried = (error_type, message)
+        if custom_id in self.inflight:
+            self._tried[custom_id] = (error_type, message)
 
     def settle(
         self, custom_id: str, kind: result.ResultType, line: bytes, usage: Usage | None = None
@@ -145,18 +140,18 @@ class ShardRun:
         reason = self.stop_reason
         if reason is None:
             return
-        flight = self.inflight.get(custom_id)
-        if flight is not None and flight.tried is not None and reason == "expired":
-            self.fail(custom_id, *flight.tried, None)
+        tried = self._tried.get(custom_id)
+        if tried is not None and reason == "expired":
+            self.fail(custom_id, *tried, None)
         else:
             self.settle(custom_id, reason, result.unsent(custom_id, reason))
 
     def abandon(self) -> None:
         """End everything in flight now, and the calls with it."""
-        for custom_id, flight in list(self.inflight.items()):
+        for custom_id, task in list(self.inflight.items()):
             self.give_up(custom_id)
             if custom_id not in self.inflight:
-                flight.task.cancel()
+                task.cancel()
 
     def halt(self) -> None:
         """Send nothing more: the worker leaves, and the rest is for the next attempt."""
@@ -167,11 +162,11 @@ class ShardRun:
         """Drop everything, and end the calls: another worker has the shard."""
         self.lost = True
         self._drop_unsent()
-        flights = list(self.inflight.values())
+        tasks = list(self.inflight.values())
         self.inflight.clear()
         self.stopped.set()
-        for flight in flights:
-            flight.task.cancel()
+        for task in tasks:
+            task.cancel()
 
     def take_lines(self) -> list[bytes]:
         """Return the lines that have not been written yet, once."""
@@ -191,6 +186,7 @@ class ShardRun:
             attempt=self.claim.attempt,
             inflight=len(self.inflight),
             counts=self.counts,
+            at_risk=self.has_called and not self.stopped.is_set(),
         )
 
     @property
@@ -204,6 +200,11 @@ class ShardRun:
         """Return the tokens so far."""
         t = self._tally
         return Tokens(t.input, t.output, t.cache_write, t.cache_read)
+
+    @property
+    def damage(self) -> str | None:
+        """Return what the disk had damaged of earlier results; None if nothing."""
+        return self._adopted.damage
 
     @property
     def extents(self) -> tuple[Extent, ...]:

@@ -10,25 +10,28 @@ import asyncio
 import contextlib
 import logging
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchyard import crash, ids, limits, segments
 from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
-from batchyard.dispatch.adopt import Adopted, adopt
+from batchyard.dispatch.adopt import UNSENT, UNTOLD, Adopted, adopt
 from batchyard.dispatch.calling import Caller
 from batchyard.dispatch.ceilings import Ceilings
 from batchyard.dispatch.gate import Gates
+from batchyard.dispatch.loading import requests_of
 from batchyard.dispatch.pool import Pool
-from batchyard.dispatch.prefix import Reader, shared_marks
 from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
-from batchyard.dispatch.shard import Request, ShardRun, StopReason
+from batchyard.dispatch.shard import ShardRun, StopReason
+from batchyard.dispatch.sharing import Sharing, Size
+from batchyard.dispatch.suspects import Suspects, give_up, is_given_up
 from batchyard.dispatch.turns import Turns
 from batchyard.dispatch.waiting import Waiting, in_pool
-from batchyard.errors import DamagedError, DiskFull, shown
+from batchyard.errors import DamagedError, DiskFull, StoreError, shown
 from batchyard.fairness import EQUAL
-from batchyard.ledger import News, Want
+from batchyard.ledger import News
 from batchyard.segments.requests import read_ids, read_records
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from batchyard.fairness import Shares
     from batchyard.ledger import Claim, Ledger, Turn
     from batchyard.segments import Segments
+    from batchyard.segments.requests import Record
     from batchyard.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -68,13 +72,14 @@ class Worker:
         shares: Shares = EQUAL,
         owner: str | None = None,
         ceilings: Ceilings | None = None,
+        own_slots: frozenset[str] = frozenset(),
     ) -> None:
         """Make a worker.
 
         Args:
             ledger: who works on what.
             store: the bytes.
-            upstreams: by name.
+            upstreams: by name, those that this worker calls.
             routes: which model runs where.
             slots: requests in flight per pool, by name of the upstream.
             clock: of leases, deadlines and waits.
@@ -85,12 +90,11 @@ class Worker:
             owner: its name in the ledger among several workers. Slots are divided then, and what
                 clients ask of another process is looked for in the ledger. None for the only one.
             ceilings: limits of the upstreams that are configured, beside the slots.
+            own_slots: upstreams of which each worker has all slots: the model is in its process.
         """
-        self._ledger = ledger
-        self._store = store
-        self._upstreams = upstreams
-        self._routes = routes
-        self._slots = slots
+        self._ledger, self._store = ledger, store
+        self._upstreams, self._routes = upstreams, routes
+        self._slots, self._own_slots = slots, own_slots
         self._clock = clock
         self._calls_max = calls_max
         self._shares = shares
@@ -103,8 +107,8 @@ class Worker:
         self._homeless = set[str]()
         self._drained: set[tuple[str, Turn]] = set()
         """Batches of which a pool has all there is, for a moment."""
-        self._asked: set[str] = set()
-        """Pools that the other workers know to be ours too."""
+        self._sharing = Sharing(self.owner, ledger, clock, self._caller.accounts, self._size_of)
+        self._suspects = Suspects(self.owner, ledger, self._renew)
         self._canceled: set[str] = set()
         self._wake = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -163,7 +167,7 @@ class Worker:
                 found[name] = "its upstream is not configured any more"
         return found
 
-    def explain(self, batch_id: str, pools: Iterable[str]) -> list[Waiting]:
+    def explain(self, batch_id: str, pools: Mapping[str, int]) -> list[Waiting]:
         """Return why requests of a batch wait in these pools."""
         found: list[Waiting] = []
         now_s = self._clock.monotonic_s()
@@ -177,9 +181,13 @@ class Worker:
                 found.append(Waiting(name, "unconfigured", why))
         return found
 
-    def account(self, batch_id: str) -> Account | None:
+    async def account(self, batch_id: str) -> Account | None:
         """Return what is counted of the calls of a batch."""
         return self._caller.accounts.find(batch_id)
+
+    def told_us(self, pools: Iterable[str]) -> int | None:
+        """Return of when it is what it says of these pools: now."""
+        return self._clock.now_us()
 
     def rate_max(self, pools: Iterable[str]) -> float | None:
         """Return how many calls a second these pools can make at most, where that is known."""
@@ -193,6 +201,14 @@ class Worker:
         Raises:
             StoreError: the store failed; what was not committed is recovered by the next start.
         """
+        try:
+            await self._work()
+        except* StoreError:  # not for a shard of ours: none has failed
+            with contextlib.suppress(StoreError, DiskFull):
+                await self._ledger.spare(self.owner)
+            raise
+
+    async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
             self._group = group
             loops = [group.create_task(loop) for loop in (self._claiming(), self._renewing())]
@@ -231,13 +247,17 @@ class Worker:
         ready: Sequence[str] = ()
         try:
             voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
-            ready = await self._ledger.pools_ready()
+            apart = await self._ledger.pools_apart()
+            ready = sorted({*await self._ledger.pools_ready(), *apart})
             pools = [pool for pool in map(self._pool, ready) if pool is not None]
             if self._is_one_of_several and not all(pool.slots for pool in pools):
                 await self._share()
             for pool in pools:
                 if self._busy < self._calls_max:
                     claims += await self._claim(pool, now)
+                if pool.name in apart and pool.slots:
+                    now_s, held = self._clock.monotonic_s(), self._held
+                    claims += await self._suspects.claim(pool.name, lease, held, now_s)
         except DiskFull:
             await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         for claim in voids:
@@ -265,8 +285,9 @@ class Worker:
             if begun > 0:
                 claims += await ledger.claim_fresh(owner, name, lease, begun, shares=self._shares)
             lacking = pool.turns.lacking()
-            # One at a time would not keep up with thousands of slots.
-            each = 1 + pool.slots // (limits.SHARD_REQUESTS * max(1, pool.turns.batches))
+            # One at a time would not keep up with thousands of slots, or with quick answers.
+            ahead = max(pool.slots // limits.SHARD_REQUESTS, pool.shards_ahead() if lacking else 0)
+            each = 1 + ahead // max(1, pool.turns.batches)
             for turn in lacking:
                 if (name, turn) not in self._drained:
                     more = await ledger.claim(
@@ -297,6 +318,8 @@ class Worker:
                 self._homeless.add(name)
                 log.warning("waiting pool=%s: its upstream is not configured", shown(name))
             return None
+        if upstream is not None and upstream not in self._upstreams:
+            return None  # that is for other workers
         pool = Pool(
             name,
             None if upstream is None else self._upstreams[upstream],
@@ -308,6 +331,10 @@ class Worker:
         pool.on_release = self._fill
         self._pools[name] = pool
         return pool
+
+    def _size_of(self, name: str) -> Size:
+        upstream = self._routes.upstream_of_pool(name)
+        return Size(self._slots_of(name), is_divided=upstream not in self._own_slots)
 
     def _slots_of(self, name: str) -> int:
         """Return the slots of a pool over all workers."""
@@ -321,65 +348,98 @@ class Worker:
             claim: of the shard.
             void: whether it was claimed because its batch was canceled or has expired.
         """
-        try:
-            shard, is_whole = await asyncio.to_thread(self._load, claim)
-        except DamagedError as error:
-            # The others go on. This one is left to the next start: as it is not known whose results
-            # are missing, nothing that we could record would be true.
-            log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, error)  # noqa: TRY400
-            return
-        crash.point("claimed")
-        if claim.attempt > 1:
-            if not await self._adopt(claim, shard):
-                return
-            crash.point("adopted")
-        if self._leaving.is_set():
+        taken_up = await self._take_up(claim)
+        if taken_up is None or self._leaving.is_set():
             return  # given back with the rest
+        shard, is_whole, has_gained = taken_up
         earlier = self._held.get(shard.key)
         if earlier is not None:  # lost, and claimed again before a renewal could tell
             self._lose(earlier)
         self._held[shard.key] = shard
+        self._suspects.opened(shard)
         if claim.canceled or claim.batch in self._canceled:
             self._stop(shard, "canceled")
         elif void or claim.expires_us <= self._clock.now_us():
             self._stop(shard, "expired")
+        elif is_given_up(claim, has_gained=has_gained):
+            give_up(shard)
         if shard.is_done:
             self._recorder.note(shard)
             return
         if not is_whole:
-            text = "its requests are damaged, and wait for the end of their batch"
-            log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, text)
+            self._tell_damage(claim, UNSENT)
             return
         pool = self._pool(claim.pool)
         assert pool is not None  # it was claimed from this pool
         pool.add(shard)
         self._fill(pool)
 
-    async def _adopt(self, claim: Claim, shard: ShardRun) -> bool:
+    async def _take_up(self, claim: Claim) -> tuple[ShardRun, bool, bool] | None:
+        """Load a shard, and adopt what earlier attempts left; None where that cannot be."""
+        try:
+            shard, is_whole, has_gained = await self._loaded(claim)
+        except DiskFull:
+            return None  # given back: the process leaves
+        except DamagedError as error:
+            # The others go on. This one is left to the next start: as it is not known whose results
+            # are missing, nothing that we could record would be true.
+            self._tell_damage(claim, f"{error}{UNTOLD}")
+            return None
+        if shard.damage is not None:
+            self._tell_damage(claim, shard.damage)
+        crash.point("claimed")
+        if claim.attempt > 1:
+            if not await self._adopt(claim, shard, has_gained=has_gained):
+                return None
+            crash.point("adopted")
+        return shard, is_whole, has_gained
+
+    def _tell_damage(self, claim: Claim, why: str) -> None:
+        log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, why)
+        self._caller.accounts.of(claim.batch).damage(claim.index, why)
+
+    async def _loaded(self, claim: Claim) -> tuple[ShardRun, bool, bool]:
+        """Return what `_load` does, when there is room for what it rescues of damaged results."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._load, claim)
+            except DiskFull:
+                if self._leaving.is_set():
+                    raise
+                await self._clock.sleep(limits.DISK_FULL_WAIT_S)
+
+    async def _adopt(self, claim: Claim, shard: ShardRun, *, has_gained: bool) -> bool:
         while not self._leaving.is_set():
             try:
-                return await self._ledger.adopt(self.owner, claim, shard.extents)
+                return await self._ledger.adopt(
+                    self.owner, claim, shard.extents, has_gained=has_gained
+                )
             except DiskFull:
                 await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         return False
 
-    def _load(self, claim: Claim) -> tuple[ShardRun, bool]:
-        """Return a shard, and whether its requests are whole and can be sent. Blocks."""
+    def _load(self, claim: Claim) -> tuple[ShardRun, bool, bool]:
+        """Return a shard. Blocks.
+
+        Returns:
+            The shard, whether its requests are whole and can be sent, and whether an attempt that
+            has just ended left results of it.
+        """
         data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
         is_whole = claim.crc is None or zlib.crc32(data) == claim.crc
-        records = read_records(data) if is_whole else [(name, b"{}") for name in read_ids(data)]
-        reader = Reader()
-        requests = [
-            Request(custom_id, params, shared_marks(prefix, claim.workspace) if prefix else ())
-            for custom_id, params in records
-            for prefix in (reader.read(params),)
-        ]
-        if len(requests) != claim.requests:
-            raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
         adopted = Adopted()
         if claim.attempt > 1:
-            adopted = adopt(self._store, claim, {request.custom_id for request in requests})
-        return ShardRun(claim, requests, adopted), is_whole
+            adopted = adopt(self._store, claim, frozenset(read_ids(data, is_whole=is_whole)))
+        has_gained = len(adopted.extents) > len(claim.frozen)
+        records: Iterable[Record]
+        if is_whole and not is_given_up(claim, has_gained=has_gained):
+            records = read_records(data)
+        else:  # the ids suffice, and each has a check of its own
+            records = [(name, b"{}") for name in read_ids(data, is_whole=is_whole)]
+        requests = requests_of(records, claim.version, claim.workspace)
+        if len(requests) != claim.requests:
+            raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
+        return ShardRun(claim, requests, adopted), is_whole, has_gained
 
     # Calling ----------------------------------------------------------------------------------
 
@@ -440,26 +500,14 @@ class Worker:
             if self._held:
                 with self._activity.piece():
                     await self._renew()
-            if self._asked or (self._is_one_of_several and self._pools):
+            if self._sharing.has_asked or (self._is_one_of_several and self._pools):
                 with self._activity.piece(), contextlib.suppress(DiskFull):
                     await self._share()
 
     async def _share(self) -> None:
         """Tell the other workers which pools are ours too, and take our part of their slots."""
-        now = self._clock.now_us()
-        wants = [
-            Want(pool=name, slots=self._slots_of(name), busy=pool.busy, note=pool.trouble)
-            for name, pool in self._pools.items()
-        ]
-        granted = await self._ledger.share(self.owner, now, now + limits.LEASE_US, wants)
-        self._asked = set(granted)
-        for name, slots in granted.items():
-            pool = self._pools.get(name)
-            if pool is not None:
-                pool.slots = slots
-                pool.part = slots / self._slots_of(name)
-                pool.gate.limiter.part = max(pool.part, 0.001)
-                self._fill(pool)
+        for pool in await self._sharing.ask(self._pools, list(self._held.values())):
+            self._fill(pool)
 
     async def _watching(self) -> None:
         """Look for what clients have asked of another process."""
@@ -489,13 +537,15 @@ class Worker:
 
     async def _renew(self) -> None:
         shards = dict(self._held)
-        now = self._clock.now_us()
+        now, excuses = self._clock.now_us(), self._suspects.excuses
         held = [shard.held() for shard in shards.values()]
+        held = [replace(h, at_risk=False) if excuses((h.batch, h.index)) else h for h in held]
         try:
             renewed = await self._ledger.renew(self.owner, now + limits.LEASE_US, held)
         except DiskFull:
             return  # nobody takes shards from a process that lives
         kept = {(row.batch, row.index): row for row in renewed}
+        lost = [each for each in held if each.at_risk and (each.batch, each.index) not in kept]
         for key, shard in shards.items():
             if self._held.get(key) is not shard:
                 continue  # committed meanwhile, or claimed anew
@@ -509,6 +559,9 @@ class Worker:
             if shard.deadline_s <= self._clock.monotonic_s():
                 shard.abandon()
                 self._recorder.note(shard)
+        if lost:
+            with contextlib.suppress(DiskFull):
+                await self._ledger.absolve([(e.batch, e.index, e.attempt) for e in lost])
 
     def _stop(self, shard: ShardRun, reason: StopReason) -> None:
         shard.stop(reason, self._clock.monotonic_s() + limits.DRAIN_GRACE_S)
@@ -532,6 +585,8 @@ class Worker:
             shard.halt()
         self._recorder.open_room()  # who waits for the disk has nothing to send
         self._gates.close()
+        with contextlib.suppress(DiskFull):  # whatever ends it now, it was told to end
+            await self._ledger.spare(self.owner)
         if self._busy:
             log.info("%d calls in flight may end", self._busy)
             self._idle.clear()

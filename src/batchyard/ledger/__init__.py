@@ -8,6 +8,7 @@ change nothing for whoever has lost the shard.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from batchyard.fairness import EQUAL
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from batchyard.fairness import Shares
     from batchyard.model import Batch, Counts, Extent, Priority, ShardPlan, Tokens
+
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +59,8 @@ class Progress:
     shards_done: int
     inflight: int
     counts: Counts
-    pools: Sequence[str]
-    """Of the shards that are not done."""
+    pools: Mapping[str, int]
+    """Of the shards that are not done, each with its requests that are taken up."""
 
 
 class Turn(NamedTuple):
@@ -90,6 +94,8 @@ class Claim:
     priority: Priority = "normal"
     seq: int = 0
     """The place of its batch in the list."""
+    failures: int = 0
+    """Attempts in a row that ended with their worker and left no result."""
 
     @property
     def turn(self) -> Turn:
@@ -106,6 +112,8 @@ class Held:
     attempt: int
     inflight: int
     counts: Counts
+    at_risk: bool = True
+    """Whether it counts as a failure of the shard, if the worker ends now without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +136,35 @@ class Want:
     """Slots that this worker fills now."""
     note: str | None
     """Why the requests of the pool wait, if they do."""
+    told: str | None = None
+    """What it knows of the pool, for the other workers and for people."""
+
+
+class Peer(NamedTuple):
+    """Another worker that has work in a pool."""
+
+    owner: str
+    slots: int
+    told: str | None
+
+
+class Granted(NamedTuple):
+    """What a worker may fill of a pool, and who else is there."""
+
+    slots: int
+    peers: tuple[Peer, ...]
+
+
+class Telling(NamedTuple):
+    """What a worker that lives has told of a pool."""
+
+    pool: str
+    owner: str
+    slots: int
+    note: str | None
+    told: str | None
+    left_us: int
+    """Until its lease ends; it told when that began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,36 +308,82 @@ class Ledger(Protocol):
     ) -> Sequence[Claim]:
         """Take ready shards of canceled and expired batches, whatever their pool."""
 
+    async def pools_apart(self) -> Sequence[str]:
+        """Return the pools with shards that failed often, which no other claim takes."""
+
+    async def claim_apart(self, owner: str, pool: str, lease_us: int) -> Sequence[Claim]:
+        """Take the one of these shards that has failed least."""
+
     async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
         """Extend the leases; shards that are missing in the answer are lost."""
 
-    async def adopt(self, owner: str, claim: Claim, extents: Sequence[Extent]) -> bool:
-        """Freeze what this attempt takes over; False when the shard is lost."""
+    async def adopt(
+        self, owner: str, claim: Claim, extents: Sequence[Extent], *, has_gained: bool = True
+    ) -> bool:
+        """Freeze what this attempt takes over; False when the shard is lost.
+
+        Args:
+            owner: who adopts.
+            claim: of the shard.
+            extents: all that is taken over.
+            has_gained: whether the attempt before left a result; its failures are forgotten then.
+        """
 
     async def commit(self, owner: str, commits: Sequence[Commit]) -> Committed:
         """Finish shards. Repeating a commit that has happened is accepted."""
 
     async def share(
-        self, owner: str, now_us: int, lease_us: int, wants: Sequence[Want]
-    ) -> Mapping[str, int]:
+        self,
+        owner: str,
+        now_us: int,
+        lease_us: int,
+        wants: Sequence[Want],
+        accounts: Mapping[str, str] = EMPTY,
+    ) -> Mapping[str, Granted]:
         """Ask for slots of all pools that this worker has work in; return how many it may fill.
 
         Whatever it had of other pools is free then. Never more are granted than a pool has.
+
+        Args:
+            owner: the worker.
+            now_us: the time.
+            lease_us: until when it may have them.
+            wants: of each pool.
+            accounts: what it has counted, by batch, for `accounts`.
         """
 
-    async def notes(self) -> Mapping[str, str]:
-        """Return why requests wait, by pool, as the workers have said with `share`."""
+    async def tellings(self, now_us: int) -> Sequence[Telling]:
+        """Return what the workers that live have told with `share`, by pool and owner."""
+
+    async def accounts(self, batch_id: str) -> Sequence[tuple[str, str]]:
+        """Return what each worker has counted for a batch: owner and account, oldest first."""
 
     async def news(self) -> News:
         """Return what other processes have done that a worker should look at."""
 
-    async def release(self, owner: str) -> None:
-        """Give back everything that this owner holds."""
+    async def release(self, owner: str, *, has_died: bool = False) -> None:
+        """Give back everything that this owner holds.
+
+        Args:
+            owner: whose.
+            has_died: whether its process ended without a word: what was at risk has failed then.
+        """
 
     async def take_back(self, now_us: int, *, but: str) -> int:
         """Free the shards whose lease has ended, but for one owner's; return how many.
 
-        An owner whose process was held up still knows its shards; it renews them late.
+        An owner whose process was held up still knows its shards; it renews them late. What was
+        at risk has failed; after `limits.FAILURES_TO_SET_APART` failures it is set apart.
+        """
+
+    async def spare(self, owner: str) -> None:
+        """Count nothing as failed that this owner holds: it ends for another reason."""
+
+    async def absolve(self, lost: Sequence[tuple[str, int, int]]) -> None:
+        """Take back one failure of each: who held it lives.
+
+        Args:
+            lost: batch, index and attempt.
         """
 
     async def finished(self) -> Sequence[str]:
@@ -309,11 +392,24 @@ class Ledger(Protocol):
     async def results(self, batch_id: str) -> Sequence[ShardResult]:
         """Return the results of all shards of an open batch, by index."""
 
+    async def reopen(self, batch_id: str, indexes: Sequence[int]) -> None:
+        """Make done shards of an open batch ready again.
+
+        Their extents stay frozen: the next attempt takes over what is whole of them.
+        """
+
     async def end(self, batch_id: str, now_us: int, tokens: Tokens) -> bool:
         """End a batch all of whose shards are done; False when it has ended before.
 
         Raises:
             DamagedError: its results are not as many as its requests.
+        """
+
+    async def end_all(self, ends: Sequence[tuple[str, Tokens]], now_us: int) -> frozenset[str]:
+        """End several batches, each as `end` does, or none of them; return those that ended now.
+
+        Raises:
+            DamagedError: the results of one are not as many as its requests.
         """
 
     async def outdated(self, created_before_us: int, limit: int) -> Sequence[str]:
@@ -325,7 +421,8 @@ class Ledger(Protocol):
     async def forget_creates(self, now_us: int) -> None:
         """Drop the create calls that no repeat may refer to any more.
 
-        With them go the places of deleted batches that no list goes on from any more.
+        With them go the places of deleted batches that no list goes on from any more, and old
+        accounts.
         """
 
     async def live(self) -> dict[str, bool]:

@@ -168,6 +168,7 @@ def claims(t: Transaction, rows: Sequence[Row]) -> list[Claim]:
                 frozen=columns.load_extents(row["manifest"]),
                 priority=PRIORITIES[batch["priority"]],
                 seq=row["seq"],
+                failures=row["failures"],
             )
         )
     return sorted(found, key=lambda claim: (claim.batch, claim.index))

@@ -82,10 +82,15 @@ class PostgresLedger(SqlLedger):
             return 0
         return await super().take_back(now_us, but=but)
 
-    async def release(self, owner: str) -> None:
+    async def release(self, owner: str, *, has_died: bool = False) -> None:
         """Give back everything that this owner holds; if the database is away, leases run out."""
         with contextlib.suppress(Overloaded):
-            await super().release(owner)
+            await super().release(owner, has_died=has_died)
+
+    async def spare(self, owner: str) -> None:
+        """Count nothing as failed that this owner holds, if the database is there."""
+        with contextlib.suppress(Overloaded):
+            await super().spare(owner)
 
     async def failure(self) -> None:
         """Wait for ever: a database that is away comes back."""

@@ -40,7 +40,8 @@ CREATE TABLE shards (
   off       INTEGER NOT NULL,                    -- byte range in the requests segment
   len       INTEGER NOT NULL,
   n         INTEGER NOT NULL,
-  state     INTEGER NOT NULL DEFAULT 0,          -- 0 ready, 1 running, 2 done
+  state     INTEGER NOT NULL DEFAULT 0,          -- 0 ready, 1 running, 2 done; -1 ready, to be
+                                                 -- claimed apart: it may be what ends workers
   attempt   INTEGER NOT NULL DEFAULT 0,          -- the fence: raised by every claim
   owner     TEXT,
   lease_us  INTEGER,
@@ -55,6 +56,9 @@ CREATE TABLE shards (
   crc       INTEGER,                             -- CRC-32 of the byte range
   priority  INTEGER NOT NULL DEFAULT 1,          -- of the batch
   head      INTEGER NOT NULL DEFAULT 0,          -- 1 for the first shard of its batch in its pool
+  failures  INTEGER NOT NULL DEFAULT 0,          -- attempts in a row that ended with their worker
+                                                 -- and left no result
+  at_risk   INTEGER NOT NULL DEFAULT 0,          -- whether this one counts, if its worker ends now
   PRIMARY KEY (batch, idx)
 ) STRICT, WITHOUT ROWID;
 
@@ -62,6 +66,7 @@ CREATE INDEX shards_ready ON shards (pool, workspace, priority, seq, idx) WHERE 
 CREATE INDEX shards_fresh ON shards (pool, workspace, priority DESC, seq)
   WHERE state = 0 AND head = 1;
 CREATE INDEX shards_running ON shards (pool, workspace) WHERE state = 1;
+CREATE INDEX shards_apart ON shards (pool, failures, seq, idx) WHERE state = -1;
 
 -- Create calls that may be repeated: the first batch is the answer to the repeat.
 CREATE TABLE creates (
@@ -95,5 +100,17 @@ CREATE TABLE shares (
   slots    INTEGER NOT NULL,                     -- those that it may fill, or still fills
   lease_us INTEGER NOT NULL,
   note     TEXT,                                 -- why its requests wait, if they do
+  told     TEXT,                                 -- JSON: what it knows of the pool, see `waiting.py`
   PRIMARY KEY (pool, owner)
 ) STRICT, WITHOUT ROWID;
+
+-- What each of several workers has counted of its calls for a batch, for people.
+CREATE TABLE accounts (
+  batch    TEXT NOT NULL,
+  owner    TEXT NOT NULL,
+  told_us  INTEGER NOT NULL,
+  told     TEXT NOT NULL,                        -- JSON, see `accounts.py`
+  PRIMARY KEY (batch, owner)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX accounts_told ON accounts (told_us);

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from batchyard import fairness, limits
 from batchyard.errors import DamagedError, RateLimited
 from batchyard.ledger import (
+    EMPTY,
     Claim,
     Commit,
     Committed,
@@ -29,13 +30,14 @@ from batchyard.ledger import (
     ShardResult,
     choosing,
     columns,
+    sharing,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from batchyard.fairness import Shares
-    from batchyard.ledger import Turn, Want
+    from batchyard.ledger import Granted, Telling, Turn, Want
     from batchyard.model import Batch, Extent, ShardPlan, Tokens
 
     Row = Mapping[str, Any]
@@ -82,6 +84,8 @@ class Connection(Protocol):
             StoreError: whether it happened is unknown.
         """
 
+
+APART = {"apart_from": limits.FAILURES_TO_SET_APART}
 
 # Another worker may take what was chosen; the next choice sees it.
 _CHOICES_MAX = 3
@@ -184,6 +188,7 @@ class SqlLedger:
                 return t.again and t.one("deleted_get", bound) is not None
             t.change("deleted_put", bound | {"seq": gone["seq"]})
             t.change("creates_of_batch_delete", {"batch": batch_id})
+            t.change("accounts_of_batch_delete", {"batch": batch_id})
             return True
 
         return await self._writer.run(run, hurried=True)
@@ -195,7 +200,7 @@ class SqlLedger:
             bound = {"batch": batch_id}
             row = t.one("progress", bound)
             assert row is not None  # it is made of sums
-            pools = [row["pool"] for row in t.all("progress_pools", bound)]
+            pools = {row["pool"]: row["inflight"] for row in t.all("progress_pools", bound)}
             return Progress(
                 shards=row["shards"],
                 shards_done=row["shards_done"],
@@ -277,6 +282,16 @@ class SqlLedger:
         take = choosing.Taking(owner, lambda t: choosing.claims(t, t.all("claim_void", bound)))
         return await self._writer.run(take)
 
+    async def pools_apart(self) -> Sequence[str]:
+        """Return the pools with shards that failed often."""
+        return await self._reader.run(lambda t: [row["pool"] for row in t.all("apart")])
+
+    async def claim_apart(self, owner: str, pool: str, lease_us: int) -> Sequence[Claim]:
+        """Take the one of these shards that has failed least."""
+        bound = {"owner": owner, "pool": pool, "lease_us": lease_us}
+        take = choosing.Taking(owner, lambda t: choosing.claims(t, t.all("claim_apart", bound)))
+        return await self._writer.run(take)
+
     async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
         """Extend the leases; shards that are missing in the answer are lost."""
 
@@ -294,7 +309,11 @@ class SqlLedger:
                 "renew",
                 [
                     fence
-                    | {"lease_us": lease_us, "inflight": shard.inflight}
+                    | {
+                        "lease_us": lease_us,
+                        "inflight": shard.inflight,
+                        "at_risk": int(shard.at_risk),
+                    }
                     | columns.bind_counts(shard.counts)
                     for fence, shard in zip(fences, held, strict=True)
                 ],
@@ -307,14 +326,17 @@ class SqlLedger:
 
         return await self._writer.run(run)
 
-    async def adopt(self, owner: str, claim: Claim, extents: Sequence[Extent]) -> bool:
-        """Freeze what this attempt takes over; False when the shard is lost."""
+    async def adopt(
+        self, owner: str, claim: Claim, extents: Sequence[Extent], *, has_gained: bool = True
+    ) -> bool:
+        """Freeze what this attempt takes over; see the protocol."""
         bound = {
             "owner": owner,
             "batch": claim.batch,
             "idx": claim.index,
             "attempt": claim.attempt,
             "manifest": columns.dump_extents(extents),
+            "has_gained": int(has_gained),
         }
         return await self._writer.run(lambda t: t.change("adopt", bound) == 1)
 
@@ -350,45 +372,42 @@ class SqlLedger:
         return committed
 
     async def share(
-        self, owner: str, now_us: int, lease_us: int, wants: Sequence[Want]
-    ) -> Mapping[str, int]:
+        self,
+        owner: str,
+        now_us: int,
+        lease_us: int,
+        wants: Sequence[Want],
+        accounts: Mapping[str, str] = EMPTY,
+    ) -> Mapping[str, Granted]:
         """Ask for slots; see the protocol."""
-
-        def run(t: Transaction) -> dict[str, int]:
-            granted = {}
-            for want in sorted(wants, key=lambda want: want.pool):  # locks in one order
-                bound: dict[str, Any] = {"pool": want.pool, "owner": owner}
-                if self.is_concurrent:
-                    t.change("share_lock", {"pool": want.pool})
-                rows = t.all("shares_of_others", bound | {"lease_now": now_us})
-                others = {row["owner"]: row["slots"] for row in rows}
-                turn = now_us // limits.SLOTS_TURN_US
-                slots = granted[want.pool] = fairness.slots_of(owner, want.slots, others, turn)
-                # What it still fills is its own until its calls have ended.
-                bound |= {"slots": max(slots, want.busy), "lease_us": lease_us, "note": want.note}
-                t.change("share_put", bound)
-            for row in t.all("shares_of_owner", {"owner": owner}):
-                if row["pool"] not in granted:
-                    t.change("share_drop", {"pool": row["pool"], "owner": owner})
-            return granted
-
-        return await self._writer.run(run)
-
-    async def notes(self) -> Mapping[str, str]:
-        """Return why requests wait, by pool, as the workers have said with `share`."""
-        return await self._reader.run(
-            lambda t: {row["pool"]: row["note"] for row in t.all("notes")}
+        is_concurrent = self.is_concurrent
+        divide = sharing.divide(
+            owner, now_us, lease_us, wants, accounts, is_concurrent=is_concurrent
         )
+        return await self._writer.run(divide)
+
+    async def tellings(self, now_us: int) -> Sequence[Telling]:
+        """Return what the workers that live have told with `share`, by pool and owner."""
+        return await self._reader.run(lambda t: sharing.read_tellings(t, now_us))
+
+    async def accounts(self, batch_id: str) -> Sequence[tuple[str, str]]:
+        """Return what each worker has counted for a batch: owner and account, oldest first."""
+
+        def run(t: Transaction) -> list[tuple[str, str]]:
+            rows = t.all("accounts_of_batch", {"batch": batch_id})
+            return [(row["owner"], row["told"]) for row in rows]
+
+        return await self._reader.run(run, hurried=True)
 
     async def news(self) -> News:
         """Return what other processes have done that a worker should look at."""
         return await self._reader.run(read_news)
 
-    async def release(self, owner: str) -> None:
-        """Give back everything that this owner holds."""
+    async def release(self, owner: str, *, has_died: bool = False) -> None:
+        """Give back everything that this owner holds; see the protocol."""
 
         def run(t: Transaction) -> None:
-            t.change("release", {"owner": owner})
+            t.change("release_dead" if has_died else "release", {"owner": owner, **APART})
             t.change("shares_drop", {"owner": owner})
 
         await self._writer.run(run, hurried=True)
@@ -399,9 +418,18 @@ class SqlLedger:
 
         def run(t: Transaction) -> int:
             t.change("shares_expire", bound)
-            return t.change("take_back", bound)
+            return t.change("take_back", bound | APART)
 
         return await self._writer.run(run)
+
+    async def spare(self, owner: str) -> None:
+        """Count nothing as failed that this owner holds."""
+        await self._writer.run(lambda t: t.change("spare", {"owner": owner}), hurried=True)
+
+    async def absolve(self, lost: Sequence[tuple[str, int, int]]) -> None:
+        """Take back one failure of each; see the protocol."""
+        bounds = [{"batch": batch, "idx": idx, "attempt": attempt} for batch, idx, attempt in lost]
+        await self._writer.run(lambda t: t.each("absolve", sorted(bounds, key=str)))
 
     async def finished(self) -> Sequence[str]:
         """Return the batches with all shards done that have not ended."""
@@ -423,6 +451,11 @@ class SqlLedger:
 
         return await self._reader.run(run)
 
+    async def reopen(self, batch_id: str, indexes: Sequence[int]) -> None:
+        """Make done shards of an open batch ready again; see the protocol."""
+        bounds = [{"batch": batch_id, "idx": index} for index in indexes]
+        await self._writer.run(lambda t: t.each("reopen", bounds))
+
     async def end(self, batch_id: str, now_us: int, tokens: Tokens) -> bool:
         """End a batch all of whose shards are done; False when it has ended before.
 
@@ -430,18 +463,26 @@ class SqlLedger:
             DamagedError: the results do not add up to the requests, which would be a bug: the
                 batch stays open for inspection.
         """
+        return batch_id in await self.end_all([(batch_id, tokens)], now_us)
 
-        def run(t: Transaction) -> bool:
-            bound = {"batch": batch_id, "now": now_us, "tokens": columns.dump_tokens(tokens)}
-            row = t.one("end", bound)
-            if row is None:
-                return False
-            if row["requests"] != row["results"]:
-                raise DamagedError(
-                    f"batch {batch_id} has {row['requests']} requests and {row['results']} results"
-                )
-            t.change("shards_delete", {"batch": batch_id})
-            return True
+    async def end_all(self, ends: Sequence[tuple[str, Tokens]], now_us: int) -> frozenset[str]:
+        """End several batches, or none of them; see the protocol."""
+
+        def run(t: Transaction) -> frozenset[str]:
+            ended = set()
+            for batch_id, tokens in sorted(ends):  # locks in one order
+                bound = {"batch": batch_id, "now": now_us, "tokens": columns.dump_tokens(tokens)}
+                row = t.one("end", bound)
+                if row is None:
+                    continue
+                if row["requests"] != row["results"]:
+                    raise DamagedError(
+                        f"batch {batch_id} has {row['requests']} requests and {row['results']} "
+                        "results"
+                    )
+                t.change("shards_delete", {"batch": batch_id})
+                ended.add(batch_id)
+            return frozenset(ended)
 
         return await self._writer.run(run)
 
@@ -461,6 +502,7 @@ class SqlLedger:
             t.change("creates_purge", {"now": now_us})
             before = now_us - limits.DELETED_CURSOR_WINDOW_US
             t.change("deleted_purge", {"before": before})
+            t.change("accounts_purge", {"before": now_us - limits.ACCOUNTS_KEPT_US})
 
         await self._writer.run(run)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
+from batchyard import limits
 from batchyard.errors import ConfigError, StoreError
 from batchyard.ledger.dialect import sqlite_schema, sqlite_statement, statements
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APPLICATION_ID = 0x62796172  # "byar"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # What a file of an older version needs, by that version, in the transaction that opens it.
 _MIGRATIONS = {
     1: (
@@ -51,6 +52,18 @@ _MIGRATIONS = {
             " slots INTEGER NOT NULL, lease_us INTEGER NOT NULL, note TEXT,"
             " PRIMARY KEY (pool, owner)) STRICT, WITHOUT ROWID"
         ),
+    ),
+    3: (
+        "ALTER TABLE shards ADD COLUMN failures INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE shards ADD COLUMN at_risk INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX shards_apart ON shards (pool, failures, seq, idx) WHERE state = -1",
+        "ALTER TABLE shares ADD COLUMN told TEXT",
+        (
+            "CREATE TABLE accounts (batch TEXT NOT NULL, owner TEXT NOT NULL,"
+            " told_us INTEGER NOT NULL, told TEXT NOT NULL,"
+            " PRIMARY KEY (batch, owner)) STRICT, WITHOUT ROWID"
+        ),
+        "CREATE INDEX accounts_told ON accounts (told_us)",
     ),
 }
 
@@ -99,7 +112,7 @@ def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Conn
             elif version < SCHEMA_VERSION:
                 _migrate(db, version)
             if not joins:
-                db.execute(SQL["take_back_all"])
+                db.execute(SQL["take_back_all"], {"apart_from": limits.FAILURES_TO_SET_APART})
                 db.execute(SQL["shares_clear"])
     db.row_factory = sqlite3.Row
     return db

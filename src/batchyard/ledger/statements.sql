@@ -80,7 +80,9 @@ SELECT count(*) AS shards,
 FROM shards WHERE batch = :batch
 
 -- name: progress_pools
-SELECT DISTINCT pool FROM shards WHERE batch = :batch AND state < 2
+-- The pools of the shards that are not done, each with its requests that are taken up.
+SELECT pool, coalesce(sum(CASE WHEN state = 1 THEN inflight ELSE 0 END), 0) AS inflight
+FROM shards WHERE batch = :batch AND state < 2 GROUP BY pool ORDER BY pool
 
 -- name: queued
 -- How many requests of a workspace are in batches that have not ended.
@@ -160,14 +162,15 @@ WITH taken(batch, idx) AS (
   WHERE state = 0 AND pool = :pool AND workspace = :workspace AND priority = :priority
     AND seq = :seq
   ORDER BY idx LIMIT :limit /* FOR UPDATE SKIP LOCKED */)
-UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0
+UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0,
+  at_risk = 1
 WHERE (batch, idx) IN (SELECT batch, idx FROM taken)
-RETURNING batch, idx, seq, workspace, pool, off, len, crc, n, attempt, manifest
+RETURNING batch, idx, seq, workspace, pool, off, len, crc, n, attempt, manifest, failures
 
 -- name: has_void
 -- Whether `claim_void` would find a shard.
 SELECT s.batch FROM batches AS b CROSS JOIN shards AS s
-WHERE s.batch = b.id AND s.state = 0 AND b.id IN (
+WHERE s.batch = b.id AND s.state <= 0 AND b.id IN (
   SELECT id FROM batches WHERE cancel_us IS NOT NULL AND ended_us IS NULL
   UNION ALL
   SELECT id FROM batches WHERE expires_us <= :now AND ended_us IS NULL)
@@ -178,14 +181,29 @@ LIMIT 1
 -- CROSS JOIN keeps the order: from the few open batches to their shards, never over all ready shards.
 WITH taken(batch, idx) AS (
   SELECT s.batch, s.idx FROM batches AS b CROSS JOIN shards AS s
-  WHERE s.batch = b.id AND s.state = 0 AND b.id IN (
+  WHERE s.batch = b.id AND s.state <= 0 AND b.id IN (
     SELECT id FROM batches WHERE cancel_us IS NOT NULL AND ended_us IS NULL
     UNION ALL
     SELECT id FROM batches WHERE expires_us <= :now AND ended_us IS NULL)
   LIMIT :limit /* FOR UPDATE OF s SKIP LOCKED */)
-UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0
+UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0,
+  at_risk = 1
 WHERE (batch, idx) IN (SELECT batch, idx FROM taken)
-RETURNING batch, idx, seq, workspace, pool, off, len, crc, n, attempt, manifest
+RETURNING batch, idx, seq, workspace, pool, off, len, crc, n, attempt, manifest, failures
+
+-- name: apart
+-- Pools with shards that may be what ends workers.
+SELECT DISTINCT pool FROM shards WHERE state = -1 ORDER BY pool
+
+-- name: claim_apart
+-- Of these the one that is least likely to be it.
+WITH taken(batch, idx) AS (
+  SELECT batch, idx FROM shards WHERE state = -1 AND pool = :pool
+  ORDER BY failures, seq, idx LIMIT 1 /* FOR UPDATE SKIP LOCKED */)
+UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0,
+  at_risk = 1
+WHERE (batch, idx) IN (SELECT batch, idx FROM taken)
+RETURNING batch, idx, seq, workspace, pool, off, len, crc, n, attempt, manifest, failures
 
 -- name: newest
 -- The place of the newest batch in the list.
@@ -199,7 +217,7 @@ SELECT version, betas, user_profile, priority, expires_us, cancel_us FROM batche
 
 -- name: renew
 UPDATE shards SET lease_us = :lease_us, inflight = :inflight, succeeded = :succeeded,
-  errored = :errored, canceled = :canceled, expired = :expired
+  errored = :errored, canceled = :canceled, expired = :expired, at_risk = :at_risk
 WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AND state = 1
 
 -- name: held
@@ -210,7 +228,9 @@ WHERE s.batch = :batch AND s.idx = :idx AND s.owner = :owner AND s.attempt = :at
   AND s.state = 1
 
 -- name: adopt
-UPDATE shards SET manifest = :manifest
+-- What earlier attempts have left is progress.
+UPDATE shards SET manifest = :manifest,
+  failures = CASE WHEN :has_gained = 1 THEN 0 ELSE failures END
 WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AND state = 1
 
 -- name: commit
@@ -223,19 +243,40 @@ WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AN
 SELECT idx FROM shards WHERE batch = :batch AND idx = :idx AND state = 2 AND manifest = :manifest
 
 -- name: release
-UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE owner = :owner AND state = 1
+UPDATE shards SET state = CASE WHEN failures >= :apart_from THEN -1 ELSE 0 END, owner = NULL,
+  inflight = 0, at_risk = 0
+WHERE owner = :owner AND state = 1
+
+-- name: release_dead
+-- As `take_back`, of an owner that is known to have ended.
+UPDATE shards SET state = CASE WHEN failures + at_risk >= :apart_from THEN -1 ELSE 0 END,
+  failures = failures + at_risk, at_risk = 0, owner = NULL, inflight = 0
+WHERE owner = :owner AND state = 1
 
 -- name: take_back
--- Shards whose owner, another one, has not renewed in time.
-UPDATE shards SET state = 0, owner = NULL, inflight = 0
+-- Shards whose owner, another one, has not renewed in time. Those that have failed often are set
+-- apart, so that one that ends workers does not end them while they work on the others.
+UPDATE shards SET state = CASE WHEN failures + at_risk >= :apart_from THEN -1 ELSE 0 END,
+  failures = failures + at_risk, at_risk = 0, owner = NULL, inflight = 0
 WHERE state = 1 AND lease_us < :lease_now AND owner <> :owner
 
 -- name: take_back_all
-UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE state = 1
+UPDATE shards SET state = CASE WHEN failures + at_risk >= :apart_from THEN -1 ELSE 0 END,
+  failures = failures + at_risk, at_risk = 0, owner = NULL, inflight = 0
+WHERE state = 1
+
+-- name: spare
+-- The owner ends for a reason that is none of its shards.
+UPDATE shards SET at_risk = 0 WHERE owner = :owner AND state = 1
+
+-- name: absolve
+-- A worker that lives has lost this attempt: that it was taken from it is no failure of the shard.
+UPDATE shards SET failures = CASE WHEN failures > 0 THEN failures - 1 ELSE 0 END
+WHERE batch = :batch AND idx = :idx AND attempt >= :attempt AND state < 2
 
 -- name: shares_of_others
--- What the other workers have of a pool.
-SELECT owner, slots FROM shares WHERE pool = :pool AND owner <> :owner AND lease_us >= :lease_now
+-- What the other workers have of a pool, and what they know of it.
+SELECT owner, slots, told FROM shares WHERE pool = :pool AND owner <> :owner AND lease_us >= :lease_now
 
 -- name: share_lock
 -- Holds off all others that divide this pool, until this transaction ends.
@@ -243,10 +284,10 @@ INSERT INTO shares (pool, owner, slots, lease_us) VALUES (:pool, '', 0, 0)
 ON CONFLICT (pool, owner) DO UPDATE SET slots = 0
 
 -- name: share_put
-INSERT INTO shares (pool, owner, slots, lease_us, note)
-VALUES (:pool, :owner, :slots, :lease_us, :note)
+INSERT INTO shares (pool, owner, slots, lease_us, note, told)
+VALUES (:pool, :owner, :slots, :lease_us, :note, :told)
 ON CONFLICT (pool, owner) DO UPDATE
-SET slots = excluded.slots, lease_us = excluded.lease_us, note = excluded.note
+SET slots = excluded.slots, lease_us = excluded.lease_us, note = excluded.note, told = excluded.told
 
 -- name: shares_of_owner
 SELECT pool FROM shares WHERE owner = :owner
@@ -263,9 +304,25 @@ DELETE FROM shares WHERE lease_us < :lease_now AND owner <> :owner
 -- name: shares_clear
 DELETE FROM shares
 
--- name: notes
--- Why requests wait, by pool, as their workers have it.
-SELECT pool, note FROM shares WHERE note IS NOT NULL ORDER BY pool, owner
+-- name: tellings
+-- What the workers that live know of their pools, and how long their leases last.
+SELECT pool, owner, slots, note, told, lease_us - :lease_now AS left_us FROM shares
+WHERE lease_us >= :lease_now ORDER BY pool, owner
+
+-- name: account_put
+-- Not of a batch that was deleted meanwhile.
+INSERT INTO accounts (batch, owner, told_us, told)
+SELECT id, :owner, :now, :told FROM batches WHERE id = :batch
+ON CONFLICT (batch, owner) DO UPDATE SET told_us = excluded.told_us, told = excluded.told
+
+-- name: accounts_of_batch
+SELECT owner, told FROM accounts WHERE batch = :batch ORDER BY told_us, owner
+
+-- name: accounts_of_batch_delete
+DELETE FROM accounts WHERE batch = :batch
+
+-- name: accounts_purge
+DELETE FROM accounts WHERE told_us <= :before
 
 -- name: finished
 -- Batches with all shards done that have not ended yet.
@@ -280,6 +337,12 @@ WHERE id = :batch AND ended_us IS NULL
 
 -- name: manifest
 SELECT idx, manifest, tokens FROM shards WHERE batch = :batch ORDER BY idx
+
+-- name: reopen
+-- A done shard whose results the disk has damaged; its manifest is what the next attempt adopts.
+UPDATE shards SET state = 0, owner = NULL, inflight = 0, tokens = '[0,0,0,0]',
+  succeeded = 0, errored = 0, canceled = 0, expired = 0
+WHERE batch = :batch AND idx = :idx AND state = 2
 
 -- name: end
 UPDATE batches SET ended_us = greatest(:now, created_us, coalesce(cancel_us, 0)), tokens = :tokens,
@@ -305,3 +368,20 @@ UPDATE batches SET archived_us = greatest(:now, ended_us) WHERE id = :id AND end
 -- name: ids
 -- Every batch there is, to tell orphaned segments from owned ones.
 SELECT id, archived_us FROM batches
+
+-- name: backlog_waiting
+-- How much of a pool waits to be taken up, counted up to a number of shards.
+SELECT count(*) AS shards, coalesce(sum(n), 0) AS requests
+FROM (SELECT n FROM shards WHERE state = 0 AND pool = :pool LIMIT :limit) AS waiting
+
+-- name: backlog_apart
+-- What waits to be claimed apart: few.
+SELECT pool, count(*) AS shards, coalesce(sum(n), 0) AS requests
+FROM shards WHERE state = -1 GROUP BY pool ORDER BY pool
+
+-- name: backlog_running
+-- What each worker has taken up, by pool.
+SELECT owner, pool, count(*) AS shards,
+  coalesce(sum(n - succeeded - errored - canceled - expired), 0) AS requests,
+  coalesce(sum(inflight), 0) AS inflight
+FROM shards WHERE state = 1 GROUP BY owner, pool ORDER BY owner, pool

@@ -1,7 +1,8 @@
 """The work of a yard that is done in other processes: what its API knows of them.
 
 It knows what the ledger tells, and nothing else. New and canceled batches are found by the workers
-themselves.
+themselves. What they see of their pools and count of their calls they write into the ledger each
+second, and from there it is told as a worker of this process would tell it, a second or two old.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.dispatch import accounts, waiting
 from batchyard.dispatch.routes import UNROUTED
-from batchyard.dispatch.waiting import Waiting
+from batchyard.dispatch.waiting import Heard, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from batchyard.clock import Clock
+    from batchyard.dispatch.accounts import Account
     from batchyard.dispatch.routes import Routes
-    from batchyard.ledger import Ledger
+    from batchyard.ledger import Ledger, Telling
+
+_HOMELESS = "its upstream is not configured any more"
 
 
 class Elsewhere:
@@ -32,7 +37,9 @@ class Elsewhere:
         self._routes = routes
         self._clock = clock
         self._leaving = asyncio.Event()
-        self._notes: Mapping[str, str] = {}
+        self._tellings: Mapping[str, Sequence[Telling]] = {}
+        """What the workers that live have told, by pool."""
+        self._listened_s = 0.0
 
     @property
     def cancel_takes_s(self) -> float:
@@ -53,21 +60,56 @@ class Elsewhere:
         """Return why the requests of these pools wait, as the workers have said of late."""
         found = {}
         for name in pools:
-            if name != UNROUTED and self._routes.upstream_of_pool(name) is None:
-                found[name] = "its upstream is not configured any more"
-            elif name in self._notes:
-                found[name] = self._notes[name]
+            notes = [each.note for each in self._tellings.get(name, ()) if each.note is not None]
+            if self._is_homeless(name):
+                found[name] = _HOMELESS
+            elif notes:
+                found[name] = notes[0]
         return found
 
-    def explain(self, batch_id: str, pools: Iterable[str]) -> list[Waiting]:
-        """Return why requests of these pools wait, as far as the workers have said."""
-        return [Waiting(name, "paused", why) for name, why in self.troubles(pools).items()]
+    def explain(self, batch_id: str, pools: Mapping[str, int]) -> list[Waiting]:
+        """Return why requests of a batch wait, as the workers have said of late.
 
-    def account(self, batch_id: str) -> None:
-        """Return nothing: the workers count calls, each its own."""
+        Args:
+            batch_id: of the batch.
+            pools: of its requests that have no result, with how many are taken up.
+        """
+        found: list[Waiting] = []
+        now_s = self._clock.monotonic_s()
+        for name, flying in pools.items():
+            if self._is_homeless(name):
+                found.append(Waiting(name, "unconfigured", _HOMELESS))
+            else:
+                found += waiting.explain(name, self._heard(name), batch_id, flying, now_s)
+        return found
 
-    def rate_max(self, pools: Iterable[str]) -> None:
-        """Return nothing: what the workers have learned they keep to themselves."""
+    def _is_homeless(self, pool: str) -> bool:
+        return pool != UNROUTED and self._routes.upstream_of_pool(pool) is None
+
+    def _heard(self, pool: str) -> list[Heard]:
+        since_s = self._clock.monotonic_s() - self._listened_s
+        return [
+            Heard(waiting.load(each.told), _age_us(each) / limits.SECOND_US + since_s)
+            for each in self._tellings.get(pool, ())
+        ]
+
+    async def account(self, batch_id: str) -> Account | None:
+        """Return what all workers together have counted of the calls of a batch."""
+        told = await self._ledger.accounts(batch_id)
+        return accounts.merge(text for _, text in told)
+
+    def told_us(self, pools: Iterable[str]) -> int | None:
+        """Return when the oldest of what it says of these pools was told; None if nothing was."""
+        ages = [heard.age_s for name in pools for heard in self._heard(name)]
+        if not ages:
+            return None
+        return self._clock.now_us() - round(max(ages) * limits.SECOND_US)
+
+    def rate_max(self, pools: Iterable[str]) -> float | None:
+        """Return how many calls a second these pools can make at most, where that is known."""
+        rates = [waiting.rate_max(self._heard(name)) for name in pools]
+        known = [rate for rate in rates if rate is not None]
+        return sum(known) if known and len(known) == len(rates) else None
 
     async def run(self) -> None:
         """Listen to what the workers say until `leave` is called.
@@ -86,4 +128,12 @@ class Elsewhere:
             await self._clock.sleep(self._ledger.poll_s)
 
     async def _listen(self) -> None:
-        self._notes = await self._ledger.notes()
+        found: dict[str, list[Telling]] = {}
+        for each in await self._ledger.tellings(self._clock.now_us()):
+            found.setdefault(each.pool, []).append(each)
+        self._tellings, self._listened_s = found, self._clock.monotonic_s()
+
+
+def _age_us(telling: Telling) -> int:
+    """Return how long ago a worker told, in the time of the ledger."""
+    return max(0, limits.LEASE_US - telling.left_us)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from batchyard import wire
 from batchyard.errors import ConfigError, DataDirectoryInUse
+from batchyard.server import orphans
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _WAITS = 200
+_WAITS_BEFORE_END = 40
 _WAIT_S = 0.05
 
 
@@ -24,7 +26,7 @@ def lock(data: Path) -> TextIO:
     """Take a data directory for this process, and hold it as long as the file is open.
 
     Worker processes hold it too. Those of a server that was killed are about to end: they are
-    waited for, ten seconds at the most.
+    waited for, ten seconds at the most. After two of them they are ended, for they may be frozen.
 
     Raises:
         DataDirectoryInUse: another process has it.
@@ -42,11 +44,14 @@ def lock(data: Path) -> TextIO:
         except OSError:
             holder = _holder(file)
             if left and holder is not None and not _is_alive(holder):
+                if left == _WAITS - _WAITS_BEFORE_END:
+                    orphans.end(data)
                 time.sleep(_WAIT_S)
                 continue
             file.close()
             raise DataDirectoryInUse(_in_use(data, holder)) from None
         break
+    orphans.clear(data)
     try:
         file.seek(0)
         file.truncate()

@@ -58,19 +58,21 @@ class Progress:
     async def _object(self, batch: Batch) -> dict[str, object]:
         """Return the progress of the wire.
 
-        `requests` is the size of the batch, `results` how many of them have a result, of which
-        `counts` tells the kinds; `in_flight` have been taken up and have no result yet. `billing`
-        is what the calls cost: `standard` (the list price), `batch` (half of it) or `simulated`
-        (nothing). `tokens` are the sums of an ended batch. `paused` says, by pool, why requests of
-        this batch wait for their upstream. `waiting` says more: the reason, in words, and until
-        when. `calls` and what follows are counted since the start of the process that works, null
-        where others do; `failing` are the last requests of which a call failed. `estimate` is the
-        end, null with the reason where there is no basis.
+        `requests` is the size of the batch, `results` how many have a result, `counts` of which
+        kind; `in_flight` are taken up without a result. `billing` is what the calls cost:
+        `standard` (the list price), `batch` (half of it) or `simulated` (nothing). `tokens` are the
+        sums of an ended batch. `paused` says, by pool, why requests of this batch wait for their
+        upstream. `waiting` says more, and until when. `calls` and what follows are counted by the
+        processes that work, since their start, null where none has told; `failing` are the last
+        requests of which a call failed, `damaged` the shards of which the disk has damaged
+        something. `as_of` is when the oldest of this was told, null where no worker has any of it.
+        `estimate` is the end or why it is not known.
         """
         shards = shards_done = in_flight = 0
         waiting: dict[str, str] = {}
         reasons: Sequence[Waiting] = ()
         estimate: dict[str, object] | None = None
+        told_us: int | None = None
         counts, tokens = batch.counts, batch.tokens
         if batch.ended_us is None:
             progress = await self._yard.ledger.progress(batch.id)
@@ -80,6 +82,7 @@ class Progress:
             waiting = self._yard.worker.troubles(progress.pools)
             reasons = self._yard.worker.explain(batch.id, progress.pools)
             estimate = self._estimate(batch, progress, reasons)
+            told_us = self._yard.worker.told_us(progress.pools)
         if not shards:  # an open batch has some: it ended, maybe since it was read
             batch = await self._yard.ledger.get(batch.workspace, batch.id) or batch
             counts = batch.counts
@@ -108,7 +111,8 @@ class Progress:
             },
             "paused": waiting,
             "waiting": [self._waiting(reason) for reason in reasons],
-            **_calls(self._yard.worker.account(batch.id)),
+            **_calls(await self._yard.worker.account(batch.id)),
+            "as_of": None if told_us is None else wire.rfc3339(told_us),
             "estimate": None if batch.ended_us is not None else estimate,
         }
 
@@ -145,7 +149,13 @@ class Progress:
 
 def _calls(account: Account | None) -> dict[str, object]:
     if account is None:
-        return {"calls": None, "repeated_calls": None, "failed_calls": {}, "failing": []}
+        return {
+            "calls": None,
+            "repeated_calls": None,
+            "failed_calls": {},
+            "failing": [],
+            "damaged": [],
+        }
     return {
         "calls": account.calls,
         "repeated_calls": account.repeated,
@@ -160,4 +170,5 @@ def _calls(account: Account | None) -> dict[str, object]:
             }
             for custom_id, failing in account.failing.items()
         ],
+        "damaged": [{"shard": shard, "detail": why} for shard, why in account.damaged.items()],
     }

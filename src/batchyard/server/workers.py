@@ -4,7 +4,8 @@ They work on the same ledger and directory as the server and never speak to each
 knows of each only whether it lives: a pipe in each direction closes when the other side has died,
 and over the one from the worker comes a sign of life each second. A worker that died or gives no
 sign is replaced, and what it held is free at once; one that was frozen and wakes is fenced off by
-the ledger. All hold the lock on the data directory, so no other server starts while one lives.
+the ledger. All hold the lock on the data directory, so no other server starts while one lives; the
+next one ends a frozen one (`orphans.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from batchyard import ids, limits
 from batchyard.clock import wait_first
-from batchyard.dispatch.ending import end_batch
+from batchyard.dispatch.ending import end_batches
 from batchyard.errors import DiskFull, StoreError
+from batchyard.server import orphans
 from batchyard.server.elsewhere import Elsewhere
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 
 STORE_FAILED = 4
 """The exit code of a worker whose store failed."""
+_ORDERLY = frozenset({0, STORE_FAILED})
+"""Codes of a worker that did not end because of what it worked on."""
 _TAKE_BACK_S = 5.0
 
 
@@ -105,7 +109,7 @@ class Workers(Elsewhere):
             owner = ids.nonce()
             began_s = self._clock.monotonic_s()
             code = await self._live(Order(self._config, owner, core))
-            await self._free(owner)
+            await self._free(owner, has_died=code not in _ORDERLY)
             if code == STORE_FAILED:
                 raise StoreError("the store failed in a worker; its log says why")
             if self._leaving.is_set():
@@ -128,6 +132,7 @@ class Workers(Elsewhere):
             start_new_session=True,  # a Ctrl-C is for the server, which lets it end
         )
         self._processes.add(process)
+        orphans.record(self._config.data, process.pid)
         try:
             assert process.stdin is not None
             process.stdin.write(pickle.dumps(order))
@@ -138,7 +143,9 @@ class Workers(Elsewhere):
             self._processes.discard(process)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()  # dead, or silent, or the server ends in a hurry
-        return await process.wait()
+        code = await process.wait()
+        orphans.forget(self._config.data, process.pid)
+        return code
 
     async def _until_silent(self, process: Process) -> None:
         assert process.stdout is not None
@@ -157,12 +164,12 @@ class Workers(Elsewhere):
                 log.error("worker pid=%d gave no sign of life for %.0f s", process.pid, bound)  # noqa: TRY400
                 return
 
-    async def _free(self, owner: str) -> None:
+    async def _free(self, owner: str, *, has_died: bool) -> None:
         """Free what a worker held that has ended."""
         with contextlib.suppress(DiskFull):  # its leases end, or the next start frees all
-            await self._ledger.release(owner)
-            for batch_id in await self._ledger.finished():  # that it was about to end
-                await end_batch(self._ledger, self._store, self._clock, batch_id)
+            await self._ledger.release(owner, has_died=has_died)
+            finished = await self._ledger.finished()  # that it was about to end
+            await end_batches(self._ledger, self._store, self._clock, finished)
 
     async def _watch(self) -> None:
         taken_s = self._clock.monotonic_s()

@@ -33,6 +33,10 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     read. For a stream that is its first event. Must not raise, and must not hold this call."""
     wanted: Callable[[], bool] | None = None
     """Asked right before anything is sent: whether an answer would still be used."""
+    max_tokens: int | None = None
+    """Of a request that asks for no stream, where that is known; None to look into `params`."""
+    anew: bool = False
+    """Whether to use no connection that was used before."""
 
 
 class FailureKind(enum.StrEnum):
@@ -41,6 +45,7 @@ class FailureKind(enum.StrEnum):
     CONNECT = "connect"  # no connection: the request was not sent
     TIMEOUT = "timeout"  # sent, and no whole reply in time
     BROKEN = "broken"  # the connection broke, or what came was not HTTP, or no whole stream
+    STALE = "stale"  # a connection that was used before was closed without a byte of a reply
     TOO_LARGE = "too_large"  # the reply was larger than we read
 
 

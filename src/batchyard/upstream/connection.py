@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._exchange: Exchange | None = None
         self.idle_since_s = 0.0
+        self._requests = 0
         self._unparsed = 0
         """Bytes that have come since the last piece of a body: of the head, or of trailers."""
         self._headers: dict[bytes, bytes] = {}
@@ -77,7 +78,9 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         assert self._exchange is None
         self._exchange = exchange
-        self._parser = httptools.HttpResponseParser(self)
+        self._requests += 1
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._status = self._unparsed = self._interims = 0
         self._has_begun = self._ends_by_close = self._is_whole = False
@@ -153,7 +156,9 @@ class Connection(asyncio.Protocol):
             return
         when = "within its reply" if self._has_begun else "without a reply"
         why = str(exc) if exc is not None and str(exc) else f"the connection was closed {when}"
-        self._fail(FailureKind.BROKEN, why)
+        # Servers close what lies idle, and a request may be on its way just then.
+        is_stale = self._requests > 1 and not (self._unparsed or self._has_begun)
+        self._fail(FailureKind.STALE if is_stale else FailureKind.BROKEN, why)
 
     # What the parser tells -----------------------------------------------------------------------
 

@@ -98,17 +98,20 @@ class MessagesUpstream:
     def send(self, call: Call) -> Coroutine[None, None, Outcome]:
         """Make one call of `POST /v1/messages`."""
         head = self._head_of(call)
-        if self._stream_above is not None:
-            body = as_stream(call.params, self._stream_above)
+        above = self._stream_above
+        if above is not None and (call.max_tokens is None or call.max_tokens > above):
+            body = as_stream(call.params, above)
             if body is not None:
                 return self._send_streamed(call, head, body)
-        return self._client.post(head, call.params, call.begun, call.wanted)
+        return self._client.post(head, call.params, call.begun, call.wanted, anew=call.anew)
 
     async def _send_streamed(self, call: Call, head: bytes, body: bytes) -> Outcome:
         """Make one call as a stream, and once more without, where a stream cannot be had."""
         post = self._client.post
         try:
-            outcome: Outcome = await self._client.post_streamed(head, body, call.begun, call.wanted)
+            outcome: Outcome = await self._client.post_streamed(
+                head, body, call.begun, call.wanted, anew=call.anew
+            )
         except UnknownDelta as error:
             # Such a stream would come again at every try. The message says the same without one.
             if str(error) not in self._unknown_deltas and len(self._unknown_deltas) < 100:

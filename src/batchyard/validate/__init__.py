@@ -14,8 +14,18 @@ rules: only what every Messages endpoint must refuse, and what batches refuse, i
 
 from batchyard.validate.decide import check, examine, model_of
 from batchyard.validate.ordinary import is_fine as is_plain
+from batchyard.validate.ordinary import read as read_ordinary
 from batchyard.validate.problem import Problem
 from batchyard.validate.tools import FORCED as FORCED_CHOICES
 from batchyard.validate.urls import names_url
 
-__all__ = ["FORCED_CHOICES", "Problem", "check", "examine", "is_plain", "model_of", "names_url"]
+__all__ = [
+    "FORCED_CHOICES",
+    "Problem",
+    "check",
+    "examine",
+    "is_plain",
+    "model_of",
+    "names_url",
+    "read_ordinary",
+]

@@ -6,14 +6,22 @@ it passes on to them, any other key included.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from batchyard import limits, models
 from batchyard.validate.caching import BREAKPOINTS_MAX, longer_first
 from batchyard.validate.version import removes_sampling
+
+
+class Ordinary(NamedTuple):
+    """What is known of an ordinary request."""
+
+    max_tokens: int
+    has_blocks: bool
+    """Whether it has blocks, which alone can carry cache breakpoints."""
 
 
 class _Cache(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -23,25 +31,21 @@ class _Cache(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 class _Text(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     type: Literal["text"]
-    text: Annotated[str, msgspec.Meta(min_length=1)]
+    text: Raw
     cache_control: _Cache | None = None
-
-
-_Content = (
-    Annotated[str, msgspec.Meta(min_length=1)] | Annotated[list[_Text], msgspec.Meta(min_length=1)]
-)
 
 
 class _Turn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     role: Literal["user", "assistant"]
-    content: _Content
+    content: Raw
 
 
-class _Ordinary(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+# Texts stay raw: to make strings of them took longer than all the rest, and nobody reads them here.
+class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=limits.MODEL_CHARS_MAX)]
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     messages: Annotated[list[_Turn], msgspec.Meta(min_length=1, max_length=limits.MESSAGES_MAX)]
-    system: str | list[_Text] | None = None
+    system: Raw = Raw(b"null")
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] | UnsetType = UNSET
     stream: bool = False
 
@@ -50,35 +54,76 @@ class _Named(msgspec.Struct, gc=False):
     model: str
 
 
-_ordinary = msgspec.json.Decoder(_Ordinary)
+_request = msgspec.json.Decoder(_Request)
+_texts = msgspec.json.Decoder(list[_Text])
 _named = msgspec.json.Decoder(_Named)
+_QUOTE, _BRACKET, _N = b'"[n'
+_EMPTY_CHARS = len('""')
 
 
 def is_fine(params: bytes | memoryview, version: str) -> bool:
     """Whether nothing is wrong with the request; False when that is not known."""
     try:
-        fields = _ordinary.decode(params)
+        str(params, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return read(params, version) is not None
+
+
+def read(params: bytes | memoryview, version: str) -> Ordinary | None:
+    """Return what is known of a request with which nothing is wrong; None when that is not known.
+
+    Args:
+        params: UTF-8; of an accepted request they are.
+        version: `anthropic-version` of the create call.
+    """
+    try:
+        fields = _request.decode(params)
+        model = models.find(fields.model)
+        if model is not None and fields.max_tokens > model.max_output:
+            return None
+        if fields.temperature is not UNSET and (
+            removes_sampling(version) or (model is not None and not model.sampling)
+        ):
+            return None
+        if fields.stream or fields.messages[-1].role != "user":
+            return None
+        blocks = _blocks(fields)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return False
-    model = models.find(fields.model)
-    if model is not None and fields.max_tokens > model.max_output:
-        return False
-    if fields.temperature is not UNSET and (
-        removes_sampling(version) or (model is not None and not model.sampling)
-    ):
-        return False
-    if fields.stream or fields.messages[-1].role != "user":
-        return False
-    return _marks_are_fine(fields)
+        return None
+    if blocks and not (all(_is_text(block.text) for block in blocks) and _marks_are_fine(blocks)):
+        return None
+    return None if blocks is None else Ordinary(fields.max_tokens, bool(blocks))
 
 
-def _marks_are_fine(fields: _Ordinary) -> bool:
-    blocks = fields.system if type(fields.system) is list else []
+def _blocks(fields: _Request) -> list[_Text] | None:
+    """Return all blocks; None when a text is empty or is no text.
+
+    Raises:
+        DecodeError: they are not blocks of text.
+    """
+    system = memoryview(fields.system)
+    blocks = _texts.decode(system) if system[0] == _BRACKET else []
+    if not (blocks or system[0] in (_QUOTE, _N, _BRACKET)):
+        return None
     for turn in fields.messages:
-        if type(turn.content) is list:
-            blocks = blocks + turn.content if blocks else turn.content
-    if not blocks:
-        return True
+        content = memoryview(turn.content)
+        if content[0] == _BRACKET:
+            found = _texts.decode(content)
+            if not found:
+                return None
+            blocks = blocks + found if blocks else found
+        elif content[0] != _QUOTE or len(content) == _EMPTY_CHARS:
+            return None
+    return blocks
+
+
+def _is_text(raw: Raw) -> bool:
+    text = memoryview(raw)
+    return text[0] == _QUOTE and len(text) > _EMPTY_CHARS
+
+
+def _marks_are_fine(blocks: list[_Text]) -> bool:
     found = [block.cache_control.ttl for block in blocks if block.cache_control is not None]
     return len(found) < 2 or (len(found) <= BREAKPOINTS_MAX and longer_first(found))
 

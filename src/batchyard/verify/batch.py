@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _MANIFEST_BYTES_MAX = 64 * limits.MIB
 _NAMED = 3
+_DAMAGE = frozenset({Rule.EXTENT_SHORT, Rule.RESULT_CHECKSUM, Rule.UNREADABLE})
+"""What a yard finds by itself of the results that its rows name, and makes again."""
 
 
 class _Header(msgspec.Struct):
@@ -47,6 +50,11 @@ class BatchCheck:
         self._row = row
         self._files = files
         self._report = report
+        self.is_lost = False
+        """Whether it is open and can never end."""
+        self.is_redone = False
+        """Whether it is open, and results of it are damaged."""
+        self._damages = 0
         self._ids: set[str] = set()
         self._named: set[str] = set()
         """Result segments that a row or the manifest names, by the last part of their names."""
@@ -70,8 +78,8 @@ class BatchCheck:
                 for rule, text in rows.cover_problems(shards, self._row.requests, file.size):
                     self._add(rule, text)
                 for shard in shards:
-                    ids = self._requests(file, shard.off, shard.len, shard)
-                    self._shard(shard, ids)
+                    found = self._requests(file, shard.off, shard.len, shard)
+                    self._shard(shard, found)
         except StoreError as error:
             is_gone = isinstance(error, DamagedError)
             rule = Rule.REQUESTS_MISSING if is_gone else Rule.UNREADABLE
@@ -89,7 +97,8 @@ class BatchCheck:
         ids: set[str] | None = None
         try:
             with reading.opened(self._root / name) as file:
-                ids = self._requests(file, 0, file.size, None)
+                found = self._requests(file, 0, file.size, None)
+                ids = None if found is None else found.ids
         except DamagedError as error:
             self._add(Rule.REQUESTS_MISSING, str(error), segment=name)
         except StoreError as error:
@@ -106,23 +115,23 @@ class BatchCheck:
 
     def _requests(
         self, file: reading.File, offset: int, length: int, shard: ShardRow | None
-    ) -> set[str] | None:
-        """Check the requests of a shard, or all of them; return their ids, None when broken."""
+    ) -> _Requests | None:
+        """Check the requests of a shard, or all of them; return them, None when broken."""
         name = segments.requests_name(self._row.id)
         index = None if shard is None else shard.idx
         expected = self._row.requests if shard is None else shard.n
         checksum = None if shard is None else shard.crc
         blocks = _Summed(file.blocks(offset, length))
-        ids: set[str] = set()
-        found = 0
+        found = _Requests()
         try:
             for record in requests.records(blocks, length):
                 self._record(record, offset, index)
-                ids.add(record.custom_id)
-                found += 1
-            self._report.summary.requests += found
-            if found != expected:
-                text = f"{found} requests, its row says {expected}"
+                found.ids.add(record.custom_id)
+                found.number += 1
+                found.is_proven = found.is_proven and record.is_proven
+            self._report.summary.requests += found.number
+            if found.number != expected:
+                text = f"{found.number} requests, its row says {expected}"
                 self._add(Rule.REQUESTS_COUNT, text, shard=index, segment=name)
         except requests.BrokenRecord as error:
             text = "from here on it is no request"
@@ -143,7 +152,9 @@ class BatchCheck:
                 segment=name,
                 offset=offset,
             )
-        return ids
+        else:
+            found.is_proven = True
+        return found
 
     def _record(self, record: requests.Record, start: int, shard: int | None) -> None:
         name = segments.requests_name(self._row.id)
@@ -162,8 +173,17 @@ class BatchCheck:
 
     # Results -------------------------------------------------------------------------------------
 
-    def _shard(self, shard: ShardRow, ids: set[str] | None) -> None:
+    def _shard(self, shard: ShardRow, found: _Requests | None) -> None:
         """Check the extents that the row of a shard names."""
+        before = self._damages
+        self._extents_of(shard, None if found is None else found.ids)
+        is_whole = self._damages == before
+        if shard.state != DONE or not is_whole:  # then a yard needs its requests
+            is_told = found is not None and found.is_proven and found.number == shard.n
+            self.is_lost = self.is_lost or not is_told
+            self.is_redone = self.is_redone or not is_whole
+
+    def _extents_of(self, shard: ShardRow, ids: set[str] | None) -> None:
         covered = results.Covered(ids)
         try:
             extents = rows.read_extents(shard.manifest)
@@ -216,6 +236,10 @@ class BatchCheck:
             self._add(Rule.EXTENT_NAME, f"{shown(extent.segment)} {problem}", shard=index)
             return
         self._named.add(extent.segment.rpartition("/")[2])
+        if not extent.length:
+            text = "the disk had damaged it: what was whole was copied, the rest is made again"
+            self._add(Rule.SET_ASIDE, text, shard=index, segment=extent.segment)
+            return
         try:
             with reading.opened(self._root / extent.segment) as file:
                 length = min(extent.length, file.size)
@@ -241,8 +265,7 @@ class BatchCheck:
         of_shard, attempt = found
         if of_shard != shard.idx:
             return "is of another shard"
-        # An attempt adopts only what earlier ones have left, and commits its own besides.
-        if attempt > shard.attempt or (attempt == shard.attempt and shard.state != DONE):
+        if attempt > shard.attempt:
             return f"is of a later attempt than number {shard.attempt}"
         return None
 
@@ -364,9 +387,20 @@ class BatchCheck:
         segment: str | None = None,
         offset: int | None = None,
     ) -> None:
+        self._damages += rule in _DAMAGE
         self._report.add(
             rule, text, batch=self._row.id, shard=shard, segment=segment, offset=offset
         )
+
+
+@dataclass(slots=True)
+class _Requests:
+    """The requests of a shard, or of a batch, that could be told apart."""
+
+    ids: set[str] = field(default_factory=set)
+    number: int = 0
+    is_proven: bool = True
+    """Whether whose they are is certain, by their own checksums or that of the shard."""
 
 
 class _Summed:

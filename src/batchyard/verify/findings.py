@@ -53,15 +53,13 @@ class Rule(StrEnum):
     UNREADABLE = "unreadable"
     UNFINISHED = "unfinished"
     LEFTOVER = "leftover"
+    SET_ASIDE = "set-aside"
     STRANGER = "stranger"
     MODE = "mode"
 
 
-NOTES = frozenset({Rule.UNFINISHED, Rule.LEFTOVER, Rule.STRANGER, Rule.MODE})
+NOTES = frozenset({Rule.UNFINISHED, Rule.LEFTOVER, Rule.SET_ASIDE, Rule.STRANGER, Rule.MODE})
 """What a crash leaves and the next start deals with, and what an operator may want to know."""
-
-LOST = frozenset({Rule.REQUESTS_MISSING, Rule.REQUESTS_DAMAGED})
-"""Why a batch cannot end: it is not known whose results are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +108,9 @@ class Summary:
     errors: int = 0
     notes: int = 0
     lost: list[str] = field(default_factory=list)
-    """Batches that have not ended and whose requests are gone or cannot be told apart."""
+    """Batches that cannot end: of a shard that is not done it cannot be told whose it is."""
+    redone: list[str] = field(default_factory=list)
+    """Other batches that have not ended, and of which a result is damaged: it is made again."""
 
 
 class Reporter:
@@ -143,10 +143,6 @@ class Reporter:
                     rule=rule, text=text, batch=batch, shard=shard, segment=segment, offset=offset
                 )
             )
-
-    def has(self, batch: str, rules: frozenset[Rule]) -> bool:
-        """Whether one of these was found of a batch that was not closed yet."""
-        return any(self._alike[batch, rule] for rule in rules)
 
     def close(self, batch: str | None = None) -> None:
         """Tell how many were left out of a batch, or of what belongs to none."""

@@ -32,6 +32,8 @@ class Record(NamedTuple):
     offset: int
     custom_id: str
     params: bytes
+    is_proven: bool
+    """Whether a checksum says that the id and the length are those that were accepted."""
 
 
 class BrokenRecord(Exception):
@@ -63,7 +65,7 @@ def records(blocks: Iterable[bytes], length: int) -> Iterator[Record]:
                 raise BrokenRecord(start + at)
             buffer, start, at = buffer[at:] + piece, start + at, 0
             continue
-        custom_id, size = _head(buffer[at:end], start + at)
+        custom_id, size, is_proven = _head(buffer[at:end], start + at)
         first, stop = end + 1, end + 1 + size + 1
         if start + stop > length:
             raise BrokenRecord(start + at)
@@ -77,11 +79,11 @@ def records(blocks: Iterable[bytes], length: int) -> Iterator[Record]:
             buffer, start, at = b"".join(parts), start + at, 0
         if buffer[stop - 1] != 0x0A:
             raise BrokenRecord(start + at)
-        yield Record(start + at, custom_id, buffer[first : stop - 1])
+        yield Record(start + at, custom_id, buffer[first : stop - 1], is_proven)
         at = stop
 
 
-def _head(line: bytes, offset: int) -> tuple[str, int]:
+def _head(line: bytes, offset: int) -> tuple[str, int, bool]:
     name, _, rest = line.partition(b" ")
     digits, _, check = rest.partition(b" ")
     if check and check != b"%08x" % zlib.crc32(line[:-_CHECK_BYTES]):
@@ -89,7 +91,7 @@ def _head(line: bytes, offset: int) -> tuple[str, int]:
     if not digits.isdigit() or (digits[:1] == b"0" and digits != b"0"):
         raise BrokenRecord(offset)
     # A name that cannot be is told as such, not as a broken record.
-    return name.decode("utf-8", "backslashreplace"), int(digits)
+    return name.decode("utf-8", "backslashreplace"), int(digits), bool(check)
 
 
 def params_problem(params: bytes) -> str | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 READY, RUNNING, DONE = range(3)
+APART = -1  # ready, to be claimed apart
 _DIGEST_BYTES = 32
 _BATCH_ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 
@@ -85,7 +86,7 @@ class ShardRow(_Counted, kw_only=True):
     off: Number
     len: Positive
     n: Positive
-    state: Annotated[int, msgspec.Meta(ge=READY, le=DONE)]
+    state: Annotated[int, msgspec.Meta(ge=APART, le=DONE)]
     attempt: Number
     owner: str | None
     lease_us: Number | None
@@ -142,13 +143,17 @@ def read_extents(text: str) -> tuple[Extent, ...]:
         ValueError: they are not names and lengths.
     """
     try:
-        return checked_extents(columns.load_extents(text))
+        return checked_extents(columns.load_extents(text), may_be_empty=True)
     except (TypeError, LookupError) as error:
         raise ValueError(str(error)) from None
 
 
-def checked_extents(extents: Sequence[Extent]) -> tuple[Extent, ...]:
+def checked_extents(extents: Sequence[Extent], *, may_be_empty: bool = False) -> tuple[Extent, ...]:
     """Return extents that were read from a file, which may hold anything.
+
+    Args:
+        extents: as they were read.
+        may_be_empty: whether one may have no bytes: a shard keeps the name of what it set aside.
 
     Raises:
         ValueError: they are not names and lengths.
@@ -156,7 +161,7 @@ def checked_extents(extents: Sequence[Extent]) -> tuple[Extent, ...]:
     for extent in extents:
         if not _is_text(extent.segment) or not _is_number(extent.length):
             raise ValueError("not a list of names and lengths")
-        if not extent.length:
+        if not extent.length and not may_be_empty:
             raise ValueError("an extent of no bytes")
         if not all(map(_is_number, blocks_of(extent))):
             raise ValueError("a checksum is not a number")
@@ -224,9 +229,9 @@ def shard_problems(row: ShardRow, batch: BatchRow) -> Iterator[Wrong]:
         yield Wrong(Rule.SHARD_STATE, f"done: {row.n} requests, {total} results are counted")
     if row.state != DONE and total + row.inflight > row.n:
         yield Wrong(Rule.SHARD_STATE, f"{total + row.inflight} of {row.n} requests are under way")
-    if row.state != READY and not row.attempt:
+    if row.state not in (READY, APART) and not row.attempt:
         yield Wrong(Rule.SHARD_STATE, "it was never claimed, and is not ready")
-    if (row.state == READY) != (row.owner is None):
+    if (row.state in (READY, APART)) != (row.owner is None):
         yield Wrong(Rule.SHARD_STATE, "ready with an owner" if row.owner else "without an owner")
     if row.state == RUNNING and row.lease_us is None:
         yield Wrong(Rule.SHARD_STATE, "running without a lease")

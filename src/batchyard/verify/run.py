@@ -8,7 +8,7 @@ from batchyard.errors import ConfigError, StoreError, shown
 from batchyard.verify import ledger, reading, rows
 from batchyard.verify.batch import BatchCheck
 from batchyard.verify.files import Tree
-from batchyard.verify.findings import LOST, Finding, Reporter, Rule, Summary
+from batchyard.verify.findings import Finding, Reporter, Rule, Summary
 from batchyard.verify.ledger import LedgerFile, State
 
 if TYPE_CHECKING:
@@ -90,9 +90,12 @@ def _check_batch(tree: Tree, file: LedgerFile, row: BatchRow, report: Reporter) 
             text = f"it is archived, and {len(shards)} shards are left"
             report.add(Rule.BATCH_STATE, text, batch=row.id)
     elif row.is_open:
-        BatchCheck(tree.root, row, tree.batch(row.id), report).open(shards)
-        if report.has(row.id, LOST):
+        checked = BatchCheck(tree.root, row, tree.batch(row.id), report)
+        checked.open(shards)
+        if checked.is_lost:
             report.summary.lost.append(row.id)
+        elif checked.is_redone:
+            report.summary.redone.append(row.id)
     else:
         BatchCheck(tree.root, row, tree.batch(row.id), report).ended(shards)
 

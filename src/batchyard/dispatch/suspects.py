@@ -1,0 +1,121 @@
+"""Shards that may be what ends workers, and what is done about them.
+
+An attempt has failed when its worker ended without a word (it was killed, it crashed, it froze)
+after it had sent calls of the shard, or before it could tell, and no result of it was left. The
+ledger counts failures in a row. Whatever a worker held when it ended is suspected, most of it
+wrongly. So after `limits.FAILURES_TO_SET_APART` failures a shard is claimed apart: one at a time,
+the least suspected first, and the next when the last one has a result, has gone, or has done no
+harm for `limits.PROBATION_S`. If the worker ends, only the last one is blamed. So the innocent ones
+get through, and the one that ends workers is found. After `limits.FAILURES_MAX` failures the rest
+of it is given up.
+
+What does not count: an end that a worker was told of (a restart in order), an end because the store
+failed, a full disk, a database that is away, and any attempt that made no call or left a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchyard import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from batchyard.dispatch.shard import ShardRun
+    from batchyard.ledger import Claim, Ledger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Suspect:
+    key: tuple[str, int]
+    since_s: float
+    results: int | None = None
+    """How many it had when it was opened; None before that."""
+
+
+class Suspects:
+    """The shards of one worker that were claimed apart and are not cleared, the last one last."""
+
+    def __init__(self, owner: str, ledger: Ledger, renew: Callable[[], Awaitable[None]]) -> None:
+        """Make one without any.
+
+        Args:
+            owner: the worker.
+            ledger: where it claims.
+            renew: tells the ledger of all that the worker holds.
+        """
+        self._owner = owner
+        self._ledger = ledger
+        self._renew = renew
+        self._of: list[_Suspect] = []
+        self._is_claiming = False
+
+    async def claim(
+        self, pool: str, lease_us: int, held: Mapping[tuple[str, int], ShardRun], now_s: float
+    ) -> Sequence[Claim]:
+        """Claim one from a pool that has some, if no other can be blamed for what it does.
+
+        Args:
+            pool: its name.
+            lease_us: until when.
+            held: what the worker holds.
+            now_s: the time.
+        """
+        self._of = [
+            each for each in self._of if each.key in held and not _is_cleared(each, held[each.key])
+        ]
+        if self._of and now_s - self._of[-1].since_s < limits.PROBATION_S:
+            return ()
+        self._is_claiming = True
+        try:
+            if self._of:
+                await self._renew()  # excuses them before the next one can do harm
+            claims = await self._ledger.claim_apart(self._owner, pool, lease_us)
+        finally:
+            self._is_claiming = False
+        self._of += [_Suspect((claim.batch, claim.index), now_s) for claim in claims]
+        return claims
+
+    def opened(self, shard: ShardRun) -> None:
+        """Note that a shard is open, perhaps one of these."""
+        for each in self._of:
+            if each.key == shard.key and each.results is None:
+                each.results = shard.counts.total
+
+    def excuses(self, key: tuple[str, int]) -> bool:
+        """Whether a shard is one of these, and a later one is blamed in its place."""
+        of = self._of if self._is_claiming else self._of[:-1]
+        return any(each.key == key for each in of)
+
+
+def _is_cleared(suspect: _Suspect, shard: ShardRun) -> bool:
+    return suspect.results is not None and shard.counts.total > suspect.results
+
+
+def is_given_up(claim: Claim, *, has_gained: bool) -> bool:
+    """Whether a shard is not tried again."""
+    return claim.failures >= limits.FAILURES_MAX and not has_gained
+
+
+def give_up(shard: ShardRun) -> None:
+    """End all requests of a shard that have no result as `errored`."""
+    failures = shard.claim.failures
+    text = (
+        f"Given up: the process that worked on this part of the batch ended {failures} times in a "
+        "row, each time before it had another result of it"
+    )
+    task = asyncio.current_task()
+    assert task is not None
+    requests = 0
+    while (request := shard.take(task)) is not None:
+        shard.fail(request.custom_id, "api_error", text, None)
+        requests += 1
+    log.error(
+        "gave up shard=%s/%d: %d failures in a row, %d requests", *shard.key, failures, requests
+    )

@@ -1,0 +1,307 @@
+-- Every statement of the ledger, by name, for SQLite and PostgreSQL: see `dialect.py`.
+-- Parameters are bound, never pasted.
+
+-- name: batch_insert
+INSERT INTO batches
+  (id, workspace, requests, version, betas, user_profile, billing, priority, created_us, expires_us)
+VALUES
+  (:id, :workspace, :requests, :version, :betas, :user_profile, :billing, :priority, :created_us,
+   :expires_us)
+ON CONFLICT (id) DO NOTHING
+RETURNING seq
+
+-- name: shard_insert
+INSERT INTO shards (batch, idx, seq, workspace, pool, off, len, crc, n, priority, head)
+VALUES (:batch, :idx, :seq, :workspace, :pool, :off, :len, :crc, :n, :priority, :head)
+
+-- name: create_find
+-- The live create call under this key.
+SELECT digest, batch FROM creates
+WHERE workspace = :workspace AND key = :key AND until_us > :now
+
+-- name: create_put
+-- Remembers a call, unless a live one under this key is to stand.
+INSERT INTO creates (workspace, key, digest, batch, until_us)
+VALUES (:workspace, :key, :digest, :batch, :until_us)
+ON CONFLICT (workspace, key) DO UPDATE
+SET digest = excluded.digest, batch = excluded.batch, until_us = excluded.until_us
+WHERE :replaces = 1 OR creates.until_us <= :now OR creates.batch = excluded.batch
+
+-- name: creates_purge
+DELETE FROM creates WHERE until_us <= :now
+
+-- name: batch_get
+SELECT * FROM batches WHERE id = :id AND workspace = :workspace
+
+-- name: batch_seq
+-- Where a batch stands in the list, or stood before it was deleted.
+SELECT seq FROM batches WHERE id = :id AND workspace = :workspace
+UNION ALL
+SELECT seq FROM deleted WHERE id = :id AND workspace = :workspace
+
+-- name: batches_newest
+SELECT * FROM batches WHERE workspace = :workspace ORDER BY seq DESC LIMIT :limit
+
+-- name: batches_after
+-- The page that follows a batch in the list: older ones.
+SELECT * FROM batches WHERE workspace = :workspace AND seq < :seq ORDER BY seq DESC LIMIT :limit
+
+-- name: batches_before
+-- The page that precedes a batch in the list, nearest first: newer ones.
+SELECT * FROM batches WHERE workspace = :workspace AND seq > :seq ORDER BY seq ASC LIMIT :limit
+
+-- name: batch_cancel
+UPDATE batches SET cancel_us = greatest(:now, created_us)
+WHERE id = :id AND workspace = :workspace AND cancel_us IS NULL AND ended_us IS NULL
+
+-- name: batch_delete
+DELETE FROM batches WHERE id = :id AND workspace = :workspace AND ended_us IS NOT NULL
+RETURNING seq
+
+-- name: deleted_put
+INSERT INTO deleted (workspace, id, seq, deleted_us) VALUES (:workspace, :id, :seq, :now)
+
+-- name: deleted_get
+SELECT seq FROM deleted WHERE id = :id AND workspace = :workspace
+
+-- name: deleted_purge
+DELETE FROM deleted WHERE deleted_us <= :before
+
+-- name: creates_of_batch_delete
+DELETE FROM creates WHERE batch = :batch
+
+-- name: progress
+-- What is known of an open batch: the sums over its shards.
+SELECT count(*) AS shards,
+  coalesce(sum(CASE WHEN state = 2 THEN 1 ELSE 0 END), 0) AS shards_done,
+  coalesce(sum(CASE WHEN state = 1 THEN inflight ELSE 0 END), 0) AS inflight,
+  coalesce(sum(succeeded), 0) AS succeeded, coalesce(sum(errored), 0) AS errored,
+  coalesce(sum(canceled), 0) AS canceled, coalesce(sum(expired), 0) AS expired
+FROM shards WHERE batch = :batch
+
+-- name: progress_pools
+SELECT DISTINCT pool FROM shards WHERE batch = :batch AND state < 2
+
+-- name: queued
+-- How many requests of a workspace are in batches that have not ended.
+SELECT coalesce(sum(requests), 0) AS requests FROM batches INDEXED BY batches_open
+WHERE ended_us IS NULL AND workspace = :workspace
+
+-- name: pools_ready
+-- Pools with a ready shard, by skipping through the index.
+WITH RECURSIVE p(pool) AS (
+  SELECT min(pool) FROM shards WHERE state = 0
+  UNION ALL
+  SELECT (SELECT min(pool) FROM shards WHERE state = 0 AND pool > p.pool)
+  FROM p WHERE p.pool IS NOT NULL
+)
+SELECT pool FROM p WHERE pool IS NOT NULL
+
+-- name: lanes
+-- The workspaces that wait in this pool, each with its requests that are taken up and unanswered.
+WITH RECURSIVE w(workspace) AS (
+  SELECT min(workspace) FROM shards WHERE state = 0 AND pool = :pool
+  UNION ALL
+  SELECT (SELECT min(workspace) FROM shards
+          WHERE state = 0 AND pool = :pool AND workspace > w.workspace)
+  FROM w WHERE w.workspace IS NOT NULL
+)
+SELECT workspace FROM w WHERE workspace IS NOT NULL
+
+-- name: lanes_fresh
+-- The workspaces with a batch that has not begun in this pool.
+WITH RECURSIVE w(workspace) AS (
+  SELECT min(workspace) FROM shards WHERE state = 0 AND head = 1 AND pool = :pool
+  UNION ALL
+  SELECT (SELECT min(workspace) FROM shards
+          WHERE state = 0 AND head = 1 AND pool = :pool AND workspace > w.workspace)
+  FROM w WHERE w.workspace IS NOT NULL
+)
+SELECT workspace FROM w WHERE workspace IS NOT NULL
+
+-- name: taken_up
+-- The requests of each workspace that are taken up in this pool and unanswered.
+SELECT workspace, sum(n - succeeded - errored - canceled - expired) AS requests
+FROM shards WHERE state = 1 AND pool = :pool GROUP BY workspace
+
+-- name: fresh
+-- The batches of a workspace that have not begun in this pool, the next one first.
+SELECT priority, seq, n FROM shards
+WHERE state = 0 AND head = 1 AND pool = :pool AND workspace = :workspace
+ORDER BY priority DESC, seq LIMIT :limit
+
+-- name: turns
+-- Of a workspace and a priority, the 64 batches that wait longest in this pool.
+WITH RECURSIVE waiting(seq, place) AS (
+  SELECT min(seq), 1 FROM shards
+  WHERE state = 0 AND pool = :pool AND workspace = :workspace AND priority = :priority
+  UNION ALL
+  SELECT (SELECT min(seq) FROM shards
+          WHERE state = 0 AND pool = :pool AND workspace = :workspace AND priority = :priority
+            AND seq > waiting.seq), place + 1
+  FROM waiting WHERE waiting.seq IS NOT NULL AND place < 64
+)
+SELECT waiting.seq, b.expires_us FROM waiting JOIN batches AS b ON b.seq = waiting.seq
+
+-- name: running
+-- How many shards of each batch of a workspace run in this pool.
+SELECT seq, count(*) AS shards FROM shards
+WHERE state = 1 AND pool = :pool AND workspace = :workspace GROUP BY seq
+
+-- name: is_waiting
+SELECT idx FROM shards
+WHERE state = 0 AND pool = :pool AND workspace = :workspace AND priority = :priority AND seq = :seq
+LIMIT 1
+
+-- name: claim
+-- Chosen first and apart: PostgreSQL may look again for each row otherwise, and lock more.
+WITH taken(batch, idx) AS (
+  SELECT batch, idx FROM shards
+  WHERE state = 0 AND pool = :pool AND workspace = :workspace AND priority = :priority
+    AND seq = :seq
+  ORDER BY idx LIMIT :limit /* FOR UPDATE SKIP LOCKED */)
+UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0
+WHERE (batch, idx) IN (SELECT batch, idx FROM taken)
+RETURNING batch, idx, seq, workspace, pool, off, len, crc, n, attempt, manifest
+
+-- name: has_void
+-- Whether `claim_void` would find a shard.
+SELECT s.batch FROM batches AS b CROSS JOIN shards AS s
+WHERE s.batch = b.id AND s.state = 0 AND b.id IN (
+  SELECT id FROM batches WHERE cancel_us IS NOT NULL AND ended_us IS NULL
+  UNION ALL
+  SELECT id FROM batches WHERE expires_us <= :now AND ended_us IS NULL)
+LIMIT 1
+
+-- name: claim_void
+-- Ready shards that need no upstream any more: their batch was canceled or has expired.
+-- CROSS JOIN keeps the order: from the few open batches to their shards, never over all ready shards.
+WITH taken(batch, idx) AS (
+  SELECT s.batch, s.idx FROM batches AS b CROSS JOIN shards AS s
+  WHERE s.batch = b.id AND s.state = 0 AND b.id IN (
+    SELECT id FROM batches WHERE cancel_us IS NOT NULL AND ended_us IS NULL
+    UNION ALL
+    SELECT id FROM batches WHERE expires_us <= :now AND ended_us IS NULL)
+  LIMIT :limit /* FOR UPDATE OF s SKIP LOCKED */)
+UPDATE shards SET state = 1, owner = :owner, attempt = attempt + 1, lease_us = :lease_us, inflight = 0
+WHERE (batch, idx) IN (SELECT batch, idx FROM taken)
+RETURNING batch, idx, seq, workspace, pool, off, len, crc, n, attempt, manifest
+
+-- name: newest
+-- The place of the newest batch in the list.
+SELECT coalesce(max(seq), 0) AS seq FROM batches
+
+-- name: canceling
+SELECT id FROM batches WHERE cancel_us IS NOT NULL AND ended_us IS NULL
+
+-- name: batch_of_shard
+SELECT version, betas, user_profile, priority, expires_us, cancel_us FROM batches WHERE id = :batch
+
+-- name: renew
+UPDATE shards SET lease_us = :lease_us, inflight = :inflight, succeeded = :succeeded,
+  errored = :errored, canceled = :canceled, expired = :expired
+WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AND state = 1
+
+-- name: held
+-- What this owner still holds, and whether the batch goes on.
+SELECT s.batch, s.idx, s.attempt, b.cancel_us
+FROM shards AS s JOIN batches AS b ON b.id = s.batch
+WHERE s.batch = :batch AND s.idx = :idx AND s.owner = :owner AND s.attempt = :attempt
+  AND s.state = 1
+
+-- name: adopt
+UPDATE shards SET manifest = :manifest
+WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AND state = 1
+
+-- name: commit
+UPDATE shards SET state = 2, manifest = :manifest, tokens = :tokens, inflight = 0,
+  succeeded = :succeeded, errored = :errored, canceled = :canceled, expired = :expired
+WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AND state = 1
+
+-- name: committed
+-- Whether a commit whose answer was lost has happened.
+SELECT idx FROM shards WHERE batch = :batch AND idx = :idx AND state = 2 AND manifest = :manifest
+
+-- name: release
+UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE owner = :owner AND state = 1
+
+-- name: take_back
+-- Shards whose owner, another one, has not renewed in time.
+UPDATE shards SET state = 0, owner = NULL, inflight = 0
+WHERE state = 1 AND lease_us < :lease_now AND owner <> :owner
+
+-- name: take_back_all
+UPDATE shards SET state = 0, owner = NULL, inflight = 0 WHERE state = 1
+
+-- name: shares_of_others
+-- What the other workers have of a pool.
+SELECT owner, slots FROM shares WHERE pool = :pool AND owner <> :owner AND lease_us >= :lease_now
+
+-- name: share_lock
+-- Holds off all others that divide this pool, until this transaction ends.
+INSERT INTO shares (pool, owner, slots, lease_us) VALUES (:pool, '', 0, 0)
+ON CONFLICT (pool, owner) DO UPDATE SET slots = 0
+
+-- name: share_put
+INSERT INTO shares (pool, owner, slots, lease_us, note)
+VALUES (:pool, :owner, :slots, :lease_us, :note)
+ON CONFLICT (pool, owner) DO UPDATE
+SET slots = excluded.slots, lease_us = excluded.lease_us, note = excluded.note
+
+-- name: shares_of_owner
+SELECT pool FROM shares WHERE owner = :owner
+
+-- name: share_drop
+DELETE FROM shares WHERE pool = :pool AND owner = :owner
+
+-- name: shares_drop
+DELETE FROM shares WHERE owner = :owner
+
+-- name: shares_expire
+DELETE FROM shares WHERE lease_us < :lease_now AND owner <> :owner
+
+-- name: shares_clear
+DELETE FROM shares
+
+-- name: notes
+-- Why requests wait, by pool, as their workers have it.
+SELECT pool, note FROM shares WHERE note IS NOT NULL ORDER BY pool, owner
+
+-- name: finished
+-- Batches with all shards done that have not ended yet.
+SELECT id FROM batches AS b
+WHERE ended_us IS NULL
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE batch = b.id AND state < 2)
+
+-- name: is_finished
+SELECT id FROM batches
+WHERE id = :batch AND ended_us IS NULL
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE batch = :batch AND state < 2)
+
+-- name: manifest
+SELECT idx, manifest, tokens FROM shards WHERE batch = :batch ORDER BY idx
+
+-- name: end
+UPDATE batches SET ended_us = greatest(:now, created_us, coalesce(cancel_us, 0)), tokens = :tokens,
+  succeeded = (SELECT coalesce(sum(succeeded), 0) FROM shards WHERE batch = :batch),
+  errored = (SELECT coalesce(sum(errored), 0) FROM shards WHERE batch = :batch),
+  canceled = (SELECT coalesce(sum(canceled), 0) FROM shards WHERE batch = :batch),
+  expired = (SELECT coalesce(sum(expired), 0) FROM shards WHERE batch = :batch)
+WHERE id = :batch AND ended_us IS NULL
+  AND NOT EXISTS (SELECT 1 FROM shards WHERE batch = :batch AND state < 2)
+RETURNING requests, succeeded + errored + canceled + expired AS results
+
+-- name: shards_delete
+DELETE FROM shards WHERE batch = :batch
+
+-- name: outdated
+-- Ended batches whose results have been kept long enough.
+SELECT id FROM batches
+WHERE ended_us IS NOT NULL AND archived_us IS NULL AND created_us <= :before LIMIT :limit
+
+-- name: archive
+UPDATE batches SET archived_us = greatest(:now, ended_us) WHERE id = :id AND ended_us IS NOT NULL AND archived_us IS NULL
+
+-- name: ids
+-- Every batch there is, to tell orphaned segments from owned ones.
+SELECT id, archived_us FROM batches

@@ -1,0 +1,84 @@
+"""Refusals that mean nothing, told from those of a limit."""
+
+from __future__ import annotations
+
+import random
+
+from batchyard.dispatch.limiter import Limiter, Signal
+from batchyard.dispatch.strays import Strays
+
+
+def begun(*gaps: int) -> Strays:
+    strays = Strays()
+    found = [strays.unexplained(gap, float(second)) for second, gap in enumerate(gaps)]
+    assert found == [False] * (len(gaps) - 1) + [True]
+    return strays
+
+
+def test_a_trial_begins_with_the_third_refusal_that_nothing_explains() -> None:
+    assert begun(20, 30, 50).share == 1 / 30
+
+
+def test_refusals_close_to_the_last_decrease_are_those_of_a_limit() -> None:
+    strays = Strays()
+    assert not any(strays.unexplained(7, float(second)) for second in range(20))
+
+
+def test_old_refusals_prove_nothing() -> None:
+    strays = Strays()
+    assert not any(strays.unexplained(100, 40.0 * turn) for turn in range(10))
+
+
+def test_strays_as_frequent_as_before_are_borne_for_long() -> None:
+    strays, rng = begun(30, 30, 30), random.Random(1)
+    for _ in range(20_000):
+        if rng.random() < 1 / 30:
+            assert strays.is_one(10.0)
+        else:
+            strays.taken()
+
+
+def test_a_trial_fails_when_a_third_of_the_calls_is_refused_and_the_next_comes_later() -> None:
+    strays = begun(30, 30, 30)
+    refused = 0
+    for call in range(100):
+        if call % 3:
+            strays.taken()
+        else:
+            refused += 1
+            if not strays.is_one(10.0):
+                break
+    assert refused <= 10
+    assert strays.share == 0.0
+    assert not any(strays.unexplained(30, 11.0 + turn) for turn in range(13))
+    assert strays.unexplained(30, 26.0)
+
+
+def test_each_trial_that_fails_makes_the_next_one_come_later() -> None:
+    strays, now_s, waits = Strays(), 0.0, []
+    for _ in range(5):
+        began_s = now_s
+        while not strays.unexplained(30, now_s):
+            now_s += 1.0
+        waits.append(now_s - began_s)
+        while strays.is_one(now_s):
+            pass
+    assert waits == [2.0, 15.0, 30.0, 60.0, 120.0]
+
+
+def test_strays_that_no_longer_come_are_forgotten() -> None:
+    strays = begun(10, 10, 10)
+    for _ in range(199):
+        strays.taken()
+    assert strays.share > 0.0
+    for _ in range(2):
+        strays.taken()
+    assert strays.share == 0.0
+
+
+def test_a_stray_holds_no_other_call_back_whatever_time_it_names() -> None:
+    limiter = Limiter(64)
+    limiter.strays = begun(30, 30, 30)
+    limiter.end(limiter.start(0.0), 0.1, Signal.LIMITED, 30.0)
+    assert limiter.wait_s(0.1) == 0.0
+    assert not limiter.is_limited
