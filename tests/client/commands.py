@@ -1,9 +1,11 @@
 """Run the command line many times quickly: a process that has imported it forks for each run.
 
 What is run is the command itself, in a process of its own that can be killed; only the imports,
-two thirds of its time, are shared. With `BATCHYARD_TEST_HURRY=20` in its environment it waits a
-twentieth of the time between two polls or tries. Tests of start-up, signals and terminals start it
-anew instead.
+two thirds of its time, are shared. It waits a twentieth of the time between two polls or tries, and
+for a batch that may still turn up, or whatever part `BATCHYARD_TEST_HURRY` says. With
+`BATCHYARD_TEST_ALARM=0.3` it is ended after that many seconds, wherever it is, without a chance to
+do anything; its exit code is `-signal.SIGALRM` then. Tests of start-up, signals and terminals start
+it anew instead.
 """
 
 from __future__ import annotations
@@ -17,13 +19,21 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+HURRY = {"BATCHYARD_TEST_HURRY": "20"}
+
 _PROGRAM = """
-import json, os, sys, threading
-import batchyard.cli.main, batchyard.cli.work, batchyard.client.run, batchyard.client.api
+import importlib, json, os, pkgutil, signal, sys, threading
+import batchyard.cli.main, batchyard.client
+from batchyard.client.running.session import Session
+
+for package in (batchyard.cli, batchyard.client):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
 
 def hurry(times):
     whole = threading.Event.wait
     threading.Event.wait = lambda event, timeout=None: whole(event, timeout and timeout / times)
+    Session.__init__.__kwdefaults__["grace_s"] /= times
 
 for line in sys.stdin:
     call = json.loads(line)
@@ -36,6 +46,7 @@ for line in sys.stdin:
         os.environ.update(call["env"])
         sys.argv[:] = ["batchyard", *call["arguments"]]
         sys.stdin = open(os.devnull)
+        signal.setitimer(signal.ITIMER_REAL, float(call["env"].get("BATCHYARD_TEST_ALARM", "0")))
         hurry(float(call["env"].get("BATCHYARD_TEST_HURRY", "1")))
         batchyard.cli.main.main()
     else:
@@ -62,7 +73,7 @@ def batchyard(*arguments: str, **environment: str) -> subprocess.CompletedProces
         out, err = Path(folder, "out"), Path(folder, "err")
         call = {
             "arguments": arguments,
-            "env": os.environ | environment,
+            "env": HURRY | os.environ | environment,
             "cwd": str(Path.cwd()),
             "out": str(out),
             "err": str(err),

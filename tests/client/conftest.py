@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchyard.client.api import Api
+from batchyard.client.asked import config_of
 from batchyard.client.inputs.documents import files
 from batchyard.client.inputs.template import Template
 from batchyard.client.planning.plan import Settings, make
-from batchyard.client.run import make_config
 from batchyard.client.running import folder, journal
 from batchyard.client.running.pipeline import Pipeline
 from client.fake_api import FakeApi
@@ -97,7 +97,7 @@ class Bench:
         writer = folder.Journal(self.files, self.clock)
         if not writer.state.run:
             plan = self.plan(**options)
-            config = make_config(
+            config = config_of(
                 plan,
                 prompt=self.prompt,
                 system=None,

@@ -58,7 +58,7 @@ class FakeApi:
     is_yard: bool = False
     billing: str | None = None
     repeated_calls: int | None = None
-    """What `progress` says of a batch that has ended."""
+    """What `progress` says of a batch that has ended; `validate` tells the billing alone."""
     polls: int = 0
     faults: dict[str, deque[Any]] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -205,6 +205,8 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                     self.plain("cancel", lambda: self.cancel(batch_id))
                 case ("GET", ["batches", batch_id, "progress"]) if api.is_yard:
                     self.plain("progress", lambda: self.progress(batch_id))
+                case ("POST", ["batches", "validate"]) if api.is_yard and api.billing is not None:
+                    self.send(200, {"invalid": 0, "billing": api.billing})
                 case ("POST", ["count_tokens"]) if api.tokens_of is not None:
                     tokens = api.tokens_of(json.loads(body))
                     self.plain("count", lambda: self.send(200, {"input_tokens": tokens}))

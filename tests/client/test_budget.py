@@ -2,8 +2,8 @@
 
 import pytest
 
+from batchyard.client.asked import config_of
 from batchyard.client.problems import BudgetReached, InputError
-from batchyard.client.run import make_config
 from batchyard.client.running import budget, folder, pilot
 from batchyard.client.running.journal import Phase
 from client.conftest import Bench
@@ -187,7 +187,7 @@ def started(many: Bench, count: int):
     many.out.mkdir(exist_ok=True)
     writer = folder.Journal(many.files, many.clock)
     plan, reasons = pilot.split(many.plan(), count)
-    config = make_config(
+    config = config_of(
         plan, prompt=many.prompt, system=None, base_url=many.server.url, local=False, upstreams=()
     )
     folder.start(writer, plan, config, reasons=reasons)

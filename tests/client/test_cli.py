@@ -1,6 +1,7 @@
 """The commands as a person or a script meets them: exit codes, what is printed where."""
 
 import contextlib
+import importlib
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from batchyard import __version__
+from batchyard.cli import main
 from batchyard.client.running.folder import Files, Lock
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored
@@ -67,6 +69,32 @@ def test_events_are_json_lines(documents: Path, server: FakeApi):
     assert events[-1]["receipt"]["saved"] == 2
 
 
+def test_with_json_every_line_of_every_command_is_an_object(documents: Path, server: FakeApi):
+    address = ["--base-url", server.url]
+    calls = [
+        ["plan", *OPTIONS, *address, "--compare", "claude-haiku-4-5"],
+        ["run", *OPTIONS, *address, "--yes"],
+        ["run", *OPTIONS, *address, "--yes"],
+        *([name, "reports"] for name in ("status", "report", "cancel", "attach")),
+        ["retry", "reports", "--yes"],
+        ["show", "reports", "a.md"],
+        ["diff", "reports", "reports"],
+        ["ls"],
+    ]
+
+    for call in calls:
+        done = batchyard(*call, "--json")
+
+        assert done.returncode == 0, (call, done.stderr)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert lines, call
+        assert all(isinstance(line, dict) for line in lines), call
+        if call[0] == "plan":
+            events = [line["event"] for line in lines]
+            assert events == ["prompt"] * 2 + ["plan"] + ["compare"] * 2
+            assert lines[0]["text"] == "About text of a.md"
+
+
 def test_documents_that_need_attention_give_exit_code_3(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": errored("invalid_request_error", "bad \x1b[31m [red]thing\u202e")}
 
@@ -99,7 +127,8 @@ def test_changed_inputs_are_refused_with_what_changed(documents: Path, server: F
     assert again.returncode == 2
     assert "the prompt p.j2 has another text" in again.stderr
     assert "1 new document: new.md" in again.stderr
-    assert "2 changed documents: a.md, b.md" in again.stderr
+    assert "1 changed document: a.md" in again.stderr
+    assert "1 document with another request: b.md" in again.stderr
     assert "--allow-prompt-change" in again.stderr
     assert "--fresh" in again.stderr
 
@@ -260,7 +289,8 @@ def test_the_second_ctrl_c_leaves_at_once_and_gives_the_terminal_back(documents:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", url, "--yes"],
+            [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", url, "--yes",
+             "--sample", "0"],
             stdin=follower, stdout=follower, stderr=follower,
             env=os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
         )  # fmt: skip
@@ -297,15 +327,49 @@ def test_a_crash_is_one_line_and_the_trace_is_in_the_log(
     assert "Traceback" in (documents / "reports" / ".batchyard" / "run.log").read_text()
 
 
-def test_the_command_line_starts_without_the_server_and_the_http_client():
+SLOW = {"rich", "jinja2", "pyreqwest", "starlette", "sqlite3", "concurrent.futures", "email.utils"}
+"""What takes long to import, and is not needed to look at a run."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], SLOW | {"msgspec", "batchyard.client"}),
+        (["--version"], SLOW | {"batchyard.client"}),
+        (["ls"], SLOW),
+        (["status", "no-folder"], SLOW),
+        (["run", "--help"], SLOW | {"batchyard.client"}),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(
+    arguments: list[str], absent: set[str], documents: Path
+):
     code = (
-        "import sys, batchyard.cli.main; "
-        "print(sorted({'rich', 'jinja2', 'pyreqwest', 'starlette', 'sqlite3'} & set(sys.modules)))"
+        "import sys, batchyard.cli.main as main\n"
+        f"sys.argv[1:] = {arguments}\n"
+        "try: main.main()\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules, file=sys.stderr)\n"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == "[]"
+    assert absent & set(done.stderr.split()) == set()
+    assert "batchyard.cli.main" in done.stderr.split()
+
+
+def test_the_list_of_commands_names_functions_that_are_there_and_fits_80_columns(
+    documents: Path,
+):
+    done = batchyard("--help", COLUMNS="80")
+
+    assert done.returncode == 0
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    for name, (module, function, about) in main.COMMANDS.items():
+        assert f"  {name:<8} {about}\n" in done.stdout
+        found = getattr(importlib.import_module(f"batchyard.cli.{module}"), function)
+        assert found.__doc__
+    assert "Did you mean 'run'?" in batchyard("rn").stderr
 
 
 def test_the_plan_says_what_a_folder_leaves_out_and_what_is_empty(documents: Path, server: FakeApi):

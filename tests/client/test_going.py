@@ -3,15 +3,21 @@
 import asyncio
 import http.server
 import json
+import os
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from batchyard import AsyncRun, Run, files
 from batchyard.client.problems import BudgetReached, InputError
 from batchyard.client.running import notify
+from batchyard.client.running.folder import Files
+from batchyard.client.running.session import Session
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored, succeeded
 
@@ -68,10 +74,15 @@ def test_what_needs_a_fix_is_sent_again_with_a_change_and_never_without(
     same = batchyard("retry", "reports", "--with-change")
     (documents / "p.j2").write_text("In short: {{ text }}")
     monkeypatch.chdir("/")  # the run knows where its documents and templates are
-    changed = batchyard("retry", str(documents / "reports"), "--with-change")
+    asked = batchyard("retry", str(documents / "reports"), "--with-change")
+    before = sent(server)
+    changed = batchyard("retry", str(documents / "reports"), "--with-change", "--yes")
 
     assert same.returncode == 2
     assert "comes out as it was sent: edit p.j2" in same.stderr
+    assert asked.returncode == 2
+    assert "again reports: 1 needs fix; at most $0.0006" in asked.stdout
+    assert before == [["a_Dmd", "b_Dmd", "c_Dmd"]], "nothing is sent before the price was seen"
     assert changed.returncode == 0, changed.stderr
     assert sent(server)[1:] == [["a_Dmd_R1"]]
     last = list(server.batches.values())[-1].requests[0]["params"]
@@ -90,14 +101,62 @@ def test_what_was_canceled_comes_back_on_request(documents: Path, server: FakeAp
 
 
 def test_a_reached_budget_has_its_exit_code_and_says_how_to_go_on(documents: Path, server: FakeApi):
-    stopped = run(server, "--budget", "0.0001")
+    stopped = run(server, "--budget", "0.001", "--shard-size", "1")
     further = batchyard("attach", "reports", "--budget", "5")
 
     assert stopped.returncode == 4
-    assert "budget reached: $0.00 of $0.000100 is spent, 3 requests are not sent" in stopped.stderr
+    assert "budget reached: $0.003750 of $0.001000 is spent, 2 requests are not" in stopped.stderr
     assert "`batchyard attach reports --budget USD` goes on" in stopped.stderr
     assert further.returncode == 0, further.stderr
-    assert len(server.batches) == 1
+    assert len(server.batches) == 3
+
+
+def test_a_budget_for_nothing_is_refused_before_anything_is_written(
+    documents: Path, server: FakeApi
+):
+    refused = run(server, "--budget", "0.0001")
+
+    assert refused.returncode == 4
+    assert "nothing was sent: the first 1 requests may cost $0.00" in refused.stderr
+    assert "--budget 0.01 is enough for all" in refused.stderr
+    assert not (documents / "reports").exists()
+    assert server.batches == {}
+
+
+@pytest.mark.parametrize(
+    "more", [["--model", "my-own-model"], ["--tools", "tools.json"]], ids=["price", "tools"]
+)
+def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_written(
+    documents: Path, server: FakeApi, more: list[str]
+):
+    tools = '[{"type": "web_search_20250305", "name": "web_search"}]'
+    (documents / "tools.json").write_text(tools)
+
+    refused = run(server, "--budget", "5", *more)
+
+    assert refused.returncode == 2
+    assert "a budget of $5.00 cannot be kept" in refused.stderr
+    assert not (documents / "reports").exists()
+    assert run(server, *more).returncode == 0, "nothing of the budget is left behind"
+
+
+@pytest.mark.parametrize("command", ["run", "attach"])
+def test_a_budget_is_raised_lowered_and_taken_back(documents: Path, server: FakeApi, command: str):
+    def again(*more: str) -> int:
+        if command == "run":
+            return run(server, "--shard-size", "1", *more).returncode
+        return batchyard("attach", "reports", *more).returncode
+
+    run(server, "--budget", "0.001", "--shard-size", "1")
+    sent_by = [len(server.batches)]
+    for more in (["--budget", "0.0045"], ["--budget", "0.0042"], [], ["--no-budget"]):
+        assert again(*more) == (0 if more == ["--no-budget"] else 4)
+        sent_by.append(len(server.batches))
+
+    assert sent_by == [1, 2, 2, 2, 3]
+    both = batchyard("attach", "reports", "--budget", "5", "--no-budget")
+    assert both.returncode == 2
+    assert "exclude each other" in both.stderr
 
 
 def test_with_yes_the_rest_follows_a_good_pilot_and_not_a_bad_one(documents: Path, server: FakeApi):
@@ -219,8 +278,8 @@ def test_an_address_gets_the_receipt_and_is_asked_again_when_it_fails(
 def test_ls_shows_state_counts_and_cost_of_all_runs(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": errored("invalid_request_error", "no")}
     run(server)
-    batchyard("run", *[o if o != "reports" else "other" for o in OPTIONS], "--base-url", server.url,
-              "--budget", "0.0001")  # fmt: skip
+    server.fail("list", 401)
+    batchyard("run", *[o if o != "reports" else "other" for o in OPTIONS], "--base-url", server.url)
 
     listed = batchyard("ls").stdout.splitlines()
     as_json = [json.loads(line) for line in batchyard("ls", "--json").stdout.splitlines()]
@@ -280,14 +339,132 @@ def test_retry_and_pilot_in_python(documents: Path, server: FakeApi):
 
 
 def test_a_budget_in_python(documents: Path, server: FakeApi):
-    with Run("reports", **options(server)) as job:
+    with Run("reports", **options(server), shard_size=1) as job:
         plan = job.plan(sample=0)
-        job.submit(plan, budget=0.0001)
-        with pytest.raises(BudgetReached):
+        with pytest.raises(BudgetReached, match="nothing was sent"):
+            job.submit(plan, budget=0.0001)
+        assert not (documents / "reports").exists()
+        job.submit(plan, budget=0.001)
+        with pytest.raises(BudgetReached, match="2 requests are not sent"):
             list(job)
-    with Run("reports", **options(server)) as job:
-        job.submit(plan, budget=5)
+        assert job.report().classes == {"not_sent": 2, "succeeded": 1}
+    with Run("reports", **options(server), shard_size=1) as job:
+        job.submit(plan, budget="none")
         assert len(list(job)) == 3
+        assert job.report().classes == {"succeeded": 3}
+
+
+def test_after_a_budget_stop_the_counts_add_up_to_the_inputs(documents: Path, server: FakeApi):
+    more = ["--shard-size", "1", "--format", "md", "--format", "jsonl"]
+    run(server, "--budget", "0.001", *more)
+    stopped = batchyard("report", "reports")
+    receipt = json.loads((documents / "reports" / "receipt.json").read_bytes())
+    rows = (documents / "reports" / "results.jsonl").read_bytes().splitlines()
+    errors = (documents / "reports" / "errors.jsonl").read_bytes().splitlines()
+    done = run(server, "--no-budget", *more)
+
+    assert stopped.returncode == 4
+    assert "done reports   1 saved · 2 not sent" in stopped.stdout
+    assert "2 not sent: not sent: the budget is reached" not in stopped.stdout
+    assert "with a larger `--budget USD`, or with `--no-budget`" in stopped.stdout
+    assert receipt["documents"] == 3
+    assert receipt["classes"] == {"not_sent": 2, "succeeded": 1}
+    assert receipt["waits_for"] == "budget"
+    assert [json.loads(row)["status"] for row in rows] == ["succeeded", "not_sent", "not_sent"]
+    assert [json.loads(line)["class"] for line in errors] == ["not_sent", "not_sent"]
+    assert done.returncode == 0, done.stderr
+    assert batchyard("report", "reports").returncode == 0
+    assert (documents / "reports" / "errors.jsonl").read_bytes() == b""
+
+
+def test_a_rerun_that_its_budget_stops_counts_each_document_once(documents: Path, server: FakeApi):
+    run(server, "--shard-size", "1")
+    (documents / "docs" / "a.md").write_text("another text")
+    for name in ("x.md", "y.md"):
+        (documents / "docs" / name).write_text("a new one")
+    (documents / "docs" / "y.md").write_text("a newer one")
+    stopped = run(server, "--shard-size", "1", "--allow-input-change", "--budget", "0.0123")
+
+    assert stopped.returncode == 4
+    receipt = json.loads((documents / "reports" / "receipt.json").read_bytes())
+    assert receipt["documents"] == sum(receipt["classes"].values()) == 5
+    assert receipt["classes"]["not_sent"] == 2
+
+
+# Another server ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other() -> Iterator[FakeApi]:
+    api = FakeApi(is_yard=True, billing="batch", follows_time=True)
+    yield api
+    api.close()
+
+
+@pytest.mark.parametrize("command", ["run", "attach"])
+def test_a_wrong_address_is_corrected_while_nothing_is_there(
+    documents: Path, server: FakeApi, other: FakeApi, command: str
+):
+    server.fail("create", 404)
+    wrong = run(server, "--budget", "5")
+    right = (
+        run(other) if command == "run" else batchyard("attach", "reports", "--base-url", other.url)
+    )
+
+    assert wrong.returncode == 3
+    assert right.returncode == 0, right.stderr
+    assert f"the server was {server.url} and is {other.url}" in right.stdout
+    assert (len(server.batches), len(other.batches)) == (0, 1)
+    state = Files(documents / "reports").read_state()
+    assert state.config is not None
+    assert state.config.base_url == other.url
+    assert state.terms.budget_micros == 5_000_000, "the terms stay"
+
+
+@pytest.mark.parametrize("command", ["run", "attach"])
+def test_a_run_with_batches_at_one_server_does_not_go_to_another_unasked(
+    documents: Path, server: FakeApi, other: FakeApi, command: str
+):
+    def at_other(*more: str) -> subprocess.CompletedProcess[str]:
+        if command == "run":
+            return run(other, *more)
+        return batchyard("attach", "reports", "--base-url", other.url, *more)
+
+    batchyard("run", *OPTIONS, "--base-url", server.url, BATCHYARD_CRASH_AT="created_recorded")
+    refused = at_other()
+    other.batches = server.batches
+    allowed = at_other("--allow-server-change")
+
+    assert refused.returncode == 2
+    assert "1 batch of the run is at the first" in refused.stderr
+    assert "--allow-server-change" in refused.stderr
+    assert [call for call in other.calls if call.path.endswith("/batches")] == []
+    assert allowed.returncode == 0, allowed.stderr
+    assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("more", [["--suffix", ".txt"], ["--name", "{{ stem }}.txt"]])
+def test_other_names_for_reports_that_are_written_are_refused(
+    documents: Path, server: FakeApi, more: list[str]
+):
+    run(server)
+    renamed = run(server, *more)
+
+    assert renamed.returncode == 2
+    assert f"{more[0]} was" in renamed.stderr
+    assert "and the reports are written" in renamed.stderr
+    assert run(server).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["../..", "../{{ stem }}.md", "a/../../b.md", "/tmp/{{ stem }}"])
+def test_a_template_of_names_cannot_lead_out_of_the_folder(
+    documents: Path, server: FakeApi, name: str
+):
+    refused = run(server, "--name", name)
+
+    assert refused.returncode == 2
+    assert f"--name {name}: names are below the output folder" in refused.stderr
+    assert server.calls == []
 
 
 def test_cancel_in_python_keeps_the_answers_that_came(documents: Path, server: FakeApi):
@@ -373,3 +550,81 @@ def test_what_a_rerun_adds_can_have_a_pilot_of_its_own(documents: Path, server: 
     assert waiting[2:] == [["d_Dmd_R1"]]
     assert done.returncode == 3, "one was refused"
     assert sent(server)[3:] == [["e_Dmd_R1", "f_Dmd_R1"]]
+
+
+def test_a_reader_that_leaves_does_not_stop_what_is_paid_for(documents: Path, server: FakeApi):
+    command = [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", server.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        complaints = running.stderr.read().decode()
+
+    assert running.returncode == 0, complaints
+    assert complaints == "nobody reads the output any more; the run goes on without it\n"
+    assert len(list((documents / "reports").glob("*.md"))) == 3
+    assert len(server.batches) == 1
+
+
+def test_a_reader_that_left_before_anything_was_said_does_not_stop_it_either(
+    documents: Path, server: FakeApi
+):
+    command = [sys.executable, "-m", "batchyard", "run", *OPTIONS, "--base-url", server.url]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=writing, check=False)
+    os.close(writing)
+
+    assert done.returncode == 0
+    assert len(list((documents / "reports").glob("*.md"))) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_refused_as_an_option():
+    with TemporaryDirectory() as name:  # that of the tests is closed to others
+        Path(name).chmod(0o755)
+        out = Path(name, "reports")
+        out.mkdir(0o555)
+        child = os.fork()
+        if child == 0:  # permissions do not bind root, so it is somebody else who tries
+            code = 1
+            try:
+                if os.geteuid() == 0:
+                    os.setresuid(65534, 65534, 65534)
+                with Session(out):
+                    pass
+            except InputError as error:
+                code = 0 if error.message == f"{out} cannot be used: it cannot be written to" else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_model_that_changed_is_named_and_not_called_a_changed_document(
+    documents: Path, server: FakeApi
+):
+    run(server)
+    options = [o if o != "claude-opus-4-8" else "claude-opus-4-88" for o in OPTIONS]
+    refused = batchyard("run", *options, "--base-url", server.url)
+
+    assert refused.returncode == 2
+    assert "--model was claude-opus-4-8 and is claude-opus-4-88" in refused.stderr
+    assert "3 documents with another request: a.md, b.md, c.md" in refused.stderr
+    assert "changed document" not in refused.stderr
+
+
+def test_a_row_with_another_model_of_its_own_is_named_with_both(documents: Path, server: FakeApi):
+    def rows(model: str) -> None:
+        row = {"id": "x", "text": "some text", "own": {"model": model}}
+        (documents / "docs" / "rows.jsonl").write_text(json.dumps(row))
+
+    options = ["docs/rows.jsonl", *OPTIONS[1:], "--override", "own", "--base-url", server.url]
+    rows("claude-haiku-4-5")
+    first = batchyard("run", *options)
+    rows("claude-opus-4-8")
+    refused = batchyard("run", *options)
+
+    assert first.returncode == 0, first.stderr
+    assert refused.returncode == 2
+    assert "x: model was claude-haiku-4-5 and is claude-opus-4-8" in refused.stderr
+    assert "(--allow-input-change)" in refused.stderr

@@ -49,13 +49,7 @@ def documents(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# Without idempotency keys, a call that was never made is known only after the grace period, which
-# is two real minutes here; `test_pipeline` has that case with a clock of its own.
-CASES = [(point, is_yard) for point in POINTS for is_yard in (True, False)]
-CASES.remove(("after_intent", False))
-
-
-@pytest.mark.parametrize(("point", "is_yard"), CASES)
+@pytest.mark.parametrize(("point", "is_yard"), [(p, y) for p in POINTS for y in (True, False)])
 def test_a_killed_run_goes_on_with_one_batch_and_whole_reports(
     documents: Path, server: FakeApi, point: str, is_yard: bool
 ):
@@ -77,6 +71,42 @@ def test_a_killed_run_goes_on_with_one_batch_and_whole_reports(
     assert json.loads((out / "receipt.json").read_text())["saved"] == 3
     assert [p for p in out.rglob("*") if p.name.endswith(".partial")] == []
     assert again.stdout.splitlines()[-1].startswith("paid ")
+
+
+def test_a_kill_while_it_is_found_out_whose_batch_it_is_leaves_nothing_behind(
+    documents: Path, server: FakeApi
+):
+    """Another run over the same documents has a batch of the same size at the same time."""
+    server.polls = 0
+    server.now = server.now.now(server.now.tzinfo)
+    ids = ("a_Dmd", "b_Dmd", "sub_-c_Dmd")
+    server.accept([{"custom_id": each, "params": {"model": "m"}} for each in ids])
+    server.fail("create", "drop")
+    state = documents / "reports" / ".batchyard"
+
+    killed = run(documents, server, crash_at="results_chunk")
+    left = list(state.glob("candidate-*"))
+    del server.batches["msgbatch_01"]  # now there is no doubt
+    again = run(documents, server)
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert left != []
+    assert again.returncode == 0, again.stderr
+    assert Files(documents / "reports").read_state().shards[0].batch == "msgbatch_02"
+    assert list(state.glob("candidate-*")) == []
+
+
+def test_a_prompt_that_was_shown_only_by_half_is_cleared_away(documents: Path, server: FakeApi):
+    state = documents / "reports" / ".batchyard"
+    killed = run(documents, server, crash_at="created_recorded")
+    (state / "preview").mkdir(exist_ok=True)
+    (state / "preview" / "1-a.md.txt.partial").write_text("About te")
+
+    again = run(documents, server)
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert again.returncode == 0, again.stderr
+    assert [p for p in state.rglob("*") if p.name.endswith(".partial")] == []
 
 
 GROWING = [

@@ -48,9 +48,8 @@ def test_a_local_run_needs_no_key_and_says_what_it_is(documents: Path):
     assert len(list((documents / "reports").glob("*.md"))) == 12
 
 
-@pytest.mark.parametrize(
-    "point", ["after_intent", "create_answered:2", "created_recorded:3", "report_written:6"]
-)
+# All other points, at random: `test_killed_servers.py`.
+@pytest.mark.parametrize("point", ["create_answered:2", "report_written:6"])
 def test_a_killed_local_run_goes_on_with_one_batch_per_shard(documents: Path, point: str):
     killed = command(point)
     again = command()
@@ -248,3 +247,13 @@ def test_all_files_that_are_not_utf8_are_named_at_once(tmp_path: Path):
 
 def test_what_the_package_offers_is_listed_for_completion():
     assert {"Run", "files"} <= set(dir(package))
+
+
+def test_a_pilot_of_a_simulated_model_shows_what_it_would_cost(documents: Path):
+    done = batchyard(*COMMAND, "--pilot", "4")
+
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("price  "))
+    assert "simulated, nothing is charged; at list prices in batches: $0.0" in line
+    assert "$0.00 " not in line
+    assert "likely for the other 8" in line

@@ -401,7 +401,7 @@ def test_a_template_names_reports_by_the_fields_of_their_documents():
 @pytest.mark.parametrize(
     ("template", "name"),
     [
-        ("../../{{ key }}", "__/__/a"), ("/etc/{{ key }}", "etc/a"),
+        ("{{ '../../' + key }}", "__/__/a"), ("{{ '/etc/' + key }}", "etc/a"),
         (".batchyard/x", "_.batchyard/x"),
         ("a\x00b\n{{ key }}", "a_b_a"), ("./{{ key }}//x", "a/x"),
     ],
@@ -417,6 +417,8 @@ def test_no_name_of_a_template_leaves_the_folder_or_holds_what_no_name_may(
     [
         ("{{ missing }}.md", "'missing' is undefined"),
         ("{{ key", "unexpected end of template"),
+        ("../../{{ key }}", "names are below the output folder"),
+        ("/etc/{{ key }}", "names are below the output folder"),
         ("same.md", "a and B would both be same.md"),
         ("{{ key|lower if key == 'B' else 'b' }}", "a and B would both be b"),
         ("receipt.json", "a file of the run"),

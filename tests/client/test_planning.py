@@ -14,7 +14,7 @@ from batchyard.client.inputs.template import Template
 from batchyard.client.planning import counting, preview
 from batchyard.client.planning.advice import explain
 from batchyard.client.planning.caching import Mode
-from batchyard.client.planning.plan import Plan, Settings, make, with_cache
+from batchyard.client.planning.plan import Plan, Settings, make, subset, with_cache
 from batchyard.client.problems import InputsChanged
 from batchyard.client.running.folder import Files
 from batchyard.testing import Emulator
@@ -46,6 +46,36 @@ def counted_calls(server: FakeApi) -> int:
 
 def sent(server: FakeApi) -> list[list[str]]:
     return [[r["custom_id"] for r in batch.requests] for batch in server.batches.values()]
+
+
+@pytest.mark.parametrize(
+    ("billing", "rows", "micros"),
+    [
+        ("standard", ["price           $0.", "this server says that it pays the synchronous"], "s"),
+        ("simulated", ["price, batch    $0.", "charged         nothing: the model is sim"], "b"),
+        ("batch", ["price, batch    $0.", "synchronous     $0."], "b"),
+    ],
+)
+def test_a_yard_is_planned_at_the_price_that_it_says_it_pays(
+    documents: Path, server: FakeApi, billing: str, rows: list[str], micros: str
+):
+    server.is_yard, server.billing = True, billing
+
+    shown = run(server, command="plan").stdout
+    planned = json.loads(run(server, "--yes", "--json").stdout.splitlines()[0])
+
+    price = planned["synchronous_micros" if micros == "s" else "batch_micros"]["ceiling"]
+    assert f"${price / 1_000_000:.6f} ceiling" in shown.replace("$0.00 ", "")
+    assert all(row in shown for row in rows), shown
+    assert "if this server gives the half price" not in shown
+    assert planned["billing"] == billing
+
+
+def test_nobody_but_a_yard_is_asked_how_it_charges(documents: Path, server: FakeApi):
+    shown = run(server, command="plan").stdout
+
+    assert "if this server gives the half price" in shown
+    assert [call.path for call in server.calls] == ["/v1/messages/count_tokens"]
 
 
 # Counting ----------------------------------------------------------------------------------------
@@ -95,6 +125,30 @@ def test_the_counted_total_is_within_its_interval_of_what_the_server_says(
     assert spread < 5
     assert 55 <= counted.tokens.sampled <= 65
     assert counted_calls(server) == counted.tokens.sampled
+
+
+def test_when_all_requests_were_counted_the_plan_shows_and_prices_their_sum(
+    tmp_path: Path, server: FakeApi
+):
+    server.tokens_of = lambda request: 10 + len(json.dumps(request)) ** 2 // 997
+    made = plan_of(tmp_path, mixed(40))
+    true = [
+        server.tokens_of({"model": "claude-opus-4-8", "messages": params["messages"]})
+        for params in (json.loads(bytes(r.body))["params"] for r in made.requests)
+    ]
+    api = Api(server.url, "k")
+
+    counted = counting.calibrated(made, api.count_tokens, 60)
+    api.close()
+
+    assert counted.tokens.sampled == 40
+    assert counted.tokens.spread_percent == 0
+    assert counted.tokens.input == sum(true)
+    assert counted.batch is not None
+    # Opus 4.8 in a batch: 2.5 micro-dollars for a token in, 12.5 for one out.
+    assert counted.batch.ceiling == sum(round(each * 2.5 + 100 * 12.5) for each in true)
+    some = subset(counted, {made.requests[3].key, made.requests[7].key})
+    assert some.tokens.input == true[3] + true[7]
 
 
 def test_what_is_counted_is_the_request_without_what_the_call_does_not_take(

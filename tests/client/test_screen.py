@@ -1,10 +1,14 @@
 """What a terminal is given: bounded, escaped, and one line when something changed."""
 
+import re
+
 import pytest
 from rich.console import Console
 
-from batchyard.cli import render
+from batchyard.cli import planned, render
 from batchyard.cli.panel import Panel
+from batchyard.client.planning.compare import Row
+from batchyard.client.planning.pricing import Price
 from batchyard.client.results import receipt
 from batchyard.client.results.collect import Outcome
 from batchyard.client.running.journal import Config, Phase, Shard, State
@@ -101,3 +105,43 @@ def test_one_reason_is_one_line_though_each_refused_call_has_an_id(
         lines.update(Update(kind="waiting", shard=0, text=text))
 
     assert capsys.readouterr().out.count("529 overloaded_error: busy") == 1
+
+
+def test_many_shards_leave_what_stands_above_the_panel_on_the_screen():
+    lines = drawn(panel_of(shards(400)), 200, 60)
+
+    assert len(lines) == 12
+    assert lines[-1] == "… 390 more shards, 0 of them collected"
+
+
+def test_a_narrow_panel_shows_how_long_it_takes_and_is_left():
+    panel = panel_of([Shard(index=0, requests=10_000, bytes=1, sha256="")])
+    for done in (0, 4_000):
+        panel.update(Update(kind="progress", shard=0, done=done, total=10_000, retry_in_s=60.0))
+
+    row = drawn(panel, 80)[1]
+
+    assert re.search(r"4,000/10,000  0:00  about 0:00 left", row), row
+
+
+def test_a_comparison_that_is_too_wide_is_two_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    names = ["claude-opus-4-8", "a-model-with-quite-a-long-name-of-its-own"]
+    rows = [Row(name, 1_000_000, Price(1, 20_000_000, 30_000_000), 64_000, 1_024) for name in names]
+
+    def shown(columns: int) -> list[str]:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        planned.comparison(rows)
+        return capsys.readouterr().out.splitlines()
+
+    wide, narrow = shown(200), shown(90)
+
+    assert len(wide) == 3
+    assert wide[0].split() == ["model", "low", "likely", "ceiling", "input", "output", "cap",
+                               "cache", "from"]  # fmt: skip
+    assert all(len(line) <= 90 for line in narrow)
+    assert [line.split()[0] for line in narrow if line] == ["model", *names, "model", *names]
+    assert narrow[0].split()[-1] == "input"
+    assert narrow[4].split()[1:] == ["output", "cap", "cache", "from"]

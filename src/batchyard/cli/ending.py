@@ -32,6 +32,7 @@ WORDS = {
     "expired": "expired",
     "canceled": "canceled",
     "missing": "missing",
+    "not_sent": "not sent",
 }
 # What can be done about each; `{command}` sends again what can succeed, `{retry}` is it in quotes.
 NEXT = {
@@ -53,6 +54,12 @@ _OVER = {
     "truncated": "at the model's cap, or as they are: ask for less, or split the documents",
     "paused": "continued often enough: change the prompt",
     "invalid": "asked often enough: make the schema or the prompt clearer",
+}
+# What those wait for that were never sent.
+_WAITS = {
+    "budget": "attach the run with a larger `--budget USD`, or with `--no-budget`",
+    "billing": "pay the account, then attach the run",
+    "pilot": "attach the run with `--approve`",
 }
 _CAUSES_SHOWN = 8
 _CAUSES_KEPT = 1_000
@@ -105,6 +112,8 @@ def lines(
             found.append(f"  {cause.count:,} {WORDS.get(kind, kind)}: {cause.reason}")
             more = f" and {cause.count - 1:,} more" if cause.count > 1 else ""
             found.append(f"    {cause.key}{more}")
+        if kind == "not_sent" and receipt.waits_for is not None:
+            found.append(f"    next: {_WAITS[receipt.waits_for]}")
         if kind in NEXT:
             found.append(f"    next: {_next(kind, retry, offer)}")
     hidden = len(causes) - sum(map(len, kinds.values()))
@@ -146,7 +155,8 @@ def money_rows(receipt: Receipt) -> list[tuple[str, str]]:
     """Return what was sent and used, as labelled lines."""
     rows = []
     if receipt.requests and receipt.requests != receipt.documents:
-        rows.append(("requests", f"{receipt.requests:,} for {receipt.documents:,} documents"))
+        documents = "1 document" if receipt.documents == 1 else f"{receipt.documents:,} documents"
+        rows.append(("requests", f"{receipt.requests:,} for {documents}"))
     if receipt.repeated_calls is not None:
         rows.append(("repeated calls", f"{receipt.repeated_calls:,}"))
     sums = receipt.models
@@ -162,7 +172,8 @@ def money_rows(receipt: Receipt) -> list[tuple[str, str]]:
         rows.append(("web searches", f"{searches:,}"))
     if len(sums) > 1:
         for model, each in sums.items():
-            rows.append((model, f"{each.answers:,} answers, {_dollars(each.paid_micros)}"))
+            answers = "1 answer" if each.answers == 1 else f"{each.answers:,} answers"
+            rows.append((model, f"{answers}, {_dollars(each.paid_micros)}"))
     return rows
 
 

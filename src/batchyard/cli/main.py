@@ -1,36 +1,90 @@
-"""The command line: which commands there are. What they need is imported when they run."""
+"""The command line: which commands there are. A command is imported when it is run or asked about.
+
+So the list of commands stands here, not in them: its lines are what `batchyard --help` prints.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+import typer.core
 
 from batchyard import __version__
-from batchyard.cli import check as check_command
-from batchyard.cli import diff as diff_command
-from batchyard.cli import doctor as doctor_command
-from batchyard.cli import emulate as emulate_command
-from batchyard.cli import export as export_command
-from batchyard.cli import importing as import_command
-from batchyard.cli import probe as probe_command
-from batchyard.cli import render
-from batchyard.cli import retry as retry_command
-from batchyard.cli import run as run_command
-from batchyard.cli import serve as serve_command
-from batchyard.cli import show as show_command
-from batchyard.cli import status as status_command
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context, HelpFormatter
+
+ABOUT = "Message Batches for any model: a report for every document, and the server for it."
+# Name: module below batchyard.cli, function, and what it is for in one line of 80 columns.
+COMMANDS = {
+    "run": ("run", "run", "Write a report for every document."),
+    "plan": ("run", "plan", "Show what a run would send and cost; nothing is sent."),
+    "attach": ("attach", "attach", "Come back to a run: wait for it, save its reports."),
+    "retry": ("retry", "retry", "Send once more what failed and can succeed."),
+    "status": ("status", "status", "Show how far a run is, or a batch of a yard."),
+    "ls": ("status", "ls", "List the runs of this machine, the latest first."),
+    "cancel": ("status", "cancel", "Cancel the batches of a run."),
+    "report": ("attach", "report", "Show again how a run ended and what it cost."),
+    "show": ("show", "show", "Show one document: prompt, answer, every try, cost."),
+    "diff": ("diff", "diff", "Compare two runs over the same inputs."),
+    "export": ("export", "export", "Write results as JSON lines, CSV or Parquet."),
+    "import": ("importing", "import_batches", "Save the answers of batches made elsewhere."),
+    "doctor": ("doctor", "doctor", "Check key, server, clock, disk and installation."),
+    "serve": ("serve", "serve", "Serve the Message Batches API for any model."),
+    "cluster": ("cluster", "app", "Keep the workers of a yard on a Ray cluster."),
+    "emulate": ("emulate", "emulate", "Emulate the API for tests: nothing is called or paid."),
+    "probe": ("probe", "probe", "Ask any server the contract, point by point."),
+    "check": ("check", "check", "Check a yard's data directory, without changing it."),
+}
+_BEGIN = (
+    "Begin with `batchyard plan FOLDER --prompt FILE --model M --max-tokens N --out\n"
+    "DIR`, which sends nothing; `--local` needs no key, and its model is simulated.\n"
+    "`batchyard COMMAND --help` has the options of a command."
+)
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands by name, each made when it is asked for."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        """Return the names in the order of the list."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        """Import a command; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            # What is suggested instead of a misspelt name is looked up here.
+            self.commands = dict.fromkeys(COMMANDS, typer.core.TyperCommand("", callback=None))
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        asked = getattr(import_module(f"batchyard.cli.{module}"), function)
+        if isinstance(asked, typer.Typer):  # it has commands of its own
+            return typer.main.get_command(asked)
+        found = typer.Typer(add_completion=False, rich_markup_mode=None)
+        found.command(cmd_name)(asked)
+        return typer.main.get_command(found)
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the list, and how to begin."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, _, about) in COMMANDS.items()])
+        formatter.write(f"\n{_BEGIN}\n")
 
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
+        from batchyard.cli import render  # noqa: PLC0415 - what it needs takes time to import
+
         render.say(f"batchyard {__version__}")
         raise typer.Exit
 
 
 app = typer.Typer(
     name="batchyard",
-    help="Message Batches for any model: a report for every document, and the server for it.",
+    help=ABOUT,
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,7 +93,7 @@ app = typer.Typer(
 )
 
 
-@app.callback()
+@app.callback(help=ABOUT)
 def common(
     _version: Annotated[
         bool,
@@ -48,26 +102,7 @@ def common(
         ),
     ] = False,
 ) -> None:
-    """Message Batches for any model: a report for every document, and the server for it."""
-
-
-app.command("run")(run_command.run)
-app.command("plan")(run_command.plan)
-app.command("attach")(status_command.attach)
-app.command("retry")(retry_command.retry)
-app.command("status")(status_command.status)
-app.command("ls")(status_command.ls)
-app.command("cancel")(status_command.cancel)
-app.command("report")(status_command.report)
-app.command("show")(show_command.show)
-app.command("diff")(diff_command.diff)
-app.command("export")(export_command.export)
-app.command("import")(import_command.import_batches)
-app.command("doctor")(doctor_command.doctor)
-app.command("serve")(serve_command.serve)
-app.command("emulate")(emulate_command.emulate)
-app.command("probe")(probe_command.probe)
-app.command("check")(check_command.check)
+    """Take the options that stand before a command."""
 
 
 def main() -> None:

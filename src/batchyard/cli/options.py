@@ -1,4 +1,4 @@
-"""The options of `run` and `plan`, in groups; a command is a function of some groups.
+"""The options of the commands that send, in groups; a command is a function of some groups.
 
 Each group is a dataclass whose fields are options. `grouped` gives a function of groups the
 signature of all their options, which is what the command line is made from.
@@ -157,6 +157,58 @@ class Where:
 
 
 @dataclass(kw_only=True)
+class Back:
+    """A run that is there, and how it is told of."""
+
+    folder: Annotated[Path, typer.Argument(help="Output folder of the run.")]
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False
+
+
+@dataclass(kw_only=True)
+class Moving:
+    """Where its server is now."""
+
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="The address of the server, if it is another than when the run began."),
+    ] = None
+    allow_server_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-server-change", help="Also when batches of the run are at the old address."
+        ),
+    ] = False
+
+
+@dataclass(kw_only=True)
+class Approving:
+    """What follows a pilot."""
+
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Send the rest after a pilot, whatever it showed.")
+    ] = False
+
+
+@dataclass(kw_only=True)
+class Again:
+    """What one more round by hand takes in."""
+
+    canceled: Annotated[
+        bool, typer.Option("--canceled", help="Send again what was canceled, too.")
+    ] = False
+    with_change: Annotated[
+        bool,
+        typer.Option(
+            "--with-change", help="Render again, from the edited templates, what needs a fix."
+        ),
+    ] = False
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --with-change: another output limit for them.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before sending.")] = False
+
+
+@dataclass(kw_only=True)
 class Planning:
     """How the plan is made."""
 
@@ -175,6 +227,9 @@ class Showing:
     """What `plan` shows besides."""
 
     show: Annotated[bool, typer.Option("--show", help="Print the prompts in full.")] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print prompts, plan and comparison as JSON lines.")
+    ] = False
     compare: Annotated[
         str | None,
         typer.Option(

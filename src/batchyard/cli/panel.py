@@ -44,6 +44,7 @@ _RATE_WINDOW_S = 10.0
 _REFRESH_PER_S = 8
 _SHOW_CURSOR = b"\x1b[?25h\n"
 _RESERVED_ROWS = 5  # header, note, summary, and the prompt below
+_ROWS_MAX = 10  # what stands above, such as the plan, stays on the screen
 
 
 @dataclass(slots=True)
@@ -178,7 +179,7 @@ class Panel:
 
     def _choose(self, rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
         """Return the rows that fit, those under way first, and the others."""
-        room = max(1, self._console.height - _RESERVED_ROWS)
+        room = min(_ROWS_MAX, max(1, self._console.height - _RESERVED_ROWS))
         if len(rows) <= room:
             return list(rows), []
         rank = {"planned": 1, "collected": 2, "withdrawn": 2}
@@ -202,7 +203,7 @@ class Panel:
         return grid
 
     def _bar_chars(self) -> int:
-        return max(8, min(40, self._console.width // 4))
+        return max(8, min(40, self._console.width // 6))
 
 
 def _first_row(shard: Shard) -> _Row:
@@ -226,14 +227,14 @@ def _without_echo() -> Callable[[], None]:
 
 
 def _details(row: _Row, now: float) -> str:
-    parts = []
+    parts = []  # what matters first: a narrow terminal cuts the rest
     rate = _rate(row.samples)
-    if rate and not row.is_over:
-        parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
-    if row.kind == "progress":
-        parts.append(_left(row, rate))
     if row.since_s is not None:
         parts.append(_duration((row.until_s or now) - row.since_s))
+    if row.kind == "progress":
+        parts.append(_left(row, rate))
+    if rate and not row.is_over:
+        parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
     if row.due_s is not None and row.due_s - now >= 1:
         parts.append(f"next look in {row.due_s - now:.0f} s")
     if row.kind == "saving":

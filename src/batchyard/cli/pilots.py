@@ -63,6 +63,7 @@ def _emit(found: Findings) -> None:
             "output_tokens": list(found.lengths),
             "paid_micros": found.paid_micros,
             "rest_micros": found.rest_micros,
+            "simulated": found.is_simulated,
         }
     )
 
@@ -85,7 +86,10 @@ def _print(out: Path, found: Findings, files: Files) -> None:
         rows.append(("" if number else "output tokens", f"{bound:>11}  {bar} {count:,}"))
     rest = "unknown" if found.rest_micros is None else price.dollars(found.rest_micros)
     paid = "unknown" if found.paid_micros is None else price.dollars(found.paid_micros)
-    rows.append(("price", f"{paid} for the pilot, {rest} likely for the other {found.left:,}"))
+    cost = f"{paid} for the pilot, {rest} likely for the other {found.left:,}"
+    if found.is_simulated:
+        cost = f"simulated, nothing is charged; at list prices in batches: {cost}"
+    rows.append(("price", cost))
     render.table(rows)
     for last in found.answers:
         cut = " ".join((formats.answer(files, last.shard, last.outcome) or "").split())

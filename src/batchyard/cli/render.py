@@ -7,7 +7,6 @@ draws but does not print by itself either: it is handed the console here.
 from __future__ import annotations
 
 import io
-import math
 import re
 import shlex
 import shutil
@@ -17,26 +16,21 @@ import time
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
-from urllib.parse import urlsplit
 
-from batchyard import price, wire
+from batchyard import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from batchyard.client.planning.compare import Row
-    from batchyard.client.planning.plan import Plan, Tokens
+    from batchyard.client.planning.plan import Plan
     from batchyard.client.results.collect import Outcome
     from batchyard.client.results.receipt import Receipt
-    from batchyard.client.running.journal import Config, Shard
+    from batchyard.client.running.journal import Shard
     from batchyard.client.running.offers import Offer
-    from batchyard.client.running.session import Standing
     from batchyard.client.running.updates import Update
 
 LABEL_CHARS = 16
-_BOUND = ("sent again", "what would be paid twice, such as cut answers: only within the ceiling")
 _LINE_INTERVAL_S = 1.0
-_NAMED = 4
 _PROMPT_LINES = 6
 _REQUEST_ID = re.compile(r" \(request [^)]*\)")
 
@@ -62,14 +56,29 @@ def say(text: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """Print a problem on standard error."""
+    """Print a problem on standard error; on a terminal no word is cut at its edge."""
     if text:
-        print(f"batchyard: {safe(text)}", file=sys.stderr, flush=True)  # noqa: T201
+        _to_error(f"batchyard: {text}", "  ")
 
 
 def aside(text: str) -> None:
     """Print something for a person on standard error that is no problem."""
-    print(safe(text), file=sys.stderr, flush=True)  # noqa: T201
+    _to_error(text, "")
+
+
+def _to_error(text: str, indent: str) -> None:
+    lines = safe(text).split("\n")
+    if sys.stderr.isatty():
+        lines = [part for line in lines for part in _wrapped(line, indent)]
+    print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _wrapped(line: str, indent: str) -> list[str]:
+    """Return a line as lines of the terminal's width; a path or command is not broken."""
+    return textwrap.wrap(
+        line, columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    ) or [""]  # fmt: skip
 
 
 def emit(event: Mapping[str, object]) -> None:
@@ -124,7 +133,7 @@ def program() -> str:
 
 def table(rows: Iterable[tuple[str, str]]) -> None:
     """Print labelled lines in two columns; on a terminal the second is as wide as fits."""
-    width = max(40, _columns() - LABEL_CHARS)
+    width = max(40, columns() - LABEL_CHARS)
     for label, value in rows:
         lines = textwrap.wrap(safe(value), width, break_on_hyphens=False) or [""]
         if not sys.stdout.isatty():
@@ -133,62 +142,9 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
             say(f"{'' if number else label:<{LABEL_CHARS}}{line}")
 
 
-def _columns() -> int:
+def columns() -> int:
+    """Return the width of the terminal."""
     return shutil.get_terminal_size().columns
-
-
-def plan_rows(
-    name: str,
-    plan: Plan,
-    config: Config,
-    *,
-    is_simulated: bool,
-    standing: Standing | None = None,
-) -> None:
-    """Print what would be sent and what it would cost.
-
-    Args:
-        name: of the run.
-        plan: what would be sent.
-        config: where to.
-        is_simulated: whether nothing is charged.
-        standing: how this is to the run that is in the folder.
-    """
-    from batchyard.client.planning.advice import explain  # noqa: PLC0415 - the run, which is there
-    from batchyard.client.planning.plan import closest_model  # noqa: PLC0415
-
-    tokens, settings = plan.tokens, plan.settings
-    shards = _count(len(plan.shards), "shard")
-    rows = [
-        (f"plan {name}", f"{_documents(plan)}, {shards}, {_bytes(plan.size)}"),
-        ("model", f"{settings.model}, at most {settings.max_tokens:,} output tokens each"),
-        ("input tokens", f"{_tokens(tokens.input)} {_interval(tokens)}"),
-        ("output tokens", _output_tokens(tokens)),
-    ]
-    if len(f"plan {name}") >= LABEL_CHARS:
-        rows[0:1] = [("plan", name), ("documents", rows[0][1])]
-    closest = closest_model(settings.model)
-    if closest:
-        rows.append(("warning", f"{settings.model} is not a known model; the closest is {closest}"))
-    if plan.empty:
-        named = ", ".join(plan.empty[:_NAMED]) + (", …" if len(plan.empty) > _NAMED else "")
-        text = f"{_count(len(plan.empty), 'document')} without any text ({named}), sent as they are"
-        rows.append(("empty", text))
-    if plan.skipped:
-        rows.append(("skipped", _skipped(plan.skipped)))
-    rows += [("change", note) for note in (standing.notes if standing is not None else ())]
-    if standing is not None and standing.kind != "new" and standing.changes.same:
-        same = _count(standing.changes.same, "document")
-        more = "" if standing.kind == "more" else ": nothing would be sent"
-        rows.append(("kept", f"{same} as before, not sent and not paid again{more}"))
-    cache = explain(plan.advice)
-    rows += [("cache" if number == 0 else "", line) for number, line in enumerate(cache)]
-    rows += [("note", notice) for notice in plan.notices]
-    table([*rows, *_price_rows(plan, config, is_simulated=is_simulated)])
-    if config.local:
-        table([("server", f"local, upstream {', '.join(config.upstreams)}")])
-    else:
-        table([("server", config.base_url or "")])
 
 
 def prompts(plan: Plan, *, whole: bool = False) -> None:
@@ -217,73 +173,13 @@ def _text(text: str, *, whole: bool) -> None:
 
 def _cut(line: str) -> str:
     """Return as much of a line as fits behind its mark; some characters take two columns."""
-    room, used = _columns() - len("  | "), 0
-    shown = safe(line[: _columns() + 1])  # escapes make it longer
+    room, used = columns() - len("  | "), 0
+    shown = safe(line[: columns() + 1])  # escapes make it longer
     for at, char in enumerate(shown):
         used += 2 if unicodedata.east_asian_width(char) in "WF" else 1
         if used > room:
             return shown[: max(0, at - 1)] + "…"
     return shown
-
-
-def comparison(rows: Sequence[Row]) -> None:
-    """Print what the same requests would be for several models."""
-    titles = ("model", "low", "likely", "ceiling", "input", "output cap", "cache from")
-    cells = [titles]
-    for row in rows:
-        prices = ("unknown",) * 3
-        if row.batch is not None:
-            each = (row.batch.low, row.batch.likely, row.batch.ceiling)
-            prices = tuple(map(price.dollars, each))  # type: ignore[assignment] # three of three
-        cap, minimum = (
-            "unknown" if number is None else f"{number:,}"
-            for number in (row.output_cap, row.cache_minimum)
-        )
-        cells.append((safe(row.model), *prices, _tokens(row.input_tokens), cap, minimum))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(titles))]
-    for line in cells:
-        name, *rest = zip(line, widths, strict=True)
-        numbers = "  ".join(f"{cell:>{width}}" for cell, width in rest)
-        say(f"{name[0]:<{name[1]}}  {numbers}".rstrip())
-    for row in rows:
-        if row.refused:
-            say(f"{row.model} refuses {_count(row.refused, 'request')}: {row.why}")
-
-
-def _skipped(by_ending: Mapping[str, int]) -> str:
-    from batchyard.client.inputs.documents import ROW_SUFFIXES  # noqa: PLC0415 - the run, which is there
-
-    named = ", ".join(f"{ending} {count:,}" for ending, count in list(by_ending.items())[:_NAMED])
-    more = ", …" if len(by_ending) > _NAMED else ""
-    total = _count(sum(by_ending.values()), "file")
-    how = " or name a file to take its rows" if ROW_SUFFIXES & by_ending.keys() else ""
-    return f"{total} ({named}{more}): a folder gives its text files; use a glob for others{how}"
-
-
-def _price_rows(plan: Plan, config: Config, *, is_simulated: bool) -> list[tuple[str, str]]:
-    from batchyard.client.running.local import HOSTED, is_hosted  # noqa: PLC0415 - the run, which is there
-
-    batch, synchronous = plan.batch, plan.synchronous
-    if batch is None or synchronous is None:
-        return [("price", f"unknown for {plan.settings.model}")]
-
-    def three(cost: object) -> str:
-        return " · ".join(
-            f"{price.dollars(getattr(cost, kind))} {kind}" for kind in ("low", "likely", "ceiling")
-        )
-
-    if config.local and not is_simulated:
-        rows = [("price", three(synchronous))]
-        if is_hosted(config.upstreams):
-            rows.append(("as a batch", f"{three(batch)}: without --local, at the hosted API"))
-        return [*rows, _BOUND]
-    sure = config.local or urlsplit(config.base_url or "").hostname == HOSTED
-    doubt = "" if sure else "   if this server gives the half price"
-    rows = [("price, batch", three(batch) + doubt), ("synchronous", three(synchronous))]
-    if is_simulated:
-        rows.append(("charged", "nothing: the model is simulated, these are list prices"))
-        return rows
-    return [*rows, _BOUND]
 
 
 def ending(
@@ -309,7 +205,7 @@ def fitted(line: str) -> None:
         return
     indent = " " * (len(line) - len(line.lstrip(" ")))
     for each in textwrap.wrap(
-        safe(line), _columns(), subsequent_indent=indent + "  ", break_on_hyphens=False,
+        safe(line), columns(), subsequent_indent=indent + "  ", break_on_hyphens=False,
         drop_whitespace=True, replace_whitespace=False,
     ):  # fmt: skip
         say(each)
@@ -447,40 +343,5 @@ def _line(update: Update) -> str | None:
             return f"{where}{update.text}"
 
 
-def _interval(tokens: Tokens) -> str:
-    spread = tokens.spread_percent
-    if not tokens.sampled:
-        return f"±{spread:.0f} % (estimate)"
-    if spread == 0:
-        return f"(all {tokens.sampled:,} counted)"
-    return f"±{math.ceil(spread)} % (sampled {tokens.sampled:,})"
-
-
-def _documents(plan: Plan) -> str:
-    requests = len(plan.requests)
-    text = _count(plan.documents, "document")
-    return text if requests == plan.documents else f"{text} in {_count(requests, 'request')}"
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _output_tokens(tokens: Tokens) -> str:
-    low, likely = _tokens(tokens.output_low), _tokens(tokens.output_likely)
-    source, ceiling = tokens.output_source, _tokens(tokens.output_ceiling)
-    return f"{low} low · {likely} likely ({source}) · {ceiling} ceiling"
-
-
-def _tokens(number: int) -> str:
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if number >= size:
-            return f"{number / size:,.2f} {unit}"
-    return str(number)
-
-
-def _bytes(number: int) -> str:
-    for unit, size in (("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)):
-        if number >= size:
-            return f"{number / size:,.1f} {unit}"
-    return f"{number} bytes"

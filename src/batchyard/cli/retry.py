@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from batchyard.cli import render
 from batchyard.cli.ending import WORDS
 from batchyard.cli.exits import guarded
-from batchyard.cli.status import Folder, Json, opened
-from batchyard.cli.terms import Budget, Going, Notify, OnOrphan, Retries, Webhook
+from batchyard.cli.options import Again, Back, grouped
+from batchyard.cli.outliving import outliving
+from batchyard.cli.status import opened
+from batchyard.cli.terms import Going  # noqa: TC001 - the options are read from it
 from batchyard.price import dollars
 
 if TYPE_CHECKING:
@@ -20,37 +20,12 @@ if TYPE_CHECKING:
     from batchyard.client.running.pipeline import Pipeline
     from batchyard.client.running.session import Session
 
-Canceled = Annotated[bool, typer.Option("--canceled", help="Send again what was canceled, too.")]
-WithChange = Annotated[
-    bool,
-    typer.Option(
-        "--with-change", help="Render again, from the edited templates, what needs a fix."
-    ),
-]
-MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="With --with-change: another output limit for them.")
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before sending.")]
 
-
-def retry(  # noqa: PLR0913, PLR0917 - the options of the command
-    folder: Folder,
-    canceled: Canceled = False,
-    with_change: WithChange = False,
-    max_tokens: MaxTokens = None,
-    yes: Yes = False,
-    budget: Budget = None,
-    retries: Retries = None,
-    on_orphan: OnOrphan = None,
-    notify: Notify = None,
-    webhook: Webhook = None,
-    as_json: Json = False,
-) -> None:
+@grouped
+def retry(back: Back, again: Again, going: Going) -> None:
     """Send once more everything that failed and can succeed: shows what it may cost, and asks."""
-    going = Going(
-        budget=budget, retries=retries, on_orphan=on_orphan, notify=notify, webhook=webhook
-    )
-    with guarded(folder):
+    folder, as_json = back.folder, back.as_json
+    with guarded(folder), outliving():
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
         from batchyard.client.problems import InputError  # noqa: PLC0415
         from batchyard.client.running import changed, offers  # noqa: PLC0415
@@ -58,25 +33,28 @@ def retry(  # noqa: PLR0913, PLR0917 - the options of the command
 
         going.check()
         opened(folder)
-        if max_tokens is not None and not with_change:
+        if again.max_tokens is not None and not again.with_change:
             raise InputError("--max-tokens belongs to --with-change")
-        also = frozenset({CANCELED} if canceled else ())
+        also = frozenset({CANCELED} if again.canceled else ())
         room: list[int | None] = [0]  # a run that is under way is finished as it was approved
 
         def prepare(session: Session) -> None:
             session.check_requests()
-            if canceled:
-                session.files.cancel.unlink(missing_ok=True)
-            if not with_change and all(shard.is_settled for shard in session.state.shards):
+            if again.with_change:
+                change = changed.prepare(session, max_tokens=again.max_tokens)
+                offer = offers.Offer({"needs_fix": change.documents}, change.micros, {})
+                approve(folder, offer, yes=again.yes, as_json=as_json)
+                changed.begin(session, change)
+                if as_json:
+                    render.emit({"event": "notice", "text": change.text})
+                else:
+                    render.say(change.text)
+            elif all(shard.is_settled for shard in session.state.shards):
                 offer = offers.make(session.files, session.state, also)
                 room[0] = offer.micros
-                approve(folder, offer, yes=yes, as_json=as_json)
-            if with_change:
-                text = changed.begin(session, max_tokens=max_tokens)
-                if as_json:
-                    render.emit({"event": "notice", "text": text})
-                else:
-                    render.say(text)
+                approve(folder, offer, yes=again.yes, as_json=as_json)
+            if again.canceled:
+                session.files.cancel.unlink(missing_ok=True)
 
         def first(pipeline: Pipeline) -> None:
             pipeline.repeat(also, room=room[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,11 @@ from batchyard.cli.options import (
     Where,
     grouped,
 )
+from batchyard.cli.outliving import outliving
 from batchyard.cli.terms import Going, Piloting  # noqa: TC001 - the options are read from it
 
 if TYPE_CHECKING:
+    from batchyard.client.planning.compare import Row
     from batchyard.client.planning.plan import Plan
     from batchyard.client.run import Run
     from batchyard.client.running.journal import Config
@@ -41,18 +43,23 @@ def run(
 
     The same command continues an interrupted run, and sends what is new to a finished one.
     """
-    with guarded(what.out):
+    with guarded(what.out), outliving():
         _use_models(where.models)
         going.check()
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
         from batchyard.client.api import checked_key  # noqa: PLC0415
         from batchyard.client.running.folder import Files  # noqa: PLC0415
+        from batchyard.client.running.session import Session, Standing  # noqa: PLC0415
 
         job = _job(what, parameters, where, starting)
         plan = job.rendered()
         config = job.config(plan)
         if not config.local and not Files(what.out).journal.exists():
             checked_key()  # before anything is shown or written
+        terms = going.changes()
+        if not Files(what.out).journal.exists():
+            # Not entered, so that a refusal leaves no folder behind.
+            Session(what.out).check_budget(Standing("new", plan), config, terms)
 
         def prepare(session: Session) -> None:
             allow = starting.allowed
@@ -62,8 +69,11 @@ def run(
                 session.take(standing, config)
                 session.keep(job.saving)
                 return
+            session.check_budget(standing, config, terms, pilot=piloting.pilot)
             settled = _approve(job, session, standing, config, where, planning, starting)
-            session.take(replace(standing, plan=settled), config, pilot=piloting.pilot)
+            standing = replace(standing, plan=settled)
+            session.check_budget(standing, config, terms, pilot=piloting.pilot)
+            session.take(standing, config, pilot=piloting.pilot)
             session.keep(job.saving)
             _write_preview(session, settled)
 
@@ -83,25 +93,38 @@ def plan(
     """Show what a run would send and cost. Creates no batch, costs nothing, writes nothing."""
     with guarded():
         _use_models(where.models)
-        from batchyard.client.running import local as embedded  # noqa: PLC0415
+        from batchyard.cli import planned  # noqa: PLC0415 - so that other commands start quickly
 
         job = _job(what, parameters, where)
         made = job.rendered()
         config = job.config(made)
         standing = _standing(what.out, made, config)
-        planned = job.settled(standing.plan, sample=planning.sample)
-        render.prompts(planned, whole=showing.show)
-        render.say()
-        is_simulated = embedded.is_simulated(config.upstreams)
-        render.plan_rows(
-            what.out.name, planned, config, is_simulated=is_simulated, standing=standing
-        )
-        if showing.compare is not None:
-            from batchyard.client.planning.compare import compare  # noqa: PLC0415
+        settled = job.settled(standing.plan, sample=planning.sample)
+        compared = _compared(settled, showing.compare)
+        if showing.as_json:
+            from batchyard.client.planning import preview  # noqa: PLC0415
 
-            names = [name.strip() for name in showing.compare.split(",") if name.strip()]
+            for prompt in preview.prompts(settled):
+                render.emit({"event": "prompt", **asdict(prompt)})
+            _show(what.out.name, settled, standing, config, where, as_json=True)
+            for row in compared:
+                render.emit({"event": "compare", **asdict(row)})
+            return
+        render.prompts(settled, whole=showing.show)
+        render.say()
+        planned.show(what.out.name, settled, config, standing)
+        if compared:
             render.say()
-            render.comparison(compare(planned, names))
+            planned.comparison(compared)
+
+
+def _compared(plan: Plan, names: str | None) -> list[Row]:
+    """Return a row for each model of a list separated by commas; none without a list."""
+    from batchyard.client.planning.compare import compare  # noqa: PLC0415
+
+    if names is None:
+        return []
+    return compare(plan, [name.strip() for name in names.split(",") if name.strip()])
 
 
 def _standing(out: Path, plan: Plan, config: Config) -> Standing:
@@ -218,11 +241,11 @@ def _approve(
 def _show(
     name: str, plan: Plan, standing: Standing, config: Config, where: Where, *, as_json: bool
 ) -> None:
+    from batchyard.cli import planned  # noqa: PLC0415
     from batchyard.client.planning.advice import explain  # noqa: PLC0415
     from batchyard.client.planning.plan import closest_model  # noqa: PLC0415
     from batchyard.client.running import local as embedded  # noqa: PLC0415
 
-    is_simulated = embedded.is_simulated(config.upstreams)
     if as_json:
         render.emit(
             {
@@ -234,6 +257,7 @@ def _show(
                 "tokens": plan.tokens,
                 "batch_micros": plan.batch,
                 "synchronous_micros": plan.synchronous,
+                "billing": plan.billing,
                 "cache": explain(plan.advice),
                 "changes": standing.notes,
                 "notices": plan.notices,
@@ -243,8 +267,8 @@ def _show(
             }
         )
         return
-    render.plan_rows(name, plan, config, is_simulated=is_simulated, standing=standing)
-    if is_simulated:
+    planned.show(name, plan, config, standing)
+    if config.local and plan.billing == "simulated":
         why = "" if where.upstream else "no API key: using the simulated model; "
         render.say(f"{why}reports are placeholders")
     elif config.local and plan.batch is not None and embedded.is_hosted(config.upstreams):

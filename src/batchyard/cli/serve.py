@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
+
+if TYPE_CHECKING:
+    from batchyard.server.config import Config
 
 
 def serve(  # noqa: PLR0913, PLR0917 - its options
@@ -62,7 +67,7 @@ def serve(  # noqa: PLR0913, PLR0917 - its options
     }
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    with _failures_told():
+    with failures_told():
         _serve(config, flags, lifeline)
 
 
@@ -75,6 +80,8 @@ def _serve(file: Path | None, flags: dict[str, Any], lifeline: bool) -> None:
     from batchyard.server import place, run  # noqa: PLC0415
 
     loaded = settings.load(file=file, environment=os.environ, **flags)
+    for level, text in keyless(loaded):
+        logging.getLogger(__name__).log(level, text)
     if loaded.role == "worker":
         uvloop.run(run.work(loaded, lifeline=lifeline, announce=render.emit))
         return
@@ -83,8 +90,40 @@ def _serve(file: Path | None, flags: dict[str, Any], lifeline: bool) -> None:
         uvloop.run(run.serve(loaded, lock, lifeline=lifeline, announce=render.emit))
 
 
+def keyless(config: Config) -> list[tuple[int, str]]:
+    """Return which upstreams are called without a key, what follows, and how much that matters.
+
+    A model of one's own rarely wants one. Anybody else's refuses; the yard keeps the requests then.
+    """
+    found = []
+    for each in config.upstreams:
+        if each.key is not None or each.is_simulated or each.engine is not None:
+            continue
+        host = urlsplit(each.url).hostname or ""
+        variable = f"BATCHYARD_UPSTREAM_{each.name.upper().replace('-', '_')}_KEY"
+        if _is_near(host):
+            text = f"upstream {each.name} has no key, and is called without ({variable} sets one)"
+            found.append((logging.INFO, text))
+            continue
+        own = f"{variable} or ANTHROPIC_API_KEY" if host == "api.anthropic.com" else variable
+        text = (
+            f"upstream {each.name} has no key: set {own} and start again, or {host} will refuse "
+            "the calls; requests wait meanwhile, and expire after 24 hours"
+        )
+        found.append((logging.WARNING, text))
+    return found
+
+
+def _is_near(host: str) -> bool:
+    """Whether a host is this machine or one of the same network, by its name or address."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".svc", ".localhost"))
+
+
 @contextlib.contextmanager
-def _failures_told() -> Generator[None]:
+def failures_told() -> Generator[None]:
     """End with a sentence and an exit code.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`attach`, `status`, `ls`, `cancel`, `report`: work with a run from another process."""
+"""`status`, `ls`, `cancel`: work with a run from another process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchyard.cli import render
-from batchyard.cli.exits import Exit, guarded
-from batchyard.cli.terms import Budget, Going, Notify, OnOrphan, Retries, Webhook
+from batchyard.cli.exits import guarded
+from batchyard.cli.terms import Going
 from batchyard.price import dollars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from batchyard.cli.pilots import Approval
     from batchyard.client.running.folder import Files
     from batchyard.client.running.journal import Shard, State
 
@@ -44,33 +43,7 @@ Why = Annotated[
         "the id of a batch of a batchyard server can be given.",
     ),
 ]
-Approve = Annotated[
-    bool, typer.Option("--approve", help="Send the rest after a pilot, whatever it showed.")
-]
 _PATH_CHARS_MAX = 60  # a longer one is shown whole, and moves what follows
-
-
-def attach(
-    folder: Folder,
-    budget: Budget = None,
-    retries: Retries = None,
-    on_orphan: OnOrphan = None,
-    notify: Notify = None,
-    webhook: Webhook = None,
-    approve: Approve = False,
-    as_json: Json = False,
-) -> None:
-    """Come back to a run: wait for it, and save its reports."""
-    going = Going(
-        budget=budget, retries=retries, on_orphan=on_orphan, notify=notify, webhook=webhook
-    )
-    with guarded(folder):
-        from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
-
-        going.check()
-        opened(folder)
-        approval: Approval = "given" if approve else "ask"
-        work.go_on(folder, as_json=as_json, going=going, approval=approval)
 
 
 def status(
@@ -118,20 +91,20 @@ def status(
                     }
                 )
             return
-        render.say(f"{files.out}: {_headline(state, is_running=is_running)}")
+        render.fitted(f"{files.out}: {_headline(state, is_running=is_running)}")
         for shard in shards:
             at = live.get(shard.index)
-            render.say(f"  {_shard_line(shard, at)}")
+            render.fitted(f"  {_shard_line(shard, at)}")
             if why and at is not None:
                 for line in at.why:
-                    render.say(f"    {line}")
+                    render.fitted(f"    {line}")
         reasons = {
             f"{name} paused: {why}" for at in live.values() for name, why in at.paused.items()
         }
         for reason in sorted(reasons):
-            render.say(f"  {reason}")
+            render.fitted(f"  {reason}")
         if state.finished_us is None and not is_running:
-            render.say(f"not running; `{render.program()} attach {files.out}` continues")
+            render.fitted(f"not running; `{render.program()} attach {files.out}` continues")
 
 
 def ls(as_json: Json = False) -> None:
@@ -162,7 +135,7 @@ def ls(as_json: Json = False) -> None:
                 cost = each.paid_micros
                 parts.append("cost unknown" if cost is None else f"paid {dollars(cost)}")
             line = ", ".join(parts)
-            render.say(f"{each.known.started_at[:16]}  {each.known.path!s:<{width}}  {line}")
+            render.fitted(f"{each.known.started_at[:16]}  {each.known.path!s:<{width}}  {line}")
 
 
 def cancel(folder: Folder, as_json: Json = False) -> None:
@@ -173,29 +146,21 @@ def cancel(folder: Folder, as_json: Json = False) -> None:
 
         files, state = opened(folder)
         if state.finished_us is not None:
-            render.say(f"{folder} is finished; there is nothing to cancel")
+            _note(f"{folder} is finished; there is nothing to cancel", as_json=as_json)
             return
         durable.write(files.cancel, [])
         if files.is_running():
-            render.say(f"the process that works on {folder} cancels and collects at its next look")
+            text = f"the process that works on {folder} cancels and collects at its next look"
+            _note(text, as_json=as_json)
             return
         work.go_on(folder, as_json=as_json, going=Going())
 
 
-def report(folder: Folder, as_json: Json = False) -> None:
-    """Show again how a finished run ended and what it cost."""
-    with guarded():
-        from batchyard.cli import work  # noqa: PLC0415
-        from batchyard.client.problems import InputError  # noqa: PLC0415
-        from batchyard.client.results import receipt  # noqa: PLC0415
-
-        files, state = opened(folder)
-        done = receipt.read(files)
-        if state.finished_us is None or done is None:
-            raise InputError(f"{folder} is not finished; `batchyard attach {folder}` continues")
-        work.show_end(folder, files, state, done, as_json=as_json)
-        if not done.is_complete:
-            raise SystemExit(Exit.NEEDS_ATTENTION)
+def _note(text: str, *, as_json: bool) -> None:
+    if as_json:
+        render.emit({"event": "notice", "text": text})
+    else:
+        render.say(text)
 
 
 def opened(folder: Path) -> tuple[Files, State]:

@@ -13,13 +13,15 @@ import typer
 if TYPE_CHECKING:
     from batchyard.client.running.session import Session
 
-BUDGET_HELP = "Dollars that the run may cost; nothing is sent that might exceed it."
+BUDGET_HELP = "Dollars that the run may cost, from now on; nothing is sent that might exceed it."
+NO_BUDGET_HELP = "Take back the budget that an earlier command gave."
 RETRIES_HELP = "Rounds in which what failed and can succeed is sent again. [default: 3]"
 ORPHAN_HELP = "What to do about a create call without an answer, where the server cannot tell."
 NOTIFY_HELP = "Command that is run at the end, without a shell; BATCHYARD_RECEIPT names the file."
 WEBHOOK_HELP = "Address that gets the receipt at the end, as a POST of JSON."
 
 Budget = Annotated[str | None, typer.Option(metavar="USD", help=BUDGET_HELP)]
+NoBudget = Annotated[bool, typer.Option("--no-budget", help=NO_BUDGET_HELP)]
 Retries = Annotated[int | None, typer.Option(min=0, max=100, metavar="N", help=RETRIES_HELP)]
 OnOrphan = Annotated[str | None, typer.Option(metavar="adopt|wait|resubmit|fail", help=ORPHAN_HELP)]
 Notify = Annotated[str | None, typer.Option(metavar="COMMAND", help=NOTIFY_HELP)]
@@ -31,6 +33,7 @@ class Going:
     """The options, with the fields that make up the terms in the journal."""
 
     budget: Budget = None
+    no_budget: NoBudget = False
     retries: Retries = None
     on_orphan: OnOrphan = None
     notify: Notify = None
@@ -61,6 +64,10 @@ class Going:
         from batchyard.client.running.journal import OrphanPolicy  # noqa: PLC0415
 
         given: dict[str, Any] = {}
+        if self.no_budget:
+            if self.budget is not None:
+                raise InputError("--budget and --no-budget exclude each other")
+            given["budget_micros"] = None
         if self.budget is not None:
             given["budget_micros"] = parse(self.budget)
         if self.retries is not None:

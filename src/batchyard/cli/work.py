@@ -131,7 +131,8 @@ def show_end(out: Path, files: Files, state: State, done: Receipt, *, as_json: b
         again = None if offer is None else {"again": dict(offer.again), "micros": offer.micros}
         render.emit({"event": "done", "receipt": done, "retry": again})
         return
-    last = (final.outcome for final in finals.finals(files, state))
+    waits = None if done.waits_for is None else receipt.REASONS[done.waits_for]
+    last = (final.outcome for final in finals.finals(files, state, waits=waits))
     failures = (outcome for outcome in last if outcome.class_ != "succeeded")
     retry = f"{render.program()} retry {_quoted(out)}"
     errors = str(out / "errors.jsonl")

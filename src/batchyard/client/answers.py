@@ -76,6 +76,13 @@ class TokenCount(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
+class Validation(msgspec.Struct, frozen=True):
+    """What a yard says of requests before they are sent; `billing` as in `Progress`."""
+
+    invalid: int
+    billing: str | None = None
+
+
 class Waiting(msgspec.Struct, frozen=True):
     """Why requests of a batch wait, in one pool."""
 
@@ -90,6 +97,13 @@ class Estimate(msgspec.Struct, frozen=True):
 
     ends_at: str | None = None
     basis: str = ""
+
+
+class Damaged(msgspec.Struct, frozen=True):
+    """A shard of which the disk of a yard has damaged something, and what comes of it."""
+
+    shard: int
+    detail: str
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -109,6 +123,8 @@ class Progress(msgspec.Struct, frozen=True):
     calls: int | None = None
     repeated_calls: int | None = None
     failed_calls: dict[str, int] = {}
+    damaged: list[Damaged] = []
+    as_of: str | None = None
     estimate: Estimate | None = None
 
 

@@ -29,6 +29,7 @@ from batchyard.client.answers import (
     Progress,
     TokenCount,
     Unreachable,
+    Validation,
     created,
     decode,
     retry_after,
@@ -201,6 +202,31 @@ class Api:
         if answer.status != 200:
             raise ApiError(answer)
         return decode(answer.body, TokenCount).input_tokens
+
+    def billing(self, body: bytes) -> str | None:
+        """Return how a yard would charge the requests of a create body; None when not known.
+
+        Nobody is asked who has not shown to be a yard: elsewhere the call does not exist. A yard
+        that would refuse one of the requests does not tell either.
+
+        Raises:
+            ApiError, Unreachable: refused, or not answered in time; one attempt.
+        """
+        if not self.is_yard:
+            return None
+        request = (
+            self._client.post(self._address() + "/v1/messages/batches/validate")
+            .header("content-type", "application/json")
+            .timeout(timedelta(seconds=COUNT_TIMEOUT_S))
+        )
+        try:
+            answer = self._read(request.body_bytes(body).build().send())
+        except PyreqwestError as error:
+            raise Unreachable(f"{self.base_url}: {_reason(error)}") from None
+        if answer.status != 200:
+            raise ApiError(answer)
+        found = decode(answer.body, Validation)
+        return None if found.invalid else found.billing
 
     def cancel(self, batch_id: str) -> Batch:
         """Cancel a batch; repeated, since canceling twice is canceling once.

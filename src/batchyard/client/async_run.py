@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from batchyard.client.planning.plan import Plan
+    from batchyard.client.report import Report
     from batchyard.client.results.receipt import Receipt
-    from batchyard.client.run import Report
     from batchyard.client.running.pilot import Findings
 
 T = TypeVar("T")

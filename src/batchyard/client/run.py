@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from batchyard import limits
+from batchyard.client.asked import config_of, saving_of
 from batchyard.client.inputs.documents import Sources
 from batchyard.client.inputs.stages import outputs_of
 from batchyard.client.inputs.tables import rows_of
@@ -25,62 +26,25 @@ from batchyard.client.inputs.template import Template
 from batchyard.client.planning import plan as planning
 from batchyard.client.planning.sampling import SAMPLE_DEFAULT
 from batchyard.client.problems import InputError, NeedsAttention
+from batchyard.client.report import Report
 from batchyard.client.results import closing, collect, finals, formats, receipt
 from batchyard.client.results import schema as schemas
 from batchyard.client.results.columns import Columns
 from batchyard.client.running import budget as budgets
 from batchyard.client.running import changed, durable, journal, rounds
 from batchyard.client.running import pilot as pilots
-from batchyard.client.running.session import Session
+from batchyard.client.running.folder import Files
+from batchyard.client.running.session import Session, Standing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from batchyard.client.running.journal import Config
     from batchyard.client.running.pipeline import Pipeline
 
 # Outcomes that a further round may replace: they are yielded when there is none.
 _MAY_CHANGE = rounds.REPEATABLE | {rounds.BILLING}
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What became of one document.
-
-    `status` is `succeeded`, `truncated`, `paused` (these three have a `path`), `refused`, `empty`,
-    `invalid`, `needs_fix`, `billing`, `retryable`, `expired`, `canceled` or `missing`; `reason`
-    says why. `path` is None when there is no report, or when the run writes no file for each.
-    `tries` is how often it was sent, and `cost_micros` what was charged for all of them in
-    micro-dollars, None when that is not known.
-    """
-
-    key: str
-    status: str
-    reason: str | None
-    path: Path | None
-    cost_micros: int | None
-    tries: int
-    _answer: Callable[[], str | None] = field(repr=False, compare=False)
-    _schema: schemas.Schema | None = field(repr=False, compare=False, default=None)
-
-    @property
-    def text(self) -> str | None:
-        """Return the report, read from the disk; None when there is none."""
-        if self.path is not None:
-            return self.path.read_text(encoding="utf-8")
-        return self._answer() if self.status in collect.SAVED else None
-
-    @property
-    def value(self) -> Any:
-        """Return what a structured answer says: an object of the class that `returns` named.
-
-        None when the run has no schema, or the document no valid answer.
-        """
-        if self._schema is None or self.status != "succeeded":
-            return None
-        text = self._answer()
-        return None if text is None else self._schema.value(text)
 
 
 class Run:
@@ -154,7 +118,7 @@ class Run:
         self._sources = _sources(docs, rows, id)
         self._prompt, self._system = Path(prompt), Path(system) if system else None
         self._schema = None if returns is None else schemas.of(returns)
-        self._saving = _saving(
+        self._saving = saving_of(
             formats, self._schema, audit, delete=delete_after_download, has_name=name is not None
         )
         is_json = "json" in self._saving.formats
@@ -238,8 +202,8 @@ class Run:
 
         Args:
             approved: what to send.
-            budget: dollars that the run may cost at most; None for what it was before, at first no
-                limit. What might exceed it is not sent.
+            budget: dollars that the run may cost at most; `"none"` for no limit; None for what it
+                was before, at first no limit. What might exceed it is not sent.
             allow: what may have changed since the run in the folder: `prompt`, `model`, `options`,
                 `input`, `server`. New documents need no leave.
 
@@ -247,12 +211,19 @@ class Run:
             InputsChanged: the folder holds a run of other inputs.
             RunInUse: another process works on it.
             NeedsAttention: the server takes nothing; the message says what to do.
+            BudgetReached: not even the first requests fit in the budget; nothing was written.
         """
+        config, terms = self.config(approved), self._given_terms(budget)
         with self._closing_after_failure():
+            if not Files(self.out).journal.exists():  # a refusal leaves no folder behind
+                session = Session(self.out)
+                session.check_budget(Standing("new", approved), config, terms)
             session = self._open()
-            session.begin(approved, self.config(approved), allow=frozenset(allow))
+            standing = session.compare(approved, config, allow=frozenset(allow))
+            session.check_budget(standing, config, terms)
+            session.take(standing, config)
             session.keep(self._saving)
-            self._agree(session, budget)
+            session.agree(**terms)
             if session.state.finished_us is None:
                 pipeline = self._connected()
                 if any(map(session.state.is_held, session.state.shards)):
@@ -279,12 +250,14 @@ class Run:
             InputsChanged, RunInUse, NeedsAttention: as for `submit`.
         """
         approved = approved or self.plan()
+        config, terms = self.config(approved), self._given_terms(budget)
         with self._closing_after_failure():
             session = self._open()
-            config = self.config(approved)
-            session.take(session.compare(approved, config), config, pilot=count)
+            standing = session.compare(approved, config)
+            session.check_budget(standing, config, terms, pilot=count)
+            session.take(standing, config, pilot=count)
             session.keep(self._saving)
-            self._agree(session, budget)
+            session.agree(**terms)
             if session.state.finished_us is None:
                 self._connected().run()
             return pilots.findings(session.files, session.state)
@@ -308,7 +281,7 @@ class Run:
             if canceled:
                 session.files.cancel.unlink(missing_ok=True)
             if with_change:
-                changed.begin(session, sources=self._sources)
+                changed.begin(session, changed.prepare(session, sources=self._sources))
             pipeline = self._connected()
             pipeline.repeat({rounds.CANCELED} if canceled else ())
             pipeline.submit()
@@ -372,14 +345,14 @@ class Run:
             raise problem
 
     def report(self) -> receipt.Receipt:
-        """Return the receipt of the finished run.
+        """Return the receipt of the run: finished, or stopped by its budget, by billing or a pilot.
 
         Raises:
-            NeedsAttention: it is not finished; iterate over the run first.
+            NeedsAttention: it is neither; iterate over the run first.
         """
         with self._closing_after_failure():
             session = self._open()
-            done = receipt.read(session.files) if session.state.finished_us is not None else None
+            done = receipt.standing(session.files, session.state)
             if done is None:
                 raise NeedsAttention(
                     f"the run in {self.out} is not finished; iterate over it first"
@@ -427,7 +400,7 @@ class Run:
         Raises:
             InputError: options exclude each other.
         """
-        return make_config(
+        return config_of(
             approved,
             prompt=self._prompt,
             system=self._system,
@@ -443,11 +416,11 @@ class Run:
             raise InputError(f"{self.out} holds no run; submit a plan first")
         return session
 
-    def _agree(self, session: Session, budget: float | str | None) -> None:
-        terms = dict(self._terms)
-        if budget is not None:
-            terms["budget_micros"] = budgets.parse(str(budget))
-        session.agree(**terms)
+    def _given_terms(self, budget: float | str | None) -> dict[str, Any]:
+        """Return the terms that are given; the others stay as they are."""
+        if budget is None:
+            return dict(self._terms)
+        return self._terms | {"budget_micros": budgets.parse(str(budget))}
 
     def _settled(self, index: int) -> Iterator[Report]:
         """Yield the documents of a collected shard that nothing can change any more."""
@@ -494,58 +467,6 @@ class Run:
         )
 
 
-def make_config(
-    approved: planning.Plan,
-    *,
-    prompt: Path,
-    system: Path | None,
-    base_url: str | None,
-    local: bool,
-    upstreams: tuple[str, ...],
-    sources: Sources | None = None,
-) -> Config:
-    """Return what the journal keeps of a run.
-
-    Raises:
-        InputError: options exclude each other, or the address is not one.
-    """
-    from batchyard.client.api import checked_url  # noqa: PLC0415 - the HTTP client
-    from batchyard.client.running.journal import Config  # noqa: PLC0415
-    from batchyard.client.running.local import check_upstreams, default_upstreams  # noqa: PLC0415
-
-    if local and base_url:
-        raise InputError("--local starts a server of its own; it excludes --base-url")
-    if upstreams and not local:
-        raise InputError("--upstream belongs to the server of --local")
-    if local and not upstreams:
-        upstreams = default_upstreams()
-    check_upstreams(upstreams)
-    settings = approved.settings
-    return Config(
-        model=settings.model,
-        max_tokens=settings.max_tokens,
-        prompt=str(prompt),
-        prompt_sha256=approved.prompt_sha256,
-        system=str(system) if system else None,
-        system_sha256=approved.system_sha256,
-        betas=settings.betas,
-        suffix=settings.suffix,
-        shard_requests=settings.shard_requests,
-        local=local,
-        base_url=None if local else checked_url(base_url),
-        upstreams=upstreams,
-        params=dict(settings.params),
-        override=settings.override,
-        cache=settings.cache,
-        schema=None if settings.schema is None else dict(settings.schema),
-        name=settings.name,
-        sources=() if sources is None else changed.places(sources),
-        id_field=None if sources is None else sources.id_field,
-        encoding=None if sources is None else sources.encoding,
-        folder=str(Path.cwd()),
-    )
-
-
 def _sources(docs: Sources | Run | None, rows: object, id_field: str | None) -> Sources:
     """Return where documents come from.
 
@@ -563,29 +484,3 @@ def _sources(docs: Sources | Run | None, rows: object, id_field: str | None) -> 
     if (docs is None) == (not kept):
         raise InputError("a run needs docs=files(...) or rows=[...], one of the two")
     return docs or Sources((), kept, id_field)
-
-
-def _saving(
-    wanted: Iterable[str],
-    schema: schemas.Schema | None,
-    audit: str | os.PathLike[str] | None,
-    *,
-    delete: bool,
-    has_name: bool,
-) -> journal.Saving:
-    """Return what the journal keeps of how answers are written.
-
-    Raises:
-        InputError: a format does not fit, or the audit record would have no folder.
-    """
-    path = None if audit is None else Path(audit).absolute()
-    if path is not None and not path.parent.is_dir():
-        raise InputError(f"the audit record {path} cannot be written: there is no such folder")
-    checked = formats.checked(wanted, has_schema=schema is not None)
-    if has_name and formats.EACH.isdisjoint(checked):
-        raise InputError("--name is for files of documents, which --format md or json writes")
-    return journal.Saving(
-        formats=checked,
-        audit=None if path is None else str(path),
-        delete=delete,
-    )

@@ -145,10 +145,12 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     def rules_for(self, custom_id: str, *, seed: int) -> Iterator[tuple[int, RequestRule]]:
         """Yield position and rule of all rules that fit, in the order of the file.
 
-        What depends on earlier calls, `first` and `times`, is not looked at.
+        What depends on earlier calls, `first` and `times`, is not looked at. A rule that names the
+        id of a document fits the request that carries a mark of `batchyard run` behind it too.
         """
+        names = {custom_id, _MARK.sub("", custom_id)}
         for index, rule in enumerate(self.requests):
-            if any(fnmatchcase(custom_id, pattern) for pattern in rule.custom_id) and (
+            if any(fnmatchcase(name, each) for name in names for each in rule.custom_id) and (
                 rule.share == 1 or _lot(seed, index, custom_id) < rule.share
             ):
                 yield index, rule
@@ -156,6 +158,10 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     def rule_for(self, custom_id: str, *, seed: int) -> RequestRule | None:
         """Return the first rule that fits, or None."""
         return next((rule for _, rule in self.rules_for(custom_id, seed=seed)), None)
+
+
+# What `batchyard run` puts behind one id of each batch, to know the batch by it.
+_MARK = re.compile(r"(?:(?<=_R[1-9])|(?<=_R[1-9]\d)|_R0)-[0-9a-f]{4}$")
 
 
 def _lot(seed: int, index: int, custom_id: str) -> float:

@@ -64,6 +64,7 @@ class DryRun:
             "requests": len(entries),
             "valid": len(entries) - invalid,
             "invalid": invalid,
+            "billing": self._yard.billing_of(set(pools)),
             "problems": problems,
             "has_more": invalid > len(problems),
         }

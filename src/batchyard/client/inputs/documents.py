@@ -40,6 +40,7 @@ STDIN = "-"
 RUN = "run:"  # the output folder of a run, whose reports are documents
 _GLOB = frozenset("*?[")
 _NAMED = 5
+_STDIN_HINT = "; rows of JSON are expected: --stdin csv, tsv or text says that it is something else"
 _REMEDY = "convert it, leave it out, or name what all of them are with --encoding"
 
 
@@ -290,7 +291,7 @@ def _from_stdin(stdin: str, id_field: str | None, encoding: str | None) -> Itera
         raise InputError("- is standard input, which is a terminal here; pipe something into it")
     text = decode(sys.stdin.buffer.read(), "standard input", encoding)
     if stdin != "text":
-        numbered = rows.rows_of_text(text, f".{stdin}", "standard input")
+        numbered = rows.rows_of_text(text, f".{stdin}", "standard input", _STDIN_HINT)
         yield from _from_rows("standard input", numbered, id_field)
     elif text:
         fields = {"text": text, "path": "stdin", "name": "stdin"}

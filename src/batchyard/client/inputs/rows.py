@@ -15,26 +15,41 @@ if TYPE_CHECKING:
 
 _FIELD_CHARS_MAX = 32 * 1024 * 1024  # as long as a whole request may be
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_OTHERS = (";", "\t")  # of a .csv file
 SUFFIXES = frozenset({".jsonl", ".ndjson", *_DELIMITERS})
 
 
-def rows_of_text(text: str, suffix: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows_of_text(
+    text: str, suffix: str, where: str, hint: str = ""
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the line number and the fields of each row.
 
     Args:
         text: the whole file.
         suffix: one of `SUFFIXES`, which says what it is.
         where: it comes from, for errors.
+        hint: what to do about lines that are not JSON.
 
     Raises:
         InputError: a line is not a row.
     """
     if suffix in _DELIMITERS:
-        return _csv_rows(text, _DELIMITERS[suffix], where)
-    return _jsonl_rows(text, where)
+        return _csv_rows(text, _delimiter(text, suffix), where)
+    return _jsonl_rows(text, where, hint)
 
 
-def _jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _delimiter(text: str, suffix: str) -> str:
+    """Return what separates columns: where decimals have a comma, spreadsheets write `;`.
+
+    A first line without any comma names either one column, or several that are separated otherwise.
+    """
+    header = text.partition("\n")[0]
+    if suffix == ".csv" and "," not in header:
+        return next((each for each in _OTHERS if each in header), ",")
+    return _DELIMITERS[suffix]
+
+
+def _jsonl_rows(text: str, where: str, hint: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the object of each line; empty lines are passed over."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -42,7 +57,7 @@ def _jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = wire.decode(line)
         except ValueError as error:
-            raise InputError(f"{where}:{number}: not JSON: {error}") from None
+            raise InputError(f"{where}:{number}: not JSON: {error}{hint}") from None
         if not isinstance(row, dict):
             raise InputError(f"{where}:{number}: a row is a JSON object, not {shown(row)}")
         yield number, row

@@ -13,6 +13,7 @@ from typing import Any
 
 from batchyard.client.inputs.texts import read_text
 from batchyard.client.problems import InputError
+from batchyard.errors import shown
 
 SQL = "sql:"
 _EXTRA = "needs the extra: pip install 'batchyard[data]'"
@@ -41,6 +42,13 @@ def rows_of(table: object) -> Iterator[dict[str, Any]]:
 
 
 def _rows(table: Any) -> Iterable[Any]:
+    if isinstance(table, Mapping) and table and not any(map(_is_scalar, table.values())):
+        # Hugging Face gives the parts of a dataset in a mapping; so do readers of several sheets.
+        part = shown(next(iter(table)))
+        raise InputError(
+            f"rows is a {type(table).__name__} of {', '.join(map(shown, table))}; it is one of "
+            f"them, such as that of {part}"
+        )
     if isinstance(table, (str, bytes, Mapping)):
         raise InputError(f"rows is a {type(table).__name__}; it is a table or a list of mappings")
     if callable(getattr(table, "iter_rows", None)):  # polars
@@ -58,6 +66,10 @@ def _rows(table: Any) -> Iterable[Any]:
     if callable(getattr(table, "collect", None)):  # a lazy frame of polars
         return _rows(table.collect())
     raise InputError(f"rows is a {type(table).__name__}; it is a table or a list of mappings")
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, (str, bytes, int, float))
 
 
 def _arrow_rows(table: Any) -> Iterator[Any]:
@@ -129,8 +141,11 @@ def read_sql(source: str) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
         raise InputError(f"a source sql: {_EXTRA}") from None
     try:
         parsed = sqlalchemy.make_url(url)
-        engine = sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
+        try:
+            engine = sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool)
+        except ImportError as error:
+            raise InputError(_driver_hint(parsed, error)) from None
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
         # The text of the URL may hold a password.
         raise InputError(f"the URL of a source sql: is not usable: {_first_line(error)}") from None
     where = parsed.render_as_string(hide_password=True)
@@ -152,6 +167,15 @@ def read_sql(source: str) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
             engine.dispose()
 
     return where, rows()
+
+
+def _driver_hint(url: Any, error: ImportError) -> str:
+    """Say which package reads a database; the URL may hold a password and is not shown."""
+    if url.get_backend_name() == "postgresql":
+        what = "begin the URL with postgresql+psycopg:// and pip install 'batchyard[postgres]'"
+    else:
+        what = f"pip install {error.name}" if error.name else _first_line(error)
+    return f"a source sql: of {url.drivername} needs a driver that is not installed: {what}"
 
 
 def _pyarrow(what: str) -> Any:

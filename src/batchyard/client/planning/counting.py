@@ -70,6 +70,9 @@ def calibrated(plan: Plan, count: Callable[[bytes], int], sample: int) -> Plan:
         for at, (index, chance) in enumerate(zip(drawn.indexes, drawn.chances, strict=True))
         if at in found.counted
     ]
+    measures = plan.measures
+    if len(counted) == len(main):  # nothing has to be inferred: the sum of the counts is the total
+        measures = measures.with_counted({main[at]: found.counted[at] for at in found.counted})
     share = len(counted) / len(drawn.indexes)
     if share < 1:  # those that were not answered were as likely to be drawn
         counted = [(counts, true, chance * share) for counts, true, chance in counted]
@@ -86,7 +89,7 @@ def calibrated(plan: Plan, count: Callable[[bytes], int], sample: int) -> Plan:
         spread_percent=_spread(plan, fit, main),
         sampled=fit.counted,
     )
-    return planning.repriced(replace(plan, notices=notices), basis)
+    return planning.repriced(replace(plan, notices=notices, measures=measures), basis)
 
 
 def _spread(plan: Plan, fit: sampling.Calibration, main: Sequence[int]) -> float:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batchyard.client.inputs.template import Outline, Template
     from batchyard.client.results.columns import Columns
     from batchyard.client.running.folder import DocumentEntry
+    from batchyard.model import Billing
 
 __all__ = [
     "API_VERSION", "Copy", "Plan", "Price", "Request", "Settings", "Shard", "Tokens",
@@ -133,7 +134,7 @@ class Plan:
 
     `empty` are the documents without any text, which are sent as they are. `skipped` counts, by
     ending, the files of a folder that are left out. `notices` are what a person should know of how
-    it was made.
+    it was made. `billing` is how the server charges, None as long as it is not known.
     """
 
     settings: Settings
@@ -152,6 +153,7 @@ class Plan:
     skipped: Mapping[str, int] = field(default_factory=dict)
     notices: Sequence[str] = ()
     columns: Columns | None = field(repr=False, default=None)
+    billing: Billing | None = None
 
     def __repr__(self) -> str:
         likely = None if self.batch is None else self.batch.likely

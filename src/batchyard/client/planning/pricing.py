@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,12 +79,16 @@ class Basis:
 
 
 class Measures:
-    """What prices rest on: the characters of each request, its model and its output limit."""
+    """What prices rest on: the characters of each request, its model and its output limit.
+
+    Of requests that the server counted one by one, also their tokens, which are taken as they are.
+    """
 
     def __init__(self) -> None:
         self.sizes = estimate.Sizes()
         self._kinds: dict[tuple[str, int], int] = {}
         self._kind = array("I")
+        self.counted: Mapping[int, int] = {}
 
     def append(self, counts: Iterable[int], model: str, max_tokens: int) -> None:
         """Add those of one more request."""
@@ -98,21 +103,38 @@ class Measures:
         for counts, kind in zip(self.sizes, self._kind, strict=True):
             yield (counts, *kinds[kind])
 
+    @property
+    def models(self) -> list[str]:
+        """Return the models of the requests, each once."""
+        return list(dict.fromkeys(model for model, _ in self._kinds))
+
     def chosen(self, indexes: Iterable[int], model: str | None = None) -> Measures:
         """Return those of some requests, in this order; with a model as if it were theirs."""
         some, kinds = Measures(), list(self._kinds)
+        counted: dict[int, int] = {}
         for index in indexes:
             own, max_tokens = kinds[self._kind[index]]
+            # Another model may have another tokenizer.
+            if index in self.counted and model in {None, own}:
+                counted[len(some)] = self.counted[index]
             some.append(self.sizes[index], model or own, max_tokens)
-        return some
+        return some.with_counted(counted)
+
+    def with_counted(self, counted: Mapping[int, int]) -> Measures:
+        """Return the same, with the true input tokens of some requests by their index."""
+        known = copy(self)
+        known.counted = counted
+        return known
 
     def groups(self, basis: Basis) -> Counter[tuple[str, int, int]]:
         """Count the requests by model, output limit and input tokens."""
         weights = {
             model: estimate.rescaled(basis.weights, basis.model, model) for model, _ in self._kinds
         }
+        known = self.counted
         return Counter(
-            (model, limit, weights[model].tokens(counts)) for counts, model, limit in self
+            (model, limit, known.get(index) or weights[model].tokens(counts))
+            for index, (counts, model, limit) in enumerate(self)
         )
 
 

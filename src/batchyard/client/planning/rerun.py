@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from batchyard.errors import shown
@@ -31,19 +31,24 @@ class Drift:
 
     text: str
     allow: Allow | None
+    is_move: bool = field(default=False, compare=False)
+    """Whether it is the address of the server, and nothing else of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
     """The documents of a command beside those of the run in its folder.
 
-    `new`, `changed` and `removed` are keys; `same` counts the documents that are as they were.
+    `new`, `changed` and `removed` are keys; `same` counts the documents that are as they were. Of
+    the changed ones `edited` have another content; the others only another request, because of an
+    option.
     """
 
     new: Sequence[str] = ()
     changed: Sequence[str] = ()
     removed: Sequence[str] = ()
     same: int = 0
+    edited: frozenset[str] = frozenset()
 
     @property
     def to_send(self) -> frozenset[str]:
@@ -52,14 +57,17 @@ class Changes:
 
     def lines(self) -> list[str]:
         """Return a line for each kind of change."""
+        edited = [key for key in self.changed if key in self.edited]
+        others = [key for key in self.changed if key not in self.edited]
         kinds = (
-            ("new", self.new, ""),
-            ("changed", self.changed, ""),
-            ("removed", self.removed, "; what they have is kept"),
+            ("new document", "new documents", self.new, ""),
+            ("changed document", "changed documents", edited, ""),
+            ("document with another request", "documents with another request", others, ""),
+            ("removed document", "removed documents", self.removed, "; what they have is kept"),
         )
         return [
-            f"{_count(len(keys), f'{kind} document')}: {_some(keys)}{more}"
-            for kind, keys, more in kinds
+            f"{_count(len(keys), one, several)}: {_some(keys)}{more}"
+            for one, several, keys, more in kinds
             if keys
         ]
 
@@ -79,7 +87,7 @@ def compare(entries: Iterable[DocumentEntry], plan: Plan, *, is_same_command: bo
         contents[entry.key] = entry.sha256
         if entry.request:
             requests[entry.key] = entry.request
-    new, changed, same = [], [], 0
+    new, changed, edited, same = [], [], set[str](), 0
     keys = set()
     for request in plan.requests:
         for document in request.documents():
@@ -94,8 +102,10 @@ def compare(entries: Iterable[DocumentEntry], plan: Plan, *, is_same_command: bo
                 same += 1
             else:
                 changed.append(document.key)
+                if contents[document.key] != document.sha256:
+                    edited.add(document.key)
     removed = sorted(contents.keys() - keys)
-    return Changes(sorted(new), sorted(changed), removed, same)
+    return Changes(sorted(new), sorted(changed), removed, same, frozenset(edited))
 
 
 def drift(before: Config, after: Config) -> list[Drift]:
@@ -113,15 +123,15 @@ def drift(before: Config, after: Config) -> list[Drift]:
         ("--cache", before.cache, after.cache, "options"),
         ("--suffix", before.suffix, after.suffix, None),
         ("--name", before.name, after.name, None),
-        ("--name", before.name, after.name, None),
         ("--local", before.local, after.local, "server"),
-        ("the address", before.base_url, after.base_url, "server"),
     )
     found += [
         Drift(f"{name} was {_option(old)} and is {_option(new)}", allow)
         for name, old, new, allow in options
         if old != new
     ]
+    if before.base_url != after.base_url and before.local == after.local:
+        found.append(Drift(moved_text(before, after.base_url), "server", is_move=True))
     found += _params(before.params, after.params)
     if before.schema != after.schema:
         found.append(Drift("the schema of the answers is another one", "options"))
@@ -131,18 +141,51 @@ def drift(before: Config, after: Config) -> list[Drift]:
     return found
 
 
+def moved_text(before: Config, base_url: str | None) -> str:
+    """Return what people read of a server that is at another address."""
+    return f"the server was {_option(before.base_url)} and is {_option(base_url)}"
+
+
+def stay_text(batches: int) -> str:
+    """Return why a run with batches at its server does not go to another, and what to do."""
+    return (
+        f"{_count(batches, 'batch', 'batches')} of the run {'is' if batches == 1 else 'are'} at "
+        "the first and would be lost from sight: collect them there, or, if it is the same server "
+        "under another address, --allow-server-change"
+    )
+
+
 def refused(
-    found: Iterable[Drift], changes: Changes, allow: Collection[str], *, is_finished: bool
+    found: Iterable[Drift],
+    changes: Changes,
+    allow: Collection[str],
+    *,
+    is_finished: bool,
+    at_server: int = 0,
 ) -> list[str]:
     """Return a line for everything that is not allowed, with what would allow it.
 
     New documents need no leave, nor does the removal of some: nothing is lost by it. An edit of the
-    templates that changes no request needs none either, nor anything when there is nothing to send.
+    templates that changes no request needs none either, nor nearly anything when there is nothing
+    to send. A run that has nothing at its server may go on at another one.
+
+    Args:
+        found: options that are others.
+        changes: the documents.
+        allow: kinds of change that need no further leave.
+        is_finished: whether the run is.
+        at_server: batches that are, or may be, at the server of the run and are not collected.
     """
     lines: list[str] = []
+    found = list(found)
     if is_finished and not changes.to_send:
-        return lines
+        # What is written already has its names, and nothing is sent that could have others.
+        return [f"{each.text}, and the reports are written" for each in found if each.allow is None]
     for each in found:
+        if each.is_move and not is_finished:
+            if at_server and "server" not in allow:
+                lines.append(f"{each.text}; {stay_text(at_server)}")
+            continue
         if each.allow == "prompt" and not changes.changed and is_finished:
             continue
         if each.allow is None or not is_finished:
@@ -208,8 +251,8 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str, several: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
 def _option(value: object) -> str:

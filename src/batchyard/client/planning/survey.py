@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from batchyard import wire
+from batchyard.client.answers import ApiError, Unreachable
 from batchyard.client.planning import plan as planning
 from batchyard.client.planning.earlier import with_earlier
-from batchyard.client.running.local import HOSTED, is_hosted
+from batchyard.client.running.local import HOSTED, is_hosted, is_simulated
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from batchyard.client.api import Api
     from batchyard.client.planning.plan import Plan
     from batchyard.client.running.journal import Config
+    from batchyard.model import Billing
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ def settled(
         sample: how many requests to have counted; 0 for none.
         api_key: default `ANTHROPIC_API_KEY`.
     """
-    plan = with_earlier(plan, config, out)
+    plan = replace(with_earlier(plan, config, out), billing=known_billing(config))
     server = _server(config, api_key)
     if sample and server is not None:
         from batchyard.client.api import Api  # noqa: PLC0415 - the HTTP client, only when needed
@@ -50,11 +56,38 @@ def settled(
         api = Api(server.url, server.key, betas=config.betas)
         try:
             plan = calibrated(plan, api.count_tokens, sample)
+            if plan.billing is None:
+                plan = replace(plan, billing=asked_billing(plan.measures.models, api))
         finally:
             api.close()
     elif sample and not config.local:
         plan = replace(plan, notices=[*plan.notices, "token counts are estimates: no API key"])
     return planning.with_cache(plan)
+
+
+def known_billing(config: Config) -> Billing | None:
+    """Return how the server of a run charges, as far as that is known without asking it."""
+    if config.local:
+        return "simulated" if is_simulated(config.upstreams) else "standard"
+    return "batch" if urlsplit(config.base_url or "").hostname == HOSTED else None
+
+
+def asked_billing(names: Iterable[str], api: Api) -> Billing | None:
+    """Return how a yard would charge requests for some models; None when it does not tell."""
+    message = {"max_tokens": 1, "messages": [{"role": "user", "content": "?"}]}
+    requests = [
+        {"custom_id": f"billing-{number}", "params": {"model": model, **message}}
+        for number, model in enumerate(names)
+    ]
+    try:
+        found = api.billing(wire.encode({"requests": requests}))
+    except (ApiError, Unreachable):
+        return None
+    match found:
+        case "standard" | "batch" | "simulated":
+            return found
+        case _:
+            return None
 
 
 def _server(config: Config, api_key: str | None) -> _Server | None:

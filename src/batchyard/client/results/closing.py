@@ -39,6 +39,7 @@ def write(
     *,
     charge: Charge,
     spent: Mapping[str, int | None],
+    waits: str | None = None,
 ) -> None:
     """Write errors, tables and audit record; on return they are durable.
 
@@ -48,6 +49,7 @@ def write(
         found: the documents that were sent again.
         charge: returns what an outcome of a shard was charged, in micro-dollars.
         spent: what the earlier tries of such documents were charged, by key.
+        waits: why some documents were never sent; None when all were.
 
     Raises:
         InputError: a format needs an extra that is not installed.
@@ -60,7 +62,8 @@ def write(
         for writer in writers:
             stack.enter_context(closing(writer))
         rows = Rows(files, state, answers, columns, charge, spent)
-        durable.write(files.out / ERRORS_FILE, _errors(rows, finals(files, state, found), writers))
+        documents = finals(files, state, found, waits=waits)
+        durable.write(files.out / ERRORS_FILE, _errors(rows, documents, writers))
         for writer in writers:
             writer.finish()
         crash.point("tables_written")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Class = Literal[
     "succeeded", "truncated", "paused", "refused", "empty", "invalid", "needs_fix", "billing",
-    "retryable", "expired", "canceled", "missing",
+    "retryable", "expired", "canceled", "missing", "not_sent",
 ]  # fmt: skip
 # Whose report is on disk, although the last two are not complete.
 SAVED: frozenset[Class] = frozenset({"succeeded", "truncated", "paused"})

@@ -85,16 +85,54 @@ def repeats(files: Files, state: State) -> Repeats:
     return Repeats(where, tries, later)
 
 
-def finals(files: Files, state: State, found: Repeats | None = None) -> Iterator[Final]:
+def unsent(files: Files, state: State) -> Iterator[DocumentEntry]:
+    """Yield the documents that were never sent, because their shards still wait.
+
+    One that waits to be sent again is not among them: its earlier outcome counts until then.
+
+    Raises:
+        JournalError: the list of documents is damaged.
+    """
+    waiting = {shard.index for shard in state.shards if shard.phase is Phase.PLANNED}
+    if not waiting:
+        return
+    collected = {shard.index for shard in state.shards if shard.phase is Phase.COLLECTED}
+    known: set[str] = set()
+    if any(state.shards[index].round for index in waiting):
+        entries = files.read_documents(len(state.shards))
+        known = {entry.key for entry in entries if entry.shard in collected}
+    for entry in files.read_documents(len(state.shards)):
+        if entry.shard in waiting and entry.key not in known:
+            yield entry
+
+
+def finals(
+    files: Files, state: State, found: Repeats | None = None, *, waits: str | None = None
+) -> Iterator[Final]:
     """Yield the last word on every document that has one, in the order of the inputs.
+
+    Args:
+        files: of the run.
+        state: what its journal says.
+        found: the documents that were sent again, if that is known.
+        waits: why some were never sent; they come too then, as `not_sent`.
 
     Raises:
         JournalError: a file of the run is not what it was.
     """
     found = found or repeats(files, state)
     again = dict(found.where)
+    never = set() if waits is None else {entry.key for entry in unsent(files, state)}
     with Outcomes(files) as outcomes:
         for entry in files.read_documents(len(state.shards)):
+            if entry.key in never:
+                if state.shards[entry.shard].phase is Phase.PLANNED:
+                    outcome = collect.Outcome(
+                        key=entry.key, custom_id=entry.custom_id, class_="not_sent",
+                        type="not_sent", reason=waits,
+                    )  # fmt: skip
+                    yield Final(entry, outcome, entry.shard, 0)
+                continue
             shard = again.pop(entry.key, None)
             if shard is None:
                 is_collected = state.shards[entry.shard].phase is Phase.COLLECTED

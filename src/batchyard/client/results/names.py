@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from batchyard.client.inputs.documents import Document
 
+_CODE = re.compile(r"\{[{%#].*?[}%#]\}", re.DOTALL)
+
 
 def names_by(template: str, documents: Sequence[Document]) -> list[str]:
     """Return the path of each report below the output folder, as a template gives it.
@@ -27,6 +30,9 @@ def names_by(template: str, documents: Sequence[Document]) -> list[str]:
         InputError: no template, a field is missing, or a name is empty, reserved, or that of two.
     """
     where = f"--name {shown(template)}"
+    written = _CODE.sub("x", template)  # what documents bring in is made safe instead
+    if written.startswith("/") or ".." in written.split("/"):
+        raise InputError(f"{where}: names are below the output folder, without .. and no / first")
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
         compiled = environment.from_string(template)

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import os
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,8 +30,7 @@ TABLES = {"jsonl": "results.jsonl", "csv": "results.csv", "parquet": "results.pa
 RESERVED = frozenset({ERRORS_FILE, RECEIPT_FILE, *TABLES.values()})
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 _NAME_BYTES_MAX = 240  # file systems allow 255; the rest is for a hash
-GROUP_FILES, FOLDERS_OPEN = 64, 64
-_SYNCS_AT_ONCE = 8
+GROUP_FILES, FOLDERS_OPEN = 2_000, 64
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -110,7 +108,6 @@ def _clean_name(name: str) -> str:
 class _Waiting:
     """A report under a temporary name, not synced yet."""
 
-    file: int
     partial: str
     folder: int
     name: str
@@ -119,8 +116,8 @@ class _Waiting:
 class Tree:
     """The output folder of a run, for writing reports, some at a time.
 
-    A group is written, then each file synced and renamed, then each folder synced once: the disk
-    commits them together. A report is whole or absent at any moment.
+    A group is written under temporary names, synced, then renamed, then each folder synced once. A
+    report is whole or absent at any moment.
     """
 
     def __init__(self, out: Path) -> None:
@@ -149,7 +146,7 @@ class Tree:
             yield
             self.flush()
         except (NeedsAttention, Unwritable):
-            self._discard()
+            self._waiting.clear()
             raise
         except BaseException:
             self.flush()
@@ -175,11 +172,14 @@ class Tree:
             if _holds(fd, last, data):
                 return
             partial = f"report-{len(self._waiting)}.partial"
-            file = os.open(self._state / partial, durable.NEW, 0o644)
-            self._waiting.append(_Waiting(file, partial, fd, last))
-            view = memoryview(data)
-            while view:
-                view = view[os.write(file, view) :]
+            file = os.open(f"{self._state}/{partial}", durable.NEW, 0o644)
+            self._waiting.append(_Waiting(partial, fd, last))
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(file, view) :]
+            finally:
+                os.close(file)
         if len(self._waiting) >= GROUP_FILES:
             self.flush()
 
@@ -190,23 +190,16 @@ class Tree:
             NeedsAttention, Unwritable: as `add`.
         """
         folders = {each.folder for each in self._waiting}
-        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # the disk commits them together
-            synced = [pool.submit(os.fsync, each.file) for each in self._waiting]
-        for each, result in zip(self._waiting, synced, strict=True):
-            with self._naming(each.name):
-                result.result()
+        if self._waiting:
+            with self._naming(self._waiting[-1].name):
+                durable.sync_files(self._state, [each.partial for each in self._waiting])
         for each in self._waiting:
             crash.point("report_before_rename")
             with self._naming(each.name):
-                os.rename(self._state / each.partial, each.name, dst_dir_fd=each.folder)
+                os.rename(f"{self._state}/{each.partial}", each.name, dst_dir_fd=each.folder)
         for fd in folders:
             with self._naming(""):
                 os.fsync(fd)
-        self._discard()
-
-    def _discard(self) -> None:
-        for each in self._waiting:
-            os.close(each.file)
         self._waiting.clear()
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ tell its usage, makes the sum unknown, never smaller.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -22,12 +22,18 @@ from batchyard.client.running import durable
 from batchyard.client.running.journal import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from batchyard.client.running.folder import Files
     from batchyard.client.running.journal import State
 
 BATCH, STANDARD, SIMULATED = "batch", "standard", "simulated"
+Wait = Literal["budget", "billing", "pilot"]
+REASONS: Mapping[Wait, str] = {
+    "budget": "the budget is reached",
+    "billing": "the account has to be paid first",
+    "pilot": "somebody has to look at the pilot first",
+}
 
 
 class ModelSums(msgspec.Struct, kw_only=True):
@@ -74,6 +80,7 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     without batches, `saved_micros` the difference; all three are 0 for what was simulated. The
     `list_` amounts are what all answers cost at list prices, whoever gave them. `saved` counts the
     documents with a report file, also one that was cut short; `classes` tells them apart.
+    `waits_for` is what the documents of the class `not_sent` wait for, None when the run is over.
     `requests` is how many were sent and collected: fewer than documents where some share one, more
     where some were sent again. `cache_share` is the part of all prompt tokens that was read from a
     cache, None without prompts. `prices` names the table of prices: its date and a digest.
@@ -87,6 +94,7 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     basis: str
     basis_source: str
     documents: int
+    waits_for: Wait | None = None
     requests: int = 0
     repeated_calls: int | None = None
     saved: int
@@ -109,6 +117,12 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
         """Whether every document has a whole report."""
         return self.classes.get("succeeded", 0) == self.documents
 
+    def __str__(self) -> str:
+        """Return what a person wants to know: the counts, then the money."""
+        counts = " · ".join(f"{count:,} {name}" for name, count in self.classes.items())
+        documents = "1 document" if self.documents == 1 else f"{self.documents:,} documents"
+        return f"{documents}: {counts or 'nothing sent'}\n{money_line(self)}"
+
 
 def cost(outcome: Outcome, model_id: str, tier: price.Tier) -> int | None:
     """Return the list price of one answer in micro-dollars; 0 when nothing was answered.
@@ -129,12 +143,25 @@ def charged(outcome: Outcome, model_id: str, billing: str | None) -> int | None:
     return cost(outcome, model_id, "batch" if billing == BATCH else "standard")
 
 
+def waits_for(state: State) -> Wait | None:
+    """Return what keeps the rest of a run from being sent while nothing is under way."""
+    waiting = [shard for shard in state.shards if shard.phase is Phase.PLANNED]
+    if not waiting or any(shard.is_at_server for shard in state.shards):
+        return None
+    if state.classes.get("billing"):
+        return "billing"
+    if any(map(state.is_held, waiting)):
+        return "pilot"
+    return None if state.terms.budget_micros is None else "budget"
+
+
 def make(
     state: State,
     outcomes: Iterable[tuple[int, Outcome]],
     finished_us: int,
     *,
     is_last: Callable[[int, str], bool] = lambda _shard, _key: True,
+    unsent: int = 0,
 ) -> Receipt:
     """Sum up a run.
 
@@ -144,22 +171,36 @@ def make(
         finished_us: microseconds since 1970.
         is_last: whether the outcome in a shard is the last word on a document; the others cost
             what they cost, and count for nothing else.
+        unsent: documents that were never sent, which count as `not_sent`.
     """
     assert state.config is not None
     requested = state.config.model
     sums: dict[str, ModelSums] = {}
     classes: dict[str, int] = {}
-    documents = saved = requests = 0
+    saved = requests = 0
     for index, outcome in outcomes:
         requests += outcome.same_as is None and state.shards[index].batch is not None
         if is_last(index, outcome.key):
-            documents += 1
             saved += outcome.is_saved
             classes[outcome.class_] = classes.get(outcome.class_, 0) + 1
         if outcome.is_answered:
             billing = state.shards[index].billing
             entry = sums.setdefault(outcome.model or requested, ModelSums())
             entry.add(outcome, requested, billing)
+    if unsent:
+        classes["not_sent"] = unsent
+    return _summed(state, sums, classes, (requests, saved), finished_us)
+
+
+def _summed(
+    state: State,
+    sums: dict[str, ModelSums],
+    classes: Mapping[str, int],
+    counts: tuple[int, int],
+    finished_us: int,
+) -> Receipt:
+    """Return the receipt of sums by model, of documents by class, and of requests and reports."""
+    requests, saved = counts
     paid = _total(entry.paid_micros for entry in sums.values())
     synchronous = _total(entry.synchronous_micros for entry in sums.values())
     used = [shard for shard in state.shards if shard.batch]
@@ -168,7 +209,8 @@ def make(
         run=state.run,
         basis="+".join(sorted({shard.billing or STANDARD for shard in used})) or "none",
         basis_source="assumed" if is_assumed else "server",
-        documents=documents,
+        documents=sum(classes.values()),
+        waits_for=waits_for(state) if "not_sent" in classes else None,
         requests=requests,
         repeated_calls=_total(shard.repeated_calls for shard in used) if used else None,
         saved=saved,
@@ -206,8 +248,11 @@ def write(files: Files, state: State, finished_us: int) -> Receipt:
                 spent[outcome.key] = _plus(spent.get(outcome.key, 0), charge(index, outcome))
             yield index, outcome
 
-    receipt = make(state, outcomes(), finished_us, is_last=found.is_last)
-    closing.write(files, state, found, charge=charge, spent=spent)
+    waits = waits_for(state)
+    unsent = 0 if waits is None else sum(1 for _ in finals.unsent(files, state))
+    receipt = make(state, outcomes(), finished_us, is_last=found.is_last, unsent=unsent)
+    reason = None if waits is None else REASONS[waits]
+    closing.write(files, state, found, charge=charge, spent=spent, waits=reason)
     text = msgspec.json.format(wire.encode(receipt), indent=2)
     durable.write(files.out / RECEIPT_FILE, [text, b"\n"])
     return receipt
@@ -225,8 +270,22 @@ def refreshed(files: Files, state: State) -> Receipt:
     return write(files, state, state.finished_us)
 
 
+def standing(files: Files, state: State) -> Receipt | None:
+    """Return the receipt of a run that is finished, or stopped and is as it was then; else None."""
+    done = read(files)
+    if done is None or done.run != state.run:
+        return None
+    if state.finished_us is not None:
+        return done
+    batches = [shard.batch for shard in state.shards if shard.batch]
+    waits = waits_for(state)
+    return (
+        done if waits is not None and done.waits_for == waits and done.batches == batches else None
+    )
+
+
 def read(files: Files) -> Receipt | None:
-    """Return the receipt of a finished run, None when there is none or it is not ours."""
+    """Return the receipt in the folder, None when there is none or it is not ours."""
     try:
         return msgspec.json.decode((files.out / RECEIPT_FILE).read_bytes(), type=Receipt)
     except (OSError, msgspec.DecodeError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchyard import price, wire
 from batchyard.client.planning import estimate, plan
-from batchyard.client.problems import InputError
+from batchyard.client.problems import BudgetReached, InputError
 from batchyard.client.results import receipt
 from batchyard.client.running.journal import Phase
 
@@ -44,11 +44,8 @@ class Standing:
     reserved: int
 
 
-def tier_of(state: State, *, is_yard: bool) -> Tier:
-    """Return how the server charges, as far as it is known: the dearer list as long as it is not.
-
-    A yard says it with each batch; anybody else is taken to give the discount of a batch.
-    """
+def tier_of(state: State) -> Tier | None:
+    """Return how the server charges, as it said with a batch of the run; None when none did."""
     for shard in reversed(state.shards):
         if shard.billing is not None and not shard.billing_assumed:
             match shard.billing:
@@ -58,7 +55,7 @@ def tier_of(state: State, *, is_yard: bool) -> Tier:
                     return "batch"
                 case _:
                     return "standard"
-    return "standard" if is_yard else "batch"
+    return None
 
 
 def ceiling(params: dict[str, Any], tier: Tier) -> int | None:
@@ -167,21 +164,73 @@ def cut(body: Path, entries: Sequence[Any], count: int) -> list[plan.Shard]:
     return [*first, *plan.pack(requests[count:], len(requests))]
 
 
-def parse(text: str) -> int:
-    """Return the micro-dollars of an amount such as `40`, `$12.50`.
+def check(approved: plan.Plan, limit: int, tier: Tier, *, spent: int = 0) -> None:
+    """Refuse a budget that cannot be kept, or that lets nothing be sent; writes nothing.
+
+    Args:
+        approved: what would be sent, in this order.
+        limit: the budget in micro-dollars.
+        tier: how the server charges, the cheaper list as long as it is not known.
+        spent: what earlier rounds of the run have cost.
+
+    Raises:
+        InputError: a price is not known, or a tool has no bound.
+        BudgetReached: not even the first requests fit.
+    """
+    shards = approved.shards
+    if tier == "simulated" or not shards:
+        return
+    first = shards[0].requests
+    # Only rows with parameters of their own can differ in their tools.
+    judged = approved.requests if approved.settings.override is not None else first[:1]
+    if approved.batch is None or any(_is_unbounded(request.params) for request in judged):
+        raise InputError(
+            f"a budget of {price.dollars(limit)} cannot be kept: a request has a model of unknown "
+            "price, or tools that the server uses without a bound; nothing was sent. --no-budget "
+            "sends it all the same"
+        )
+    count = min(PIECE_REQUESTS_MIN, max(1, len(first) // 2))
+    least = sum(ceiling(wire.decode(request.params), tier) or 0 for request in first[:count])
+    if spent + least > limit:
+        before = f", and {price.dollars(spent)} is spent" if spent else ""
+        all_of_it = approved.synchronous if tier == "standard" else approved.batch
+        assert all_of_it is not None
+        raise BudgetReached(
+            f"nothing was sent: the first {count:,} requests may cost {price.dollars(least)}, the "
+            f"budget is {price.dollars(limit)}{before}; "
+            f"--budget {_amount(spent + all_of_it.ceiling)} is enough for all"
+        )
+
+
+def _is_unbounded(params: bytes) -> bool:
+    fields = wire.decode(params)
+    return any(str(tool.get("type", "")).startswith(_SERVER_TOOLS) for tool in _tools(fields))
+
+
+def _amount(micros: int) -> str:
+    """Return dollars as they are typed, in whole cents, not less."""
+    cents = -(-micros // 10_000)
+    return f"{cents // 100}.{cents % 100:02}"
+
+
+def parse(text: str) -> int | None:
+    """Return the micro-dollars of an amount such as `40`, `$12.50`; None for `none`, no limit.
 
     Raises:
         InputError: it is not an amount above zero, or is finer than a micro-dollar.
     """
     from decimal import Decimal, InvalidOperation  # noqa: PLC0415 - once
 
+    if text.strip().lower() == "none":
+        return None
     try:
         micros = Decimal(text.strip().removeprefix("$").replace(",", "")) * 1_000_000
     except InvalidOperation:
         micros = Decimal(0)
     if not micros.is_finite() or micros <= 0 or micros != int(micros):
         raise InputError(
-            f"--budget is {text!r}; it is an amount in dollars above zero, such as 40 or 12.50"
+            f"--budget is {text!r}; it is an amount in dollars above zero, such as 40 or "
+            "12.50, or none"
         )
     return int(micros)
 

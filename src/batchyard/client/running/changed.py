@@ -5,28 +5,53 @@ What comes out as it was is not sent: it would be refused again.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchyard.client.inputs.documents import RUN, STDIN, Sources
 from batchyard.client.inputs.template import Template
 from batchyard.client.planning import plan as planning
+from batchyard.client.planning.survey import known_billing
 from batchyard.client.problems import InputError
-from batchyard.client.running import rounds
+from batchyard.client.running import budget, rounds
 
 if TYPE_CHECKING:
-    from batchyard.client.planning.plan import Settings
+    from batchyard.client.planning.plan import Plan, Settings
     from batchyard.client.running.journal import Config
     from batchyard.client.running.session import Session
 
 _CLASS = "needs_fix"
 
 
-def begin(
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A round of documents that come out otherwise than before: `same` do not, or are gone.
+
+    `micros` is what it can cost at most, None when that is not known.
+    """
+
+    plan: Plan
+    documents: int
+    same: int
+    micros: int | None
+
+    @property
+    def text(self) -> str:
+        """Return what is sent, in words."""
+        text = f"sent again with a change: {self.documents:,}"
+        return text + (f"; as they were, or gone: {self.same:,}" if self.same else "")
+
+
+def begin(session: Session, change: Change) -> None:
+    """Add the round to the run; whoever goes on with it sends it."""
+    session.extend(change.plan.shards, {_CLASS: change.documents})
+
+
+def prepare(
     session: Session, *, max_tokens: int | None = None, sources: Sources | None = None
-) -> str:
-    """Add a round of the documents that need a fix to the run; return what was done, in words.
+) -> Change:
+    """Return a round of the documents that need a fix; nothing is written or sent.
 
     Args:
         session: of a run.
@@ -69,10 +94,10 @@ def begin(
         )
     names = {key: entry.output for key, entry in before.items()}
     some = planning.subset(made, changed, round_=state.round + 1, names=names)
-    session.extend(some.shards, {_CLASS: len(changed)})
-    same = len(wanted) - len(changed)
-    text = f"sent again with a change: {len(changed):,}"
-    return text + (f"; as they were, or gone: {same:,}" if same else "")
+    tier = budget.tier_of(state) or known_billing(config) or "standard"
+    cost = some.batch if tier == "batch" else some.synchronous
+    micros = 0 if tier == "simulated" else None if cost is None else cost.ceiling
+    return Change(some, len(changed), len(wanted) - len(changed), micros)
 
 
 def places(sources: Sources) -> tuple[str, ...]:

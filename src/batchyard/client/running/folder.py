@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import mmap
 import os
 import time
 from typing import TYPE_CHECKING, Self
@@ -16,8 +17,8 @@ import msgspec
 from batchyard import crash, ids, wire
 from batchyard.client.problems import JournalError, RunInUse, Unwritable
 from batchyard.client.results.outputs import STATE_DIR
-from batchyard.client.running import durable, journal
-from batchyard.client.running.tags import tagged
+from batchyard.client.running import durable, folding, journal
+from batchyard.client.running.tags import plain, tagged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ class Files:
         Raises:
             JournalError: it is damaged.
         """
-        return journal.read(durable.whole_lines(self.journal))
+        return folding.read(durable.whole_lines(self.journal))
 
     def read_documents(self, shards: int | None = None) -> Iterator[DocumentEntry]:
         """Yield the documents of each shard, in the order of the shards.
@@ -150,6 +151,16 @@ class Files:
             os.close(fd)
 
 
+def sent_params(body: Path, custom_id: str) -> bytes | None:
+    """Return the parameters of a request in a create body, whatever mark its id has there."""
+    with body.open("rb") as file:
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for entry in wire.split(memoryview(view)):
+        if plain(entry.custom_id) == plain(custom_id):
+            return bytes(entry.params)
+    return None
+
+
 class Lock:
     """The right to work on a run, held on the output folder itself.
 
@@ -191,6 +202,9 @@ class Journal:
 
     def __init__(self, files: Files, clock: Clock) -> None:
         files.state.mkdir(parents=True, exist_ok=True)
+        for pattern in ("candidate-*", "preview/*.partial"):  # of a process that was killed
+            for left in files.state.glob(pattern):
+                left.unlink(missing_ok=True)
         self.files = files
         self.state = files.read_state()
         self._clock = clock
@@ -204,7 +218,7 @@ class Journal:
             Unwritable: the disk refuses it.
         """
         event = msgspec.structs.replace(event, at=self._clock.now_us())
-        state = journal.apply(self.state, event)
+        state = folding.apply(self.state, event)
         try:
             self._log.append(journal.encode(event))
         except OSError as error:

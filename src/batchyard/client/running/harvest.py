@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from batchyard.client.running.purse import Purse
 
 DOWNLOADS_MAX = 3
+_TOLD_ONE_BY_ONE = 50  # documents
 
 
 class Harvest:
@@ -97,6 +98,8 @@ class Harvest:
             return None
 
         def saved(count: int) -> None:
+            if count > _TOLD_ONE_BY_ONE and count % _TOLD_ONE_BY_ONE:
+                return  # to tell, and to look whether to stop, takes longer than to write
             self._pace.tell(
                 Update(kind="saving", shard=index, batch=shard.batch, done=count,
                        total=shard.requests)

@@ -45,7 +45,7 @@ def make(files: Files, state: State, also: frozenset[str] = frozenset()) -> Offe
     """
     config = state.config
     assert config is not None
-    tier = budget.tier_of(state, is_yard=config.local)
+    tier = budget.tier_of(state) or ("standard" if config.local else "batch")
     if config.local and local.is_simulated(config.upstreams):
         tier = "simulated"
 

@@ -56,7 +56,8 @@ class Findings:
     """What a pilot showed.
 
     `lengths` are the output tokens of its answers. `paid_micros` is what it cost, `rest_micros`
-    what the rest will cost if it is like it, both None when that is not known.
+    what the rest will cost if it is like it, both None when that is not known. If `is_simulated`,
+    nothing is charged for either, and they are what batches at list prices would cost.
     """
 
     documents: int
@@ -66,6 +67,7 @@ class Findings:
     answers: Sequence[Last] = field(repr=False)
     paid_micros: int | None
     rest_micros: int | None
+    is_simulated: bool = False
 
     @property
     def failed(self) -> int:
@@ -96,7 +98,10 @@ def findings(files: Files, state: State) -> Findings:
     outcomes = [last.outcome for last in lasts]
     answered = [o for o in outcomes if o.is_answered and o.usage is not None]
     held = [shard for shard in state.shards if state.is_held(shard)]
+    is_simulated = any(shard.billing == receipt.SIMULATED for shard in pilot)
     paid = [shard.cost_micros for shard in pilot]
+    if is_simulated:
+        paid = [receipt.cost(outcome, state.config.model, "batch") for outcome in answered]
     return Findings(
         documents=len(outcomes),
         left=sum(shard.requests for shard in held),
@@ -105,6 +110,7 @@ def findings(files: Files, state: State) -> Findings:
         answers=[last for last in lasts if last.outcome.is_saved][:ANSWERS_SHOWN],
         paid_micros=None if None in paid else sum(each or 0 for each in paid),
         rest_micros=_rest(answered, pilot, held, state.config.model),
+        is_simulated=is_simulated,
     )
 
 
@@ -120,9 +126,7 @@ def _rest(
     # The pilot's answers are taken to be of all its bytes: a failed request had a prompt as well.
     prompt = sum(usage.prompt_tokens for usage in usages) * left_bytes // max(1, sent_bytes)
     output = sum(usage.output_tokens for usage in usages) // len(usages)
-    billing = pilot[0].billing
-    if billing == receipt.SIMULATED:
-        return 0
+    is_batch = pilot[0].billing in {receipt.BATCH, receipt.SIMULATED}
     usage = price.Usage(input_tokens=prompt // max(1, left), output_tokens=output)
-    each = price.cost_micros(model, usage, "batch" if billing == receipt.BATCH else "standard")
+    each = price.cost_micros(model, usage, "batch" if is_batch else "standard")
     return None if each is None else each * left

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchyard import wire
+from batchyard.client.planning.survey import asked_billing
 from batchyard.client.problems import InputError
 from batchyard.client.results import collect, receipt
 from batchyard.client.running import budget, local
@@ -17,6 +18,7 @@ from batchyard.price import dollars
 if TYPE_CHECKING:
     from batchyard.client.api import Api
     from batchyard.client.running.folder import Journal
+    from batchyard.model import Billing
 
 
 class Purse:
@@ -26,6 +28,8 @@ class Purse:
         self._writer = writer
         self._api = api
         self._ceilings: dict[tuple[int, budget.Tier], int | None] = {}
+        self._offered: Billing | None = None
+        self._has_asked = False
 
     @property
     def limit(self) -> int | None:
@@ -34,11 +38,21 @@ class Purse:
 
     @property
     def tier(self) -> budget.Tier:
-        """Return how the server charges, as far as it is known."""
+        """Return how the server charges: the dearer list for a yard that does not say it.
+
+        Anybody else is taken to give the discount of a batch.
+        """
         config = self._writer.state.config
         if config is not None and config.local and local.is_simulated(config.upstreams):
             return "simulated"
-        return budget.tier_of(self._writer.state, is_yard=self._api.is_yard)
+        known = budget.tier_of(self._writer.state)
+        if known is not None:
+            return known
+        if not self._api.is_yard:
+            return "batch"
+        if not self._has_asked and config is not None and config.override is None:
+            self._has_asked, self._offered = True, asked_billing([config.model], self._api)
+        return self._offered or "standard"
 
     def ceiling(self, index: int) -> int | None:
         """Return what a shard can cost, None when that has no bound."""
@@ -76,7 +90,7 @@ class Purse:
                 raise InputError(
                     f"a budget of {dollars(self.limit)} cannot be kept: a request of shard "
                     f"{shard.index} has a model of unknown price, or tools that the server uses "
-                    "without a bound; nothing more was sent"
+                    "without a bound; nothing more was sent. --no-budget sends it all the same"
                 )
 
     @property

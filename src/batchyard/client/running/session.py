@@ -6,6 +6,7 @@ what continues and what is refused.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from contextlib import ExitStack
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
+from batchyard import wire
 from batchyard.client.planning import rerun
 from batchyard.client.planning.plan import subset
+from batchyard.client.planning.survey import known_billing
 from batchyard.client.problems import InputError, InputsChanged
 from batchyard.client.running import budget, folder, journal, local, registry, rounds
 from batchyard.client.running import pilot as pilots
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 
 _LEAVING_TIMEOUT_S = 0.5
+_MODELS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,9 @@ class Session:
             self.files.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.files.out} cannot be used: {error.strerror}") from None
+        for folder_ in (self.files.out, self.files.state):
+            if folder_.exists() and not os.access(folder_, os.W_OK | os.X_OK):
+                raise InputError(f"{folder_} cannot be used: it cannot be written to")
         with ExitStack() as stack:
             stack.enter_context(folder.Lock(self.files.out))
             self._stack = stack.pop_all()
@@ -135,10 +142,13 @@ class Session:
         entries = list(self.files.read_documents(len(state.shards)))
         changes = rerun.compare(entries, plan, is_same_command=not drift)
         is_finished = state.finished_us is not None
-        lines = rerun.refused(drift, changes, allow, is_finished=is_finished)
+        lines = rerun.refused(
+            drift, changes, allow, is_finished=is_finished, at_server=state.at_server
+        )
         if lines and state.nothing_sent:
             return Standing("new", plan)
         if lines:
+            lines += self._other_models(entries, plan, changes) if before.override else []
             raise InputsChanged(self._refusal(lines, is_finished=is_finished))
         notes = [each.text for each in drift] + changes.lines()
         if not changes.to_send:
@@ -146,16 +156,6 @@ class Session:
         names = rerun.names(entries, plan, changes)
         more = subset(plan, changes.to_send, round_=state.round + 1, names=names)
         return Standing("more", more, changes, notes)
-
-    def begin(
-        self, plan: Plan, config: Config, *, fresh: bool = False, allow: Collection[str] = ()
-    ) -> None:
-        """Continue the run that is here, add what it lacks, or put `plan` on disk as a new one.
-
-        Raises:
-            InputsChanged: as in `compare`.
-        """
-        self.take(self.compare(plan, config, fresh=fresh, allow=allow), config)
 
     def take(self, standing: Standing, config: Config, *, pilot: int = 0) -> None:
         """Put on disk what `compare` said, and a person approved.
@@ -167,6 +167,8 @@ class Session:
         """
         plan = standing.plan
         if standing.kind != "new":
+            if self.state.finished_us is None and config.base_url is not None:
+                self.move(config.base_url, is_allowed=True)  # as `compare` found
             if standing.kind == "more":
                 self._extend(standing, config, pilot)
             self._keep_columns(plan)
@@ -185,6 +187,27 @@ class Session:
         )  # fmt: skip
         self._keep_columns(plan)
         registry.add(self.files.out, self._clock.now_us())
+
+    def move(self, base_url: str, *, is_allowed: bool) -> str:
+        """Go on at another address; return what changed, in words, empty when nothing did.
+
+        Args:
+            base_url: checked.
+            is_allowed: also when batches of the run are at the address of now.
+
+        Raises:
+            InputError: the run has a server of its own, or may not leave the one it has.
+        """
+        state = self.state
+        if state.config is None or state.config.base_url == base_url:
+            return ""
+        if state.config.local:
+            raise InputError(f"{self.files.out} was begun with --local; it has no other server")
+        text = rerun.moved_text(state.config, base_url)
+        if state.at_server and not is_allowed:
+            raise InputsChanged(f"{text}; {rerun.stay_text(state.at_server)}")
+        self._journal().record(journal.Moved(base_url=base_url))
+        return text
 
     def _keep_columns(self, plan: Plan) -> None:
         if plan.columns:
@@ -296,6 +319,34 @@ class Session:
             "requests are not known; `batchyard import` with --requests FILE gives them"
         )
 
+    def check_budget(
+        self,
+        standing: Standing,
+        config: Config,
+        terms: Mapping[str, Any],
+        *,
+        pilot: int = 0,
+    ) -> None:
+        """Refuse a budget that cannot be kept for what is to be sent, before it is on disk.
+
+        Args:
+            standing: what `compare` said.
+            config: what is asked for.
+            terms: those that are given now; the others stay as they are.
+            pilot: how many of the requests go first.
+
+        Raises:
+            InputError, BudgetReached: as `budget.check`.
+        """
+        state = journal.State() if standing.kind == "new" else self.state
+        limit = terms.get("budget_micros", state.terms.budget_micros)
+        if limit is None or standing.kind == "same":
+            return
+        plan = standing.plan
+        tier = plan.billing or known_billing(config) or budget.tier_of(state) or "batch"
+        spent = budget.standing(state, lambda _: None).spent
+        budget.check(pilots.split(plan, pilot)[0], limit, tier, spent=spent)
+
     def listen(self, tell: Callable[[Update], None]) -> None:
         """Send what a screen may show there, from now on."""
         self._tell = tell
@@ -310,6 +361,23 @@ class Session:
     def _stop_yard(self, yard: local.LocalYard) -> None:
         # Who leaves does not wait: the server finishes the calls in flight and ends by itself.
         yard.stop(_LEAVING_TIMEOUT_S if self._stop.is_set() else local.STOP_TIMEOUT_S)
+
+    def _other_models(
+        self, entries: Sequence[folder.DocumentEntry], plan: Plan, changes: rerun.Changes
+    ) -> list[str]:
+        """Return a line for each of the first changed rows that names another model now."""
+        some = changes.changed[:_MODELS_NAMED]
+        last = {entry.key: entry for entry in entries if entry.key in some}
+        found = []
+        for request in plan.requests:
+            for key in (each.key for each in request.documents() if each.key in last):
+                body = self.files.requests(last[key].shard)
+                sent = folder.sent_params(body, last[key].custom_id)
+                was = None if sent is None else wire.decode(sent).get("model")
+                now = wire.decode(request.params).get("model")
+                if was != now:
+                    found.append(f"{key}: model was {was} and is {now}")
+        return found
 
     def _journal(self) -> folder.Journal:
         if self._writer is None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchyard import limits
-from batchyard.client.planning import plan
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -48,7 +47,7 @@ def tagged(shard: Shard) -> Shard:
             return shard
         requests: list[Request] = [*shard.requests]
         requests[at] = replace(request, custom_id=custom_id, body=body)
-        return plan.Shard(shard.index, requests, size)
+        return type(shard)(shard.index, requests, size)
     return shard
 
 
