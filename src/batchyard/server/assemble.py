@@ -68,12 +68,13 @@ async def opened(
     disk.take_ballast()
     ledger, store = _stores(config, clock, disk)
     if upstreams is None:
-        upstreams = {each.name: _upstream(each, clock) for each in config.upstreams}
+        upstreams = _upstreams(config, clock)
     worker: Worker | Elsewhere | None = _elsewhere(config, clock, ledger, store, lock)
     if worker is None:
         worker = _worker(config, clock, ledger, store, upstreams, flush_s)
     keeper = _keeper(config, clock, ledger, store, worker.owner, disk.take_ballast)
     try:
+        await _start(upstreams)
         if config.ledger is None:
             await keeper.clear_leftovers()
         yield Yard(
@@ -122,8 +123,10 @@ async def opened_worker(
         ledger, store = _stores(config, clock, disk, joins=True)
     else:
         ledger, store = _shared(config, clock)
-    upstreams = {each.name: _upstream(each, clock) for each in config.upstreams}
+    ours = [e for e in config.upstreams if config.only is None or e.name in config.only]
+    upstreams = {each.name: _upstream(each, clock) for each in ours}
     try:
+        await _start(upstreams)
         worker = _worker(config, clock, ledger, store, upstreams, None, owner)
         yield ledger, worker, _keeper(config, clock, ledger, store, owner, None)
     finally:
@@ -206,6 +209,7 @@ def _worker(
         flush_s=limits.FLUSH_INTERVAL_S if flush_s is None else flush_s,
         shares=config.shares,
         ceilings=Ceilings({each.name: each.limits for each in config.upstreams}),
+        own_slots=frozenset(each.name for each in config.upstreams if each.engine is not None),
         # Who shares its ledger is one of several, alone in its process or not.
         owner=ids.nonce() if owner is None and config.ledger is not None else owner,
     )
@@ -230,22 +234,52 @@ def _allowed_hosts(config: Config) -> frozenset[str]:
     return LOOPBACK_HOSTS | config.allowed_hosts | ({public} if public else set())
 
 
-def _upstream(config: UpstreamConfig, clock: Clock) -> Upstream:
+def _upstreams(config: Config, clock: Clock) -> dict[str, Upstream]:
+    works = config.role != "api"
+    return {each.name: _upstream(each, clock, works=works) for each in config.upstreams}
+
+
+async def _start(upstreams: Mapping[str, Upstream]) -> None:
+    """Load the models that this process holds.
+
+    Raises:
+        ConfigError: one cannot be loaded.
+    """
+    for upstream in upstreams.values():
+        start = getattr(upstream, "start", None)
+        if start is not None:
+            await start()
+
+
+def _upstream(config: UpstreamConfig, clock: Clock, *, works: bool = True) -> Upstream:
     if config.is_simulated:
         # Not at every start: the simulated model is as much to load as the rest of the server.
         from batchyard.upstream.simulated import Settings, Simulated  # noqa: PLC0415
 
         return Simulated(config.name, Settings.parse(config.url), clock)
+    timeouts = StreamTimeouts(
+        first_byte_s=config.first_byte_timeout_s,
+        idle_s=config.idle_timeout_s,
+        whole_s=config.stream_timeout_s,
+    )
+    if config.engine is not None:
+        from batchyard.upstream.engine import adapter, vllm  # noqa: PLC0415 - as above
+
+        return adapter.EngineUpstream(
+            config.name,
+            config.engine.model.rpartition("/")[2],
+            vllm.VllmEngine(config.engine) if works else None,
+            clock,
+            timeouts=timeouts,
+            timeout_s=config.timeout_s,
+            stream_above_tokens=config.stream_above_tokens,
+        )
     return MessagesUpstream(
         config.name,
         config.url,
         config.key,
         timeout_s=config.timeout_s,
         stream_above_tokens=config.stream_above_tokens,
-        stream_timeouts=StreamTimeouts(
-            first_byte_s=config.first_byte_timeout_s,
-            idle_s=config.idle_timeout_s,
-            whole_s=config.stream_timeout_s,
-        ),
+        stream_timeouts=timeouts,
         fetches_urls=config.fetches_urls,
     )

@@ -15,6 +15,9 @@ ledger = "postgresql://batchyard@db.internal/batchyard"
 segments = "s3://bucket/yard"
 role = "all"
 
+[cluster]
+max = 8
+
 [[workspace]]
 id = "wrkspc_reports"
 weight = 2
@@ -45,6 +48,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
@@ -55,7 +59,8 @@ from batchyard import limits
 from batchyard.dispatch.ceilings import Limit
 from batchyard.errors import ConfigError, shown
 from batchyard.fairness import EQUAL, Share, Shares
-from batchyard.server import stores
+from batchyard.server import groups, stores
+from batchyard.upstream.engine import settings as engines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,11 +88,18 @@ class UpstreamConfig:
     stream_above_tokens: int | None = limits.STREAM_ABOVE_TOKENS
     fetches_urls: bool = False
     limits: tuple[Limit, ...] = ()
+    engine: engines.Settings | None = None
+    """Of a model inside the worker's own process."""
 
     @property
     def is_simulated(self) -> bool:
         """Whether it is the simulated model."""
         return urlsplit(self.url).scheme == SIMULATED
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs it needs in the process that calls it."""
+        return self.engine.tensor_parallel_size if self.engine is not None else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +124,10 @@ class Config:
     role: Role = "all"
     shares: Shares = EQUAL
     upstreams: tuple[UpstreamConfig, ...]
+    only: frozenset[str] | None = None
+    """Upstreams that this worker takes work of; None for all."""
+    groups: tuple[groups.Group, ...] = ()
+    """Of workers, for `batchyard cluster`."""
 
 
 class _Server(msgspec.Struct, forbid_unknown_fields=True):
@@ -164,6 +180,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     server: _Server = msgspec.field(default_factory=_Server)
     upstream: list[_Upstream] = []
     workspace: list[_Workspace] = []
+    cluster: groups.Section = msgspec.field(default_factory=groups.Section)
 
 
 def load(  # noqa: PLR0913 - the flags, by keyword
@@ -198,17 +215,14 @@ def load(  # noqa: PLR0913 - the flags, by keyword
     """
     settings = _read(file)
     server = settings.server
-
-    def count(name: str, default: int) -> int:
-        variable = environment.get(f"BATCHYARD_{name.upper()}")
-        return _count(name, variable, getattr(server, name), default)
-
+    count = partial(_counted, server, environment)
     named = [_flag(text) for text in upstreams or _listed(environment, "UPSTREAMS")]
     hosts = _listed(environment, "ALLOWED_HOSTS") or server.allowed_hosts
     workers = _workers(workers, environment.get("BATCHYARD_WORKERS"), server.workers)
     ledger = ledger or environment.get("BATCHYARD_LEDGER") or server.ledger
     segments = segments or environment.get("BATCHYARD_SEGMENTS") or server.segments
     role = role or environment.get("BATCHYARD_ROLE") or server.role or "all"
+    chosen = _check_engines(_upstreams(named or settings.upstream, environment), workers)
     return Config(
         host=host or environment.get("BATCHYARD_HOST") or server.host or "127.0.0.1",
         port=_port(port, environment.get("BATCHYARD_PORT"), server.port),
@@ -224,8 +238,45 @@ def load(  # noqa: PLR0913 - the flags, by keyword
         segments=segments,
         role=stores.check(ledger, segments, role, workers),
         shares=_shares(settings.workspace),
-        upstreams=_upstreams(named or settings.upstream, environment),
+        upstreams=chosen,
+        only=_only(_listed(environment, "ONLY"), role, chosen),
+        groups=groups.parse(settings.cluster, environment, {e.name: e.gpus for e in chosen}),
     )
+
+
+def ledger_of(*, file: Path | None, environment: Mapping[str, str], ledger: str | None) -> str:
+    """Return the URL of the shared ledger, for who needs no other setting.
+
+    Raises:
+        ConfigError: there is none, or the file cannot be used.
+    """
+    found = ledger or environment.get("BATCHYARD_LEDGER") or _read(file).server.ledger
+    if not found:
+        raise ConfigError(
+            "the ledger is needed: --ledger postgresql://..., BATCHYARD_LEDGER, or a settings file"
+        )
+    return found
+
+
+def _only(
+    names: list[str], role: str, upstreams: Sequence[UpstreamConfig]
+) -> frozenset[str] | None:
+    """Return the upstreams that a worker is for, where not all of them.
+
+    Raises:
+        ConfigError: one of them is not configured, or the process is more than a worker.
+    """
+    if not names:
+        return None
+    known = [each.name for each in upstreams]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"BATCHYARD_ONLY: upstream {shown(name)} is not configured; {', '.join(known)} are"
+            )
+    if role != "worker":
+        raise ConfigError(f"BATCHYARD_ONLY is for role worker, and role {role} has all upstreams")
+    return frozenset(names)
 
 
 def _listed(environment: Mapping[str, str], name: str) -> list[str]:
@@ -255,6 +306,11 @@ def _flag(text: str) -> _Upstream:
 
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
+
+
+def _counted(server: _Server, environment: Mapping[str, str], name: str, default: int) -> int:
+    variable = environment.get(f"BATCHYARD_{name.upper()}")
+    return _count(name, variable, getattr(server, name), default)
 
 
 def _count(name: str, environment: str | None, file: int | None, default: int) -> int:
@@ -345,12 +401,13 @@ def _upstreams(
 
 def _upstream(entry: _Upstream, environment: Mapping[str, str]) -> UpstreamConfig:
     parts = _split(entry.url, f"upstream {entry.name}")
-    if parts.scheme not in {"http", "https", SIMULATED}:
+    engine = _engine(entry)
+    if parts.scheme not in {"http", "https", SIMULATED, engines.SCHEME}:
         raise ConfigError(
             f"upstream {entry.name}: {shown(entry.url)} is not usable; "
-            "an http or https URL or simulated: is allowed"
+            "an http or https URL, simulated: or vllm: is allowed"
         )
-    if parts.scheme != SIMULATED and (not parts.hostname or parts.username):
+    if parts.scheme != SIMULATED and engine is None and (not parts.hostname or parts.username):
         raise ConfigError(
             f"upstream {entry.name}: {shown(parts.hostname or entry.url)}: a host is needed, and "
             "no user or password in the URL"
@@ -360,10 +417,11 @@ def _upstream(entry: _Upstream, environment: Mapping[str, str]) -> UpstreamConfi
     _check_streaming(entry)
     return UpstreamConfig(
         name=entry.name,
-        url=entry.url.rstrip("/").removesuffix("/v1"),  # many write it, and none means it twice
+        # Many write /v1, and none means it twice.
+        url=entry.url if engine else entry.url.rstrip("/").removesuffix("/v1"),
         models=tuple(entry.models),
         key=_key(entry, parts, environment),
-        slots=entry.slots,
+        slots=engine.max_num_seqs if engine else entry.slots,
         # Who sets the one means both; left alone, what streams has longer.
         timeout_s=entry.timeout or limits.UPSTREAM_TIMEOUT_S,
         stream_timeout_s=entry.timeout or limits.UPSTREAM_STREAM_TIMEOUT_S,
@@ -372,7 +430,36 @@ def _upstream(entry: _Upstream, environment: Mapping[str, str]) -> UpstreamConfi
         stream_above_tokens=_stream_above(entry),
         fetches_urls=_is_hosted(parts) if entry.fetches_urls is None else entry.fetches_urls,
         limits=_limits(entry),
+        engine=engine,
     )
+
+
+def _engine(entry: _Upstream) -> engines.Settings | None:
+    """Return the settings of an upstream whose model is inside the worker; None for any other."""
+    if not engines.is_engine(entry.url):
+        return None
+    try:
+        found = engines.Settings.parse(entry.url, entry.slots)
+    except ConfigError as error:
+        raise ConfigError(f"upstream {entry.name}: {error}") from None
+    if entry.key_env is not None or entry.fetches_urls is not None:
+        raise ConfigError(
+            f"upstream {entry.name}: key_env and fetches_urls are not for a model in the process"
+        )
+    return found
+
+
+def _check_engines(
+    upstreams: tuple[UpstreamConfig, ...], workers: int
+) -> tuple[UpstreamConfig, ...]:
+    """Return the upstreams; refuse several workers in front of one model: each would load it."""
+    names = [each.name for each in upstreams if each.engine is not None]
+    if names and workers > 1:
+        raise ConfigError(
+            f"upstream {names[0]}: each worker loads the model, so workers {workers} is not "
+            "allowed; start a process with --role worker for each GPU"
+        )
+    return upstreams
 
 
 def _limits(entry: _Upstream) -> tuple[Limit, ...]:

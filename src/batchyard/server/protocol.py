@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from batchyard import __version__, ids, limits
 from batchyard.errors import BatchyardError, HeadTooLarge, InvalidRequest, Overloaded
 from batchyard.server.guard import error_response
+from batchyard.server.streaming import uncopied
 
 if TYPE_CHECKING:
     import asyncio
@@ -211,6 +212,7 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         super().on_headers_complete()
         self.cycle.transport = _Lingering(self.transport, self._close)  # type: ignore[assignment]
+        self.cycle.send = uncopied(self.cycle)  # type: ignore[assignment, method-assign]
 
     def _head_is_late(self) -> None:
         self._deadline = None
@@ -345,6 +347,8 @@ class _Lingering:
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self.write = transport.write
+        self.writelines = transport.writelines
+        self.set_write_buffer_limits = transport.set_write_buffer_limits
         self.is_closing = transport.is_closing
         self.close = close
 

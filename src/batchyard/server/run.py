@@ -110,26 +110,52 @@ async def work(
     """
     gc.set_threshold(limits.GC_THRESHOLD, 10, 10)
     leaving = asyncio.Event()
-    owner = ids.nonce()
-    async with assemble.opened_worker(config, SystemClock(), owner) as (ledger, worker, keeper):
+
+    def tell(hello: dict[str, object]) -> None:
         leave_on_signals(leaving)
         if lifeline:
             leave_on_end_of_input(leaving)
-        async with asyncio.TaskGroup() as group:
-            background = [
-                group.create_task(keeper.run()),
-                group.create_task(ledger.failure()),
-            ]
-            working = group.create_task(worker.run())
-            announce({"role": "worker", "pid": os.getpid(), "owner": owner})
-            try:
-                await leaving.wait()
-                log.info("leaving: calls in flight may end")
-            finally:
-                worker.leave()
-                for task in background:
-                    task.cancel()
-            await working
+        announce(hello)
+
+    await work_until(leaving, config, ids.nonce(), tell)
+
+
+async def work_until(
+    leaving: asyncio.Event,
+    config: Config,
+    owner: str,
+    announce: Callable[[dict[str, object]], None],
+) -> None:
+    """Run a worker until `leaving` is set by whoever ends it.
+
+    Args:
+        leaving: set from outside.
+        config: checked settings, with a ledger and segments that are shared.
+        owner: its name in the ledger, never used before.
+        announce: told `role`, `pid` and `owner` when it works.
+
+    Raises:
+        ConfigError: the stores or the table of models cannot be used.
+        ExceptionGroup: the store failed while running.
+    """
+    async with (
+        assemble.opened_worker(config, SystemClock(), owner) as (ledger, worker, keeper),
+        asyncio.TaskGroup() as group,
+    ):
+        background = [
+            group.create_task(keeper.run()),
+            group.create_task(ledger.failure()),
+        ]
+        working = group.create_task(worker.run())
+        announce({"role": "worker", "pid": os.getpid(), "owner": owner})
+        try:
+            await leaving.wait()
+            log.info("leaving: calls in flight may end")
+        finally:
+            worker.leave()
+            for task in background:
+                task.cancel()
+        await working
 
 
 async def run(

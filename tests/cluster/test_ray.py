@@ -1,0 +1,250 @@
+"""Workers as actors of a real Ray cluster of two nodes, with real stores and a counted upstream.
+
+What proves that nothing is lost and nothing doubled: every request has one answer, its own, and the
+upstream, which counts, was called again only for what was in flight when something was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from helpers_cluster import START_S, Launcher, RayCluster, run, status
+from helpers_many import Member
+from helpers_upstream import Upstream
+from helpers_workers import is_alive
+from helpers_yard import BATCHES, assert_answered, poll, request
+from store.making import postgres, s3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+pytestmark = pytest.mark.timeout(2 * START_S)
+
+
+class Api(Member):
+    """An API in front of two upstreams; they are one server."""
+
+    def command(self) -> list[str]:
+        command = super().command()
+        file = Path(command[command.index("--config") + 1])
+        file.write_text(_upstreams(self._upstream))
+        return command
+
+
+def _upstreams(url: str) -> str:
+    upstream = f'[[upstream]]\nurl = "{url}"\nslots = 16\n'
+    return f'{upstream}name = "gpu"\nmodels = ["gpu-*"]\n{upstream}name = "up"\n'
+
+
+class World:
+    """An API with its stores and an upstream, which stay, and a Ray cluster, which does not."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._number = 0
+        self._cluster: RayCluster | None = None
+        self._lost: list[RayCluster] = []
+        self.upstream = Upstream().__enter__()
+        self.shared: Mapping[str, str] = s3().environment | {
+            "BATCHYARD_LEDGER": postgres().create("ray"),
+            "BATCHYARD_SEGMENTS": s3().url("ray"),
+        }
+        self.api = Api(root, "api", "api", self.upstream.url, self.shared).start()
+
+    @property
+    def cluster(self) -> RayCluster:
+        """The Ray cluster, a new one if a test has killed the head."""
+        if self._cluster is None:
+            self._cluster = RayCluster(self._folder())
+        while len(self._cluster.nodes) < 2:
+            self._cluster.do("add")
+        return self._cluster
+
+    def _folder(self) -> Path:
+        self._number += 1
+        folder = self._root / str(self._number)
+        folder.mkdir()
+        return folder
+
+    def lose_head(self) -> None:
+        """Kill the head, and forget the cluster."""
+        cluster, self._cluster = self.cluster, None
+        self._lost.append(cluster)
+        cluster.do("kill_head")
+
+    def launcher(self, *options: str, cluster: str = "", address: str = "") -> Launcher:
+        config = f"{_upstreams(self.upstream.url)}[cluster]\nscale_down_after = 0\n{cluster}"
+        address = address or self.cluster.address
+        return Launcher(self._folder(), self.shared, config, "--address", address, *options)
+
+    def held(self, gate: str, number: int = 8, model: str = "scripted") -> tuple[str, list[str]]:
+        """Create a batch of which every other call waits for the gate of its name."""
+        prompts = [f"{gate}{n}|hold:{gate}" if n % 2 else f"{gate}{n}" for n in range(number)]
+        batch = self.api.create([request(prompt, model=model) for prompt in prompts])
+        return batch["id"], prompts
+
+    def wait_held(self, prompts: list[str]) -> None:
+        """Wait until all calls have come, and the others are answered."""
+        counts = self.upstream.counts
+        self.upstream.wait_until(lambda: all(counts[_name(p)] for p in prompts), f"{prompts}")
+
+    def calls(self, prompts: list[str]) -> list[int]:
+        """Return how often the upstream was called for each, which it counts."""
+        return [self.upstream.counts[_name(prompt)] for prompt in prompts]
+
+    def holding(self, number: int = 1) -> list[dict[str, Any]]:
+        """Wait until the ledger knows that so many workers hold something; return all."""
+
+        def held() -> list[dict[str, Any]]:
+            workers: list[dict[str, Any]] = status(self.cluster.address, self.shared)["workers"]
+            return workers if sum(bool(w["work"]) for w in workers) >= number else []
+
+        return poll(held, lambda: "no worker holds anything")
+
+    def assert_ended(self, batch_id: str, prompts: list[str]) -> None:
+        self.api.wait_ended(batch_id)
+        assert_answered(self.api.results(batch_id), prompts)
+
+    def close(self) -> None:
+        for cluster in [*self._lost, *([self._cluster] if self._cluster else [])]:
+            cluster.__exit__()
+        self.api.kill()
+        self.upstream.__exit__(None, None, None)
+
+
+def _name(prompt: str) -> str:
+    return prompt.partition("|")[0]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    opened = World(tmp_path_factory.mktemp("ray"))
+    yield opened
+    opened.close()
+
+
+def test_workers_are_spread_over_the_nodes_and_work_and_let_their_calls_end_on_sigterm(
+    world: World,
+) -> None:
+    with world.launcher("--min", "2", "--max", "2") as launcher:
+        names = launcher.wait_working(2)
+        batch_id, prompts = world.held("s")
+        world.wait_held(prompts)
+        workers = world.holding()
+        assert {worker["name"] for worker in workers} == names
+        assert sorted(worker["node"] for worker in workers) == world.cluster.nodes
+        assert [w["work"][0]["pool"] for w in workers if w["work"]] == ["up/scripted"]
+        launcher.signal(signal.SIGTERM)
+        poll(lambda: "let their calls end" in launcher.read_log(), launcher.read_log)
+        world.upstream.gate("s").open()
+        assert launcher.wait() == 0
+    assert world.calls(prompts) == [1] * len(prompts), "calls in flight were given up"
+    with world.launcher():
+        world.assert_ended(batch_id, prompts)
+    assert world.calls(prompts) == [1] * len(prompts)
+
+
+@pytest.mark.parametrize("what", ["actor", "node"])
+def test_what_was_on_an_actor_or_a_node_that_is_killed_goes_on_elsewhere(
+    world: World, what: str
+) -> None:
+    with world.launcher("--min", "2", "--max", "2") as launcher:
+        before = launcher.wait_working(2)
+        batch_id, prompts = world.held(what)
+        world.wait_held(prompts)
+        holder = next(worker for worker in world.holding() if worker["work"])
+        if what == "actor":
+            os.kill(holder["pid"], signal.SIGKILL)
+        else:
+            world.cluster.do("kill_node", node=holder["node"])
+        after = launcher.wait_working(2, but=[holder["name"]])
+        assert len(before & after) == 1, "the other one was left alone"
+        world.upstream.gate(what).open()
+        world.assert_ended(batch_id, prompts)
+    assert max(world.calls(prompts)) == 2, "it was killed with calls in flight"
+
+
+def test_the_head_is_killed_and_a_new_cluster_goes_on_with_what_was_left(world: World) -> None:
+    with world.launcher("--min", "2", "--max", "2") as launcher:
+        launcher.wait_working(2)
+        batch_id, prompts = world.held("h", 12)
+        world.wait_held(prompts)
+        workers = world.holding()
+        world.lose_head()
+        assert launcher.wait() != 0, "a launcher without a cluster must not look alive"
+        # Their calls end, and then they do: nobody is left who could tell them to.
+        world.upstream.gate("h").open()
+        for worker in workers:
+            poll(lambda: not is_alive(worker["pid"]), lambda: f"{worker} goes on")  # noqa: B023
+    with world.launcher("--min", "1", "--max", "1"):
+        world.assert_ended(batch_id, prompts)
+    assert world.calls(prompts) == [1] * len(prompts), "calls in flight were given up"
+
+
+def test_workers_come_with_the_work_and_leave_when_it_is_done(world: World) -> None:
+    cluster = "min = 0\nmax = 3\nrequests_per_worker = 2\n"
+    with world.launcher(cluster=cluster) as launcher:
+        assert launcher.working() == set()
+        batches = [world.held(f"g{n}x", 4) for n in range(4)]
+        launcher.wait_working(3)
+        for number in range(4):
+            world.upstream.gate(f"g{number}x").open()
+        for batch_id, prompts in batches:
+            world.assert_ended(batch_id, prompts)
+        launcher.wait_working(0)
+    for _, prompts in batches:
+        assert world.calls(prompts) == [1] * len(prompts), "a worker that leaves costs no call"
+
+
+def test_a_group_takes_the_work_of_its_upstreams_where_there_is_a_gpu(world: World) -> None:
+    cluster = 'max = 1\n[[cluster.group]]\nname = "gpu"\nupstreams = ["gpu"]\ngpus = 1\n'
+    with world.launcher(cluster=cluster) as launcher:
+        launcher.wait_working(2)
+        batches = [world.held("o", 4), world.held("p", 4, model="gpu-small")]
+        for _, prompts in batches:
+            world.wait_held(prompts)
+        found = {
+            worker["group"]: [work["pool"] for work in worker["work"]]
+            for worker in world.holding(2)
+        }
+        assert found == {"gpu": ["gpu/gpu-small"], "workers": ["up/scripted"]}
+        for gate, (batch_id, prompts) in zip("op", batches, strict=True):
+            world.upstream.gate(gate).open()
+            world.assert_ended(batch_id, prompts)
+
+
+def test_a_yard_is_kept_by_one_launcher_and_reached_over_the_client_port(world: World) -> None:
+    client = f"ray://127.0.0.1:{world.cluster.client_port}"
+    with world.launcher("--min", "1", "--max", "1", address=client) as launcher:
+        launcher.wait_working(1)
+        second = run(
+            "up", "--address", world.cluster.address, "--upstream", f"up={world.upstream.url}",
+            shared=world.shared | {"BATCHYARD_TEST_BOUNDS": '{"cluster.up:_OTHERS_MAX_S": 1.0}'},
+        )  # fmt: skip
+        assert second.returncode == 2
+        assert "is on this Ray cluster already, with 1 workers" in second.stderr
+        batch_id, prompts = world.held("c", 2)
+        world.upstream.gate("c").open()
+        world.assert_ended(batch_id, prompts)
+        launcher.signal(signal.SIGTERM)
+        assert launcher.wait() == 0
+
+
+def test_a_local_cluster_ends_with_ctrl_c_and_its_workers_let_their_calls_end(
+    world: World,
+) -> None:
+    with world.launcher("--min", "1", "--max", "1", address="local") as launcher:
+        batch_id, prompts = world.held("l", 4)
+        world.wait_held(prompts)
+        launcher.signal(signal.SIGINT, group=True)
+        poll(lambda: "let their calls end" in launcher.read_log(), launcher.read_log)
+        world.upstream.gate("l").open()
+        assert launcher.wait() == 0, launcher.read_log()
+    assert all(world.upstream.answered[_name(prompt)] for prompt in prompts)
+    assert world.calls(prompts) == [1] * len(prompts)
+    world.api.post(f"{BATCHES}/{batch_id}/cancel", {})
