@@ -1,5 +1,6 @@
 # Everything here sets up what it needs inside this checkout: .tools (uv), .venv, and for the tests
-# .venv-sdk0, .venv-openapi, .venv-suite and .suites (the official clients and their test suites),
+# .venv-sdk0, .venv-openapi, .venv-ray, .venv-suite and .suites (the official clients and their test
+# suites, a Ray cluster),
 # and for `make bench-peers` .bench (other systems).
 # The machine needs python3 (3.11 or later) with pip, make and git.
 
@@ -8,7 +9,7 @@ BIN := .venv/bin
 UV := .tools/bin/uv
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 PYTHONPATH=
 
-.PHONY: setup demo test crash kill-runs sim power strace postgres check format bench bench-peers lock clean
+.PHONY: setup demo test crash kill-runs sim power strace postgres check format scale-sim crash-stores bench bench-peers lock clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -41,6 +42,12 @@ $(UV): requirements/tools.lock
 # The checker of the OpenAPI description: apart, because its pytest plug-in would come along everywhere.
 .venv-openapi/.ready: $(UV) requirements/schemathesis.lock
 	$(call step,.venv-openapi,$(call venv,.venv-openapi,requirements/schemathesis.lock))
+	@touch $@
+
+# What runs on a node of a Ray cluster, and the schemas of Kubernetes and compose files.
+.venv-ray/.ready: $(UV) requirements/ray.lock pyproject.toml
+	$(call step,.venv-ray,$(call venv,.venv-ray,requirements/ray.lock) \
+	  && $(UV_ENV) $(UV) pip install --quiet --python .venv-ray/bin/python --no-deps --no-build-isolation --editable .)
 	@touch $@
 
 # The test suites of the official Python client are in its source distributions only. pip prepares
@@ -89,7 +96,7 @@ demo/readmes/.complete: | .venv/.ready
 
 SUITES := .suites/python-2/.ready .suites/python-0/.ready .suites/typescript/.ready
 
-test: .venv/.ready .venv-sdk0/.ready .venv-openapi/.ready $(SUITES) strace postgres
+test: .venv/.ready .venv-sdk0/.ready .venv-openapi/.ready .venv-ray/.ready $(SUITES) strace postgres
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Power cuts at every moment of several recordings, segments and ledger torn at every byte, system
@@ -102,12 +109,24 @@ power: .venv/.ready strace
 crash: .venv/.ready
 	BATCHYARD_CRASH_KILLS=3000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/crash/test_random_kills.py
 
-# 1,000 kills of the run, with rounds, a budget and lost answers; it prints its figures.
+# 1,200 kills of the run, with rounds, a budget and lost answers, before three servers: a scripted
+# one, a yard that is killed too, and the emulator. It prints its figures.
 kill-runs: .venv/.ready
-	BATCHYARD_RUN_KILLS=1000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/client/test_killed.py
+	BATCHYARD_RUN_KILLS=400 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/client/test_killed.py tests/client/test_killed_servers.py
 
 sim: .venv/.ready
 	BATCHYARD_SIM_SEEDS=3000 BATCHYARD_SIM_EXAMPLES=2000 BATCHYARD_SIM_STEPS=40 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/sim
+
+# 100 harms to processes that share PostgreSQL and a bucket, and 100 worlds of the simulator on them.
+crash-stores: .venv/.ready postgres
+	BATCHYARD_CRASH_STORES=100 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/crash/test_kill_stores.py
+	BATCHYARD_SIM_SHARED_SEEDS=100 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/sim/test_shared.py
+
+# 10^9 requests a day, from what the statements of the ledger cost, which it measures first; the
+# figures of docs/explanation/scale.md.
+scale-sim: .venv/.ready postgres
+	@$(BIN)/python bench/claims.py --write
+	@$(BIN)/python bench/scale.py --write
 
 # What tests/disk watches and disturbs system calls with; installed when we are root and have apt.
 strace:
@@ -169,6 +188,7 @@ LOCK := $(UV_ENV) $(UV) pip compile --quiet --universal --generate-hashes --no-e
 lock: $(UV)
 	$(LOCK) --group dev -o requirements/dev.lock pyproject.toml
 	$(LOCK) -o requirements/run.lock pyproject.toml
+	$(LOCK) --group ray --extra objects --extra postgres --extra ray -o requirements/ray.lock pyproject.toml
 	printf '%s\n' 'anthropic[aiohttp]==0.75.0' respx pytest pytest-asyncio | $(LOCK) -o requirements/sdk0.lock -
 	echo 'schemathesis==4.32.5' | $(LOCK) -o requirements/schemathesis.lock -
 	echo 'uv' | $(LOCK) -o requirements/tools.lock -
@@ -187,4 +207,4 @@ lock: $(UV)
 	  < .suites/lock/package-lock.json > $(TYPESCRIPT)/package-lock.json
 
 clean:
-	rm -rf .venv .venv-sdk0 .venv-openapi .venv-suite .suites .tools .bench demo
+	rm -rf .venv .venv-sdk0 .venv-openapi .venv-ray .venv-suite .suites .tools .bench demo

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NO_ORDER = "from batchyard.server import uploads; uploads.order_keys = lambda entries: None\n"
-NO_PRIMING = "from batchyard.dispatch import worker; worker.shared_marks = lambda *_: ()\n"
+NO_PRIMING = "from batchyard.dispatch import loading; loading.shared_marks = lambda *_: ()\n"
 START = "from batchyard.cli.main import main; main()"
 WAYS = {
     "as they arrived": NO_ORDER + NO_PRIMING + START,

@@ -1,106 +1,343 @@
-"""What a claim costs when very much waits: milliseconds for each statement of the dispatch.
+"""What each statement of the dispatch costs, on both ledgers, in milliseconds and bytes.
 
-    python bench/claims.py [--workspaces 1000] [--shards 1000000] [--running 2000] [--claims 100]
+    python bench/claims.py [--stores sqlite,postgres] [--shards 1000000] [--write]
 
-Fills a ledger on disk, then claims from it through the same class as a worker. Medians and the
-slowest of all.
+Two sizes: an ordinary ledger (40,000 open shards, 20 waiting workspaces), and one in which very
+much waits (1,000,000 and 1,000). Everything goes through the same class as a worker's, one
+statement after the other. Bytes are those of the WAL: for SQLite what the process has written, for
+PostgreSQL the distance of two log positions. `--write` keeps the result where docs and
+`bench/scale.py` read it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import math
+import os
 import statistics
 import tempfile
 import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchyard.ledger import Held
+import servers
+import yard
+
+from batchyard.clock import SystemClock
+from batchyard.ledger import Commit, CreateKey, Held, Want
+from batchyard.ledger.postgres import PostgresLedger
 from batchyard.ledger.sqlite import SqliteLedger
-from batchyard.model import Counts
+from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from batchyard.ledger import Claim
+    from batchyard.ledger.sql import SqlLedger
+
+RESULTS = Path(__file__).parent / "results" / "statements.json"
 POOL = "up/m"
-LEASE_US = 1 << 60
+FAR_US = 1 << 60
+DAY_US = 86_400_000_000
+GROUP = 16
+SHARD_REQUESTS = 500
+ORDINARY = (20, 40_000, 200)
+"""Waiting workspaces, open shards, running ones."""
 
 
-def fill(db: sqlite3.Connection, workspaces: int, shards: int, running: int) -> None:
-    """Add a batch of each workspace, with equally many shards; some run."""
+@dataclass(frozen=True)
+class Cost:
+    """What one statement has cost."""
+
+    store: str
+    size: str
+    statement: str
+    times: int
+    median_ms: float
+    p95_ms: float
+    max_ms: float
+    bytes: int
+    """Of the WAL, for each."""
+
+
+class Bench:
+    """One ledger that is filled, and what its statements cost."""
+
+    def __init__(
+        self, store: str, ledger: SqlLedger, written: Callable[[], int], fill: Callable[..., None]
+    ) -> None:
+        self.store = store
+        self.ledger = ledger
+        self.costs: list[Cost] = []
+        self._written = written
+        self._fill = fill
+        self._size = ""
+        self._made = 0
+
+    async def timed(self, name: str, times: int, act: Callable[[], Awaitable[Any]]) -> list[Any]:
+        """Measure something, and return what it returned each time."""
+        found, seconds = [], []
+        before = self._written()
+        for _ in range(times):
+            started = time.perf_counter()
+            found.append(await act())
+            seconds.append(time.perf_counter() - started)
+        written = (self._written() - before) // times
+        each = sorted(second * 1e3 for second in seconds)
+        cost = Cost(
+            self.store, self._size, name, times,
+            round(statistics.median(each), 3), round(each[math.ceil(0.95 * times) - 1], 3),
+            round(each[-1], 3), written,
+        )  # fmt: skip
+        self.costs.append(cost)
+        print(
+            f"claims    {self.store:8} {self._size:22} {name:24} {cost.median_ms:8.2f} ms "
+            f"(95 %: {cost.p95_ms:.2f}, max {cost.max_ms:.1f}) {written:8,} bytes",
+            flush=True,
+        )
+        return found
+
+    async def run(self, size: tuple[int, int, int], times: int) -> None:
+        """Measure all of it at one size."""
+        workspaces, shards, running = size
+        self._size = f"{shards:,} / {workspaces:,}"
+        await asyncio.to_thread(self._fill, workspaces, shards, running)
+        await self._claims(times)
+        await self._creates(times)
+        await self._tiny(max(2, times // 4))
+
+    async def _claims(self, times: int) -> None:
+        ledger = self.ledger
+        await self.timed("pools_ready", times, ledger.pools_ready)
+        await self.timed(
+            "claim_void, nothing", times, lambda: ledger.claim_void("me", 0, FAR_US, 8)
+        )
+        claims: list[Sequence[Claim]] = await self.timed(
+            "claim",
+            times,
+            lambda: ledger.claim("me", POOL, FAR_US, 1, now_us=time.monotonic_ns() // 1_000),
+        )
+        first = claims[0][0]
+        known: list[Sequence[Claim]] = await self.timed(
+            "claim, batch known",
+            times,
+            lambda: ledger.claim("me", POOL, FAR_US, 1, turn=first.turn),
+        )
+        taken = [claim for found in (*claims, *known) for claim in found]
+        held = [held_of(claim) for claim in taken[:20]]
+        await self.timed("renew 20", min(times, 40), lambda: ledger.renew("me", FAR_US, held))
+        want = [Want(pool=POOL, slots=1_000, busy=500, note=None)]
+        await self.timed(
+            "share",
+            min(times, 40),
+            lambda: ledger.share("me", time.time_ns() // 1_000, FAR_US, want),
+        )
+        waiting = iter(taken)
+        await self.timed(
+            "commit 1", len(taken) // 2, lambda: ledger.commit("me", [commit_of(next(waiting))])
+        )
+        rest = list(waiting)
+        groups = [rest[at : at + GROUP] for at in range(0, len(rest) - GROUP + 1, GROUP)]
+        left = iter(groups)
+        await self.timed(
+            f"commit {GROUP}",
+            len(groups),
+            lambda: ledger.commit("me", [commit_of(claim) for claim in next(left)]),
+        )
+
+    async def _creates(self, times: int) -> None:
+        await self.timed("create, 200 shards", max(2, times // 5), lambda: self.create(200))
+        found = await self.timed("create, 2 shards", times, lambda: self.create(2))
+        batch = found[0]
+        await self.timed("get", times, lambda: self.ledger.get(batch.workspace, batch.id))
+
+    async def _tiny(self, times: int) -> None:
+        """Measure what a flood of batches of one small shard costs."""
+        made = await self.timed(
+            "create, 1 shard", times * GROUP, lambda: self.create(1, pool="up/tiny")
+        )
+        assert len(made) == times * GROUP
+        claims = await self.timed(
+            f"claim_fresh {GROUP}",
+            times,
+            lambda: self.ledger.claim_fresh("me", "up/tiny", FAR_US, GROUP),
+        )
+        left = iter(claims)
+        await self.timed(
+            f"commit {GROUP} tiny",
+            times,
+            lambda: self.ledger.commit("me", [commit_of(claim) for claim in next(left)]),
+        )
+        ids = [claim.batch for found in claims for claim in found]
+        alone = iter(ids[:GROUP])
+        await self.timed("end 1", GROUP, lambda: self.ledger.end(next(alone), DAY_US, Tokens()))
+        grouped = iter([ids[at : at + GROUP] for at in range(GROUP, len(ids), GROUP)])
+        await self.timed(
+            f"end {GROUP}",
+            times - 1,
+            lambda: self.ledger.end_all([(each, Tokens()) for each in next(grouped)], DAY_US),
+        )
+
+    async def create(self, shards: int, pool: str = POOL) -> Batch:
+        self._made += 1
+        plans = [
+            ShardPlan(index=n, pool=pool, offset=n, length=1, requests=SHARD_REQUESTS)
+            for n in range(shards)
+        ]
+        batch = Batch(
+            id=f"msgbatch_{self._made:08}",
+            workspace="new",
+            requests=shards * SHARD_REQUESTS,
+            created_us=DAY_US,
+            expires_us=FAR_US,
+            version="2023-06-01",
+            billing="standard",
+        )
+        key = CreateKey(key=batch.id, digest=bytes(32), until_us=FAR_US, replaces=False)
+        assert await self.ledger.create(batch, plans, key) is None
+        return batch
+
+
+def held_of(claim: Claim) -> Held:
+    return Held(
+        batch=claim.batch,
+        index=claim.index,
+        attempt=claim.attempt,
+        inflight=1,
+        counts=Counts(succeeded=3),
+    )
+
+
+def commit_of(claim: Claim) -> Commit:
+    """Return the result of a shard: one extent of a mebibyte, as a real one has."""
+    segment = f"ab/{claim.batch}/r/{claim.index}.{claim.attempt}.0123456789abcdef"
+    return Commit(
+        batch=claim.batch,
+        index=claim.index,
+        attempt=claim.attempt,
+        extents=(Extent(segment, 1_000_000, (123_456_789,)),),
+        counts=Counts(succeeded=claim.requests),
+        tokens=Tokens(300_000, 60_000, 0, 0),
+    )
+
+
+# Filling ------------------------------------------------------------------------------------------
+
+
+def rows(workspaces: int, shards: int, running: int) -> Iterator[tuple[object, ...]]:
+    """Yield the shards of a batch of each workspace, equally many; some run."""
     each = shards // workspaces
-    db.executemany(
-        "INSERT INTO batches (id, workspace, requests, version, betas, billing, created_us,"
-        " expires_us) VALUES (?, ?, 1, '', '', 'standard', 0, ?)",
-        [(f"b{n}", f"w{n}", LEASE_US) for n in range(workspaces)],
-    )
-    db.executemany(
-        "INSERT INTO shards (batch, idx, seq, workspace, pool, off, len, n, state, owner, lease_us,"
-        " attempt, head) VALUES (?, ?, ?, ?, ?, 0, 1, 500, ?, ?, ?, ?, ?)",
-        (
-            (f"b{n}", i, n + 1, f"w{n}", POOL, int(runs), "o" if runs else None, LEASE_US, 1, not i)
-            for n in range(workspaces)
-            for i in range(each)
-            for runs in [i < running // workspaces]
-        ),
-    )
+    for n in range(workspaces):
+        for i in range(each):
+            runs = i < running // workspaces
+            yield (
+                f"b{n}", i, n + 1, f"w{n}", POOL, 0, 1, SHARD_REQUESTS, int(runs),
+                "o" if runs else None, FAR_US, 1, int(not i),
+            )  # fmt: skip
 
 
-async def timed(times: int, act: Callable[[], Awaitable[Any]]) -> tuple[str, list[Any]]:
-    """Return the cost of something, as text, and what it returned."""
-    found, seconds = [], []
-    for _ in range(times):
-        started = time.perf_counter()
-        found.append(await act())
-        seconds.append(time.perf_counter() - started)
-    return f"{statistics.median(seconds) * 1e3:.2f} ms (max {max(seconds) * 1e3:.1f})", found
-
-
-async def run(options: argparse.Namespace, path: Path) -> None:
-    ledger = SqliteLedger(path)
-    await ledger._writer.run(
-        lambda t: fill(t.db, options.workspaces, options.shards, options.running)
-    )
-    costs = {}
-    costs["pools"], _ = await timed(options.claims, ledger.pools_ready)
-    costs["nothing void"], _ = await timed(
-        options.claims, lambda: ledger.claim_void("me", 0, LEASE_US, 8)
-    )
-    costs["no newcomer"], _ = await timed(
-        options.claims, lambda: ledger.claim_fresh("me", POOL, LEASE_US, 16)
-    )
-    costs["claim"], claims = await timed(
-        options.claims,
-        lambda: ledger.claim("me", POOL, LEASE_US, 1, now_us=time.monotonic_ns() // 1_000),
-    )
-    first = claims[0][0]
-    costs["claim, batch known"], _ = await timed(
-        options.claims, lambda: ledger.claim("me", POOL, LEASE_US, 1, turn=first.turn)
-    )
-    held = [
-        Held(batch=c.batch, index=c.index, attempt=c.attempt, inflight=1, counts=Counts())
-        for (c,) in claims[:20]
+def batches(workspaces: int) -> list[tuple[object, ...]]:
+    return [
+        (n + 1, f"b{n}", f"w{n}", 1, "", "", "standard", 0, FAR_US, "m") for n in range(workspaces)
     ]
-    costs["renewal of 20"], _ = await timed(20, lambda: ledger.renew("me", LEASE_US, held))
-    print(
-        f"claims    {options.shards:,} open shards, {options.workspaces:,} waiting workspaces, "
-        f"{options.running:,} shards running: "
-        + ", ".join(f"{name} {cost}" for name, cost in costs.items())
-    )
-    await ledger.close()
+
+
+_BATCH = "seq, id, workspace, requests, version, betas, billing, created_us, expires_us"
+_SHARD = "batch, idx, seq, workspace, pool, off, len, n, state, owner, lease_us, attempt, head"
+
+
+def fill_sqlite(path: Path, *size: int) -> None:
+    import sqlite3  # noqa: PLC0415 - of this store only
+
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM shards")
+        db.execute("DELETE FROM batches")
+        db.executemany(
+            f"INSERT INTO batches ({_BATCH}) VALUES ({','.join('?' * 9)})",
+            [row[:9] for row in batches(size[0])],
+        )
+        marks = ",".join("?" * 13)
+        db.executemany(f"INSERT INTO shards ({_SHARD}) VALUES ({marks})", rows(*size))
+    db.close()
+
+
+def fill_postgres(url: str, *size: int) -> None:
+    import psycopg  # noqa: PLC0415 - an extra
+
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("TRUNCATE shards, batches RESTART IDENTITY")
+        with db.cursor() as cursor:
+            with cursor.copy(f"COPY batches ({_BATCH}) FROM STDIN") as copy:
+                for row in batches(size[0]):
+                    copy.write_row(row[:9])
+            with cursor.copy(f"COPY shards ({_SHARD}) FROM STDIN") as copy:
+                for row in rows(*size):
+                    copy.write_row(row)
+        db.execute("SELECT setval(pg_get_serial_sequence('batches', 'seq'), 1000000)")
+        # As autovacuum would have done by then, and a checkpoint that has passed.
+        db.execute("VACUUM ANALYZE shards, batches")
+        db.execute("CHECKPOINT")
+
+
+# Running ------------------------------------------------------------------------------------------
+
+
+async def on_sqlite(sizes: Sequence[tuple[int, int, int]], times: int) -> list[Cost]:
+    with tempfile.TemporaryDirectory(prefix="batchyard-bench-") as data:
+        path = Path(data) / "ledger.db"
+        ledger = SqliteLedger(path)
+        bench = Bench(
+            "sqlite", ledger, servers.written_bytes, lambda *size: fill_sqlite(path, *size)
+        )
+        for size in sizes:
+            await bench.run(size, times)
+        await ledger.close()
+        return bench.costs
+
+
+async def on_postgres(sizes: Sequence[tuple[int, int, int]], times: int) -> list[Cost]:
+    with servers.postgres() as server:
+        url = server.create("bench")
+        ledger = PostgresLedger(url, SystemClock())
+        bench = Bench(
+            "postgres",
+            ledger,
+            lambda: servers.wal_bytes(server),
+            lambda *size: fill_postgres(url, *size),
+        )
+        for size in sizes:
+            await bench.run(size, times)
+        await ledger.close()
+        return bench.costs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stores", default="sqlite,postgres")
     parser.add_argument("--workspaces", type=int, default=1_000)
     parser.add_argument("--shards", type=int, default=1_000_000)
     parser.add_argument("--running", type=int, default=2_000)
-    parser.add_argument("--claims", type=int, default=100)
+    parser.add_argument("--times", type=int, default=100, help="each statement is run")
+    parser.add_argument("--write", action="store_true", help="keep the raw result")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="batchyard-bench-") as data:
-        asyncio.run(run(options, Path(data) / "ledger.db"))
+    sizes = [ORDINARY, (options.workspaces, options.shards, options.running)]
+    costs: list[Cost] = []
+    for store in options.stores.split(","):
+        run = {"sqlite": on_sqlite, "postgres": on_postgres}[store]
+        costs += asyncio.run(run(sizes, options.times))
+    if options.write:
+        content = {
+            "command": "python bench/claims.py --write",
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "machine": yard.machine(),
+            "load_at_end": [round(value, 1) for value in os.getloadavg()],
+            "costs": [asdict(cost) for cost in costs],
+        }
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

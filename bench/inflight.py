@@ -1,26 +1,28 @@
-"""How many slow requests one process holds at once: requests/s against the ideal, and memory.
+"""How many slow requests one process holds at once: the most at once, requests/s, and memory.
 
-    python bench/inflight.py [--slots 10000] [--latency 2] [--requests 60000]
+    python bench/inflight.py [--slots 10000] [--latency 4] [--requests 80000]
 
-Everything is durable. The ideal is `slots` requests in each time that the upstream takes; the
-first calls of a batch begin at fewer and double each second, so a longer batch comes nearer to it.
+Everything is durable. The most at once is what the upstream has counted. The ideal is `slots`
+requests in each time that the upstream takes; the first calls of a batch begin at fewer and double
+each second, so a longer batch comes nearer to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import time
+import urllib.request
 
-import workers
 import yard
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=10_000)
-    parser.add_argument("--latency", type=float, default=2.0)
-    parser.add_argument("--requests", type=int, default=60_000)
+    parser.add_argument("--latency", type=float, default=4.0)
+    parser.add_argument("--requests", type=int, default=80_000)
     parser.add_argument("--size", type=int, default=2_500)
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a socket each; children inherit it
@@ -28,7 +30,7 @@ def main() -> None:
     body = yard.body(options.requests, options.size)
     with (
         yard.stub(options.latency) as port,
-        workers.serve(port, options.slots, 1) as server,
+        yard.yard(f"stub=http://127.0.0.1:{port}", slots=options.slots) as server,
         yard.Sampled(server, 0.1) as memory,
     ):
         idle = server.cost()
@@ -38,12 +40,15 @@ def main() -> None:
         seconds = time.perf_counter() - started
         assert ended["request_counts"]["succeeded"] == options.requests, ended
         cpu = (server.cost().cpu_s - before.cpu_s) / options.requests * 1_000
-        peak = max(memory)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/most") as answer:
+            at_once = json.load(answer)["most"]
+        peak, whole = max(memory), yard.peak_rss(server)
     rate, ideal = options.requests / seconds, options.slots / options.latency
     print(
         f"inflight  {options.requests:,} requests, upstream {options.latency:g} s, "
-        f"{options.slots:,} slots: {rate:,.0f} requests/s of {ideal:,.0f}, {cpu:.3f} CPU s per "
-        f"1,000, peak {peak / 1e6:.0f} MB ({(peak - idle.rss_anon) / 1e6:.0f} MB above idle)"
+        f"{options.slots:,} slots: {at_once:,} at once, {rate:,.0f} requests/s of {ideal:,.0f}, "
+        f"{cpu:.3f} CPU s per 1,000, peak RSS {whole / 1e6:.0f} MB, of it private "
+        f"{peak / 1e6:.0f} MB ({(peak - idle.rss_anon) / 1e6:.0f} MB above idle)"
     )
 
 

@@ -1,10 +1,13 @@
 """How much of a limit that moves is used: a whole yard before a loopback upstream, in real time.
 
-    python bench/limits.py [--seconds 20] [--latency 0.2] [--retry-after]
+    python bench/limits.py [--seconds 20] [--latency 0.2] [--retry-after] [--stray 0.03]
 
 The upstream allows 50 calls a second, then 200, then 20, from a bucket of half a second, and
 refuses the others with 429. Printed are, for each of the three, the share of what was allowed that
 was used, over the second half and over the whole time, and the share of calls that were refused.
+
+With `--stray` there is no limit, but that share of the calls is refused for no reason: then the
+share of what 64 slots can do is printed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import random
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 PHASES = (50.0, 200.0, 20.0)
 BUCKET_S = 0.5
+SLOTS = 64  # of a pool, unless configured otherwise
 
 
 def _reply(status: str, body: bytes, *headers: str) -> bytes:
@@ -44,7 +49,9 @@ REFUSAL = b'{"type":"error","error":{"type":"rate_limit_error","message":"too ma
 class Upstream:
     """An upstream with a limit that moves, in a thread of its own."""
 
-    def __init__(self, seconds: float, latency_s: float, *, says_when: bool) -> None:
+    def __init__(
+        self, seconds: float, latency_s: float, *, says_when: bool, stray: float = 0.0
+    ) -> None:
         self.port = 0
         self.accepted: list[float] = []
         """When calls were accepted, in seconds since the first call."""
@@ -52,6 +59,8 @@ class Upstream:
         self._seconds = seconds
         self._latency_s = latency_s
         self._says_when = says_when
+        self._stray = stray
+        self._rng = random.Random(1)
         self._begin_s: float | None = None
         self._level = 1.0
         self._at_s = 0.0
@@ -101,6 +110,8 @@ class Upstream:
         if self._begin_s is None:
             self._begin_s = time.monotonic()
         now_s = time.monotonic() - self._begin_s
+        if self._stray:
+            return await self._answer_free(now_s)
         limit = self.limit(now_s)
         self._level = min(limit * BUCKET_S, self._level + (now_s - self._at_s) * limit)
         self._at_s = now_s
@@ -113,6 +124,22 @@ class Upstream:
         self.accepted.append(now_s)
         await asyncio.sleep(self._latency_s)
         return ACCEPTED
+
+    async def _answer_free(self, now_s: float) -> bytes:
+        if self._rng.random() < self._stray:
+            self.refused.append(now_s)
+            return _reply("429 Too Many Requests", REFUSAL)
+        self.accepted.append(now_s)
+        await asyncio.sleep(self._latency_s)
+        return ACCEPTED
+
+
+def show_free(upstream: Upstream, seconds: float, latency_s: float) -> None:
+    """Print what was done of what the slots can do."""
+    done = sum(at_s < seconds for at_s in upstream.accepted)
+    refused = sum(at_s < seconds for at_s in upstream.refused)
+    print(f"limits    none, but {refused:,} of {refused + done:,} calls refused for no reason: "
+          f"{done * latency_s / seconds / SLOTS:.0%} of what {SLOTS} slots can do")  # fmt: skip
 
 
 def show(upstream: Upstream, seconds: float) -> None:
@@ -136,17 +163,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each limit")
     parser.add_argument("--latency", type=float, default=0.2)
     parser.add_argument("--retry-after", action="store_true", help="tell when to come again")
+    parser.add_argument("--stray", type=float, default=0.0, help="share refused for no reason")
     options = parser.parse_args()
     requests = round(sum(PHASES) * (options.seconds + 5))
+    if options.stray:
+        requests = round(SLOTS / options.latency * (3 * options.seconds + 5))
     with (
-        Upstream(options.seconds, options.latency, says_when=options.retry_after) as upstream,
+        Upstream(
+            options.seconds, options.latency, says_when=options.retry_after, stray=options.stray
+        ) as upstream,
         yard.yard(f"stub=http://127.0.0.1:{upstream.port}") as server,
     ):
         server.request("POST", "/v1/messages/batches", yard.body(requests, 500))
         end_s = options.seconds * len(PHASES)
         while not upstream.accepted or upstream.accepted[-1] < end_s:
             time.sleep(0.1)
-        show(upstream, options.seconds)
+        if options.stray:
+            show_free(upstream, end_s, options.latency)
+        else:
+            show(upstream, options.seconds)
 
 
 if __name__ == "__main__":

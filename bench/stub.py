@@ -3,7 +3,8 @@
 A bare protocol on uvloop, so that the stub is never the bottleneck of a benchmark. It prints its
 port. For the peers it also speaks the other dialect: the path decides. A body is not kept, only its
 bytes are counted, but for `--count`: then each call must hold a mark `doc-` with six digits, and
-`GET /calls` tells how many calls came and for how many different marks.
+`GET /calls` tells how many calls came and for how many different marks. With a latency, `GET /most`
+tells how many calls there were at once.
 
     python bench/stub.py [--latency SECONDS] [--answer BYTES] [--count]
 """
@@ -77,6 +78,7 @@ class Stub(asyncio.Protocol):
     latency = 0.0
     counts: dict[bytes, int] | None = None
     answers: dict[bytes, bytes] = {}  # noqa: RUF012
+    open = most = 0  # calls at this moment, and the most there were at once
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -128,17 +130,22 @@ class Stub(asyncio.Protocol):
         path = self.path.partition(b"?")[0].rpartition(b"/")[2]
         answer = Stub.answers.get(path, Stub.answers[b"messages"])
         if Stub.latency:
+            Stub.open += 1
+            Stub.most = max(Stub.most, Stub.open)
             self.loop.call_later(Stub.latency, self._late, answer)
         else:
             self.transport.write(answer)
 
     def _late(self, answer: bytes) -> None:
+        Stub.open -= 1
         if not self.transport.is_closing():  # who called may have been killed meanwhile
             self.transport.write(answer)
 
     def _told(self) -> bytes:
         if self.path == b"GET /calls" and Stub.counts is not None:
             return reply({"calls": sum(Stub.counts.values()), "marks": len(Stub.counts)})
+        if self.path == b"GET /most":
+            return reply({"most": Stub.most})
         if self.path.endswith(b"/models"):
             return reply(MODELS)
         if self.path.endswith(b"/health"):

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into both documents")
     options = parser.parse_args()
     files = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
-    raw = sorted((file for file in files if "kind" in file["work"]), key=_order)
+    raw = sorted((file for file in files if "kind" in file.get("work", ())), key=_order)
     if options.write:
         replace(HERE / "README.md", long_text(raw))
         replace(HERE.parent / "README.md", short_text(raw))

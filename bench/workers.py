@@ -1,91 +1,281 @@
-"""What a second worker process brings: requests/s with 1 and 2 workers, side by side.
+"""What 1, 2 and 4 worker processes do on both stores: requests, claims and commits a second, WAL.
 
-    python bench/workers.py [--requests 10000] [--rounds 3] [--slots 256]
+    python bench/workers.py [--requests 20000] [--batches 600] [--stores sqlite,postgres]
 
-Each round measures each number of workers once, in turns, with an upstream that answers at once and
-one that takes 20 ms. Everything is durable. The upstream shares the cores with the workers: on a
-machine of two cores, two workers leave it none of its own, and the row shows that.
+Two loads, both lying ready before they are let go, so that neither creates nor process starts are
+measured: one batch of many requests in shards of 500, and many batches of one request, of which
+each is a claim, a commit and an end. The upstream answers at once. Everything is durable: SQLite
+and a directory, or PostgreSQL with an S3 server whose objects are in memory and which is slower
+than a real one.
+
+Ledger bytes are those of the WAL, from the moment the load is let go. The upstream, the S3 server
+and the database share the cores with the workers: on two cores, ratios between rows tell more than
+the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import hashlib
 import json
-import statistics
+import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import psycopg
+import servers
 import yard
 
+from batchyard import ids, segments, wire
+from batchyard.clock import SystemClock
+from batchyard.ledger import CreateKey
+from batchyard.ledger.postgres import PostgresLedger
+from batchyard.ledger.sqlite import SqliteLedger
+from batchyard.model import Batch
+from batchyard.segments.directory import DirectorySegments
+from batchyard.segments.objects import ObjectSegments
+from batchyard.segments.requests import Records, plan_shards, sizes_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from batchyard.ledger import Ledger
+    from batchyard.segments import Segments
+
+POOL = "stub/bench"
+PARKED = "parked/nobody"  # no upstream takes that model
+DEADLINE_S = 90.0
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one run has shown."""
+
+    requests_s: float
+    shards_s: float
+    bytes: int
+
+
+class Place(Protocol):
+    """One kind of store, empty."""
+
+    name: str
+    ledger: Ledger
+    store: Segments
+
+    def sql(self, statement: str) -> int:
+        """Run a statement; return the first number of its answer."""
+
+    def wal(self) -> int:
+        """Return the bytes of WAL that were written so far."""
+
+    def workers(self, number: int, upstream: str) -> contextlib.AbstractContextManager[None]:
+        """Run so many worker processes; all of them work when it is entered."""
+
+
+class Local:
+    """SQLite and a directory."""
+
+    name = "sqlite + directory"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.ledger = SqliteLedger(root / "ledger.db")
+        self.store = DirectorySegments(root / "segments")
+        self._pin: sqlite3.Connection | None = None
+
+    def sql(self, statement: str) -> int:
+        with contextlib.closing(sqlite3.connect(self._root / "ledger.db", timeout=60)) as db, db:
+            row = db.execute(statement).fetchone()
+            return row[0] if row is not None else 0
+
+    def wal(self) -> int:
+        """A reader that stays keeps the WAL from being written over, so that its size counts."""
+        if self._pin is None:
+            self._pin = sqlite3.connect(
+                f"file:{self._root / 'ledger.db'}?mode=ro", uri=True, isolation_level=None
+            )
+            self._pin.execute("BEGIN")
+            self._pin.execute("SELECT count(*) FROM batches").fetchone()
+        return (self._root / "ledger.db-wal").stat().st_size
+
+    @contextlib.contextmanager
+    def workers(self, number: int, upstream: str) -> Iterator[None]:
+        asyncio.run(self.ledger.close())
+        command = ["--workers", str(number), "--port", "0"]
+        with started(self._root, "yard", upstream, command) as log:
+            wanted = number if number > 1 else 0  # one works in the process of the server
+            until(lambda: log.read_text().count("] working owner=") >= wanted)
+            yield
+            if self._pin is not None:
+                self._pin.close()
+
+
+class Shared:
+    """PostgreSQL and an S3 server."""
+
+    name = "postgres + s3"
+
+    def __init__(self, root: Path, server: servers.Postgres, s3: servers.S3, name: str) -> None:
+        self._root = root
+        self._server = server
+        self._url = server.create(name)
+        self._bucket = s3.url(name)
+        self.ledger = PostgresLedger(self._url, SystemClock())
+        self.store = ObjectSegments(self._bucket)
+
+    def sql(self, statement: str) -> int:
+        with psycopg.connect(self._url, autocommit=True) as db:
+            cursor = db.execute(statement.encode())
+            row = cursor.fetchone() if cursor.description else None
+            return row[0] if row is not None else 0
+
+    def wal(self) -> int:
+        return servers.wal_bytes(self._server)
+
+    @contextlib.contextmanager
+    def workers(self, number: int, upstream: str) -> Iterator[None]:
+        asyncio.run(self.ledger.close())
+        command = ["--role", "worker", "--ledger", self._url, "--segments", self._bucket]
+        with contextlib.ExitStack() as stack:
+            for each in range(number):
+                stack.enter_context(started(self._root, f"worker{each}", upstream, command))
+            yield
 
 
 @contextlib.contextmanager
-def serve(port: int, slots: int, workers: int) -> Iterator[yard.Running]:
-    """Run a yard with so many workers."""
-    with tempfile.TemporaryDirectory(prefix="batchyard-bench-") as data:
-        config = Path(data) / "batchyard.toml"
-        config.write_text(
-            f'[[upstream]]\nname = "stub"\nurl = "http://127.0.0.1:{port}"\nslots = {slots}\n'
+def started(root: Path, name: str, upstream: str, options: Sequence[str]) -> Iterator[Path]:
+    """Run `batchyard serve` until the block ends; yield its log once it is ready."""
+    log = root / f"{name}.log"
+    command = [sys.executable, "-m", "batchyard", "serve", *options]
+    command += ["--config", str(upstream), "--data", str(root)]
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline(), log.read_text()
+            yield log
+        finally:
+            process.terminate()
+
+
+def until(is_true: object) -> float:
+    """Wait until something holds; return when that was."""
+    deadline = time.perf_counter() + DEADLINE_S
+    while not is_true():  # type: ignore[operator]
+        assert time.perf_counter() < deadline, "this takes too long"
+        time.sleep(0.01)
+    return time.perf_counter()
+
+
+async def fill(place: Place, batches: int, requests: int, size: int) -> int:
+    """Accept batches as the server does, for a pool that nobody takes; return their shards."""
+    entries = wire.split(yard.body(requests, size))
+    sizes, order = sizes_of(entries), list(range(requests))
+    found = 0
+    for number in range(batches):
+        plans = plan_shards(entries, sizes, [PARKED] * requests, order)
+        records = Records(entries, sizes, order, plans)
+        batch_id = ids.mint("msgbatch")
+        place.store.put(segments.requests_name(batch_id), records.chunks())
+        now = time.time_ns() // 1_000
+        batch = Batch(
+            id=batch_id,
+            workspace=f"w{number % 7}",
+            requests=requests,
+            created_us=now,
+            expires_us=now + DAY_US,
+            version="2023-06-01",
+            billing="standard",
         )
-        command = [sys.executable, "-m", "batchyard", "serve", "--port", "0", "--data", data]
-        command += ["--config", str(config), "--workers", str(workers)]
-        with (
-            (Path(data) / "log").open("w") as log,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-        ):
-            assert process.stdout is not None
-            if workers == 1:
-                yard.core(process, 0)  # as each of several has a core of its own
-            ready = json.loads(process.stdout.readline())
-            try:
-                yield yard.Running(int(ready["url"].rpartition(":")[2]), process)
-            finally:
-                process.terminate()
+        digest = hashlib.sha256(batch_id.encode()).digest()
+        key = CreateKey(key=batch_id, digest=digest, until_us=now + DAY_US, replaces=False)
+        await place.ledger.create(batch, records.shards(), key)
+        found += len(plans)
+    return found
 
 
-def measure(port: int, options: argparse.Namespace, workers: int) -> float:
-    """Return the requests a second of one batch, after a short one that starts everything."""
-    with serve(port, options.slots, workers) as server:
-        for requests in (1_500, options.requests):
-            body = yard.body(requests, options.size)
-            _, batch = server.request("POST", "/v1/messages/batches", body)
-            started = time.perf_counter()
-            ended = yard.wait_ended(server, batch["id"])
-            seconds = time.perf_counter() - started
-            assert ended["request_counts"]["succeeded"] == requests, ended
-    return options.requests / seconds
+def measure(
+    place: Place, upstream: str, workers: int, batches: int, requests: int, size: int
+) -> Found:
+    """Let a load go, and return how fast it was done."""
+    shards = asyncio.run(fill(place, batches, requests, size))
+    with place.workers(workers, upstream):
+        before = place.wal()
+        place.sql(f"UPDATE shards SET pool = '{POOL}'")
+        begun = until(lambda: place.sql("SELECT count(*) FROM shards WHERE state > 0"))
+        ended = until(lambda: not place.sql("SELECT count(*) FROM batches WHERE ended_us IS NULL"))
+        written = place.wal() - before
+    errored = place.sql("SELECT sum(requests - succeeded) FROM batches")
+    assert errored == 0, f"{errored} requests did not succeed"
+    seconds = ended - begun
+    return Found(batches * requests / seconds, shards / seconds, written)
+
+
+@contextlib.contextmanager
+def places(store: str) -> Iterator[object]:
+    """Yield what makes empty stores of one kind, under a name each."""
+    with tempfile.TemporaryDirectory(prefix="batchyard-bench-") as data:
+        root = Path(data)
+
+        def folder(name: str) -> Path:
+            (root / name).mkdir(mode=0o700)
+            return root / name
+
+        if store == "sqlite":
+            yield lambda name: Local(folder(name))
+            return
+        with servers.postgres() as server, servers.S3() as s3:
+            yield lambda name: Shared(folder(name), server, s3, name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--size", type=int, default=2_500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=20_000, help="of the one large batch")
+    parser.add_argument("--batches", type=int, default=600, help="of one request each")
+    parser.add_argument("--size", type=int, default=1_000, help="bytes of a request")
+    parser.add_argument("--workers", default="1,2,4")
     parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--stores", default="sqlite,postgres")
     options = parser.parse_args()
-    for latency_s in (0.0, 0.02):
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        with yard.stub(latency_s) as port:
-            for _ in range(options.rounds):
-                for workers, found in rates.items():
-                    found.append(measure(port, options, workers))
-        shown = ", ".join(
-            f"{workers} worker{'s' if workers > 1 else ''} {statistics.median(found):,.0f} "
-            f"({min(found):,.0f} to {max(found):,.0f})"
-            for workers, found in rates.items()
+    loads = {
+        f"1 batch of {options.requests:,}": (1, options.requests),
+        f"{options.batches:,} batches of 1": (options.batches, 1),
+    }
+    with yard.stub() as port, tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "batchyard.toml"
+        config.write_text(
+            f'[[upstream]]\nname = "stub"\nurl = "http://127.0.0.1:{port}"\n'
+            f'models = ["bench"]\nslots = {options.slots}\n'
         )
-        ratio = statistics.median(rates[2]) / statistics.median(rates[1])
-        print(
-            f"workers   {options.requests:,} requests, upstream {latency_s * 1000:.0f} ms, "
-            f"{options.slots} slots, requests/s: {shown}; ratio {ratio:.2f}"
-        )
+        for store in options.stores.split(","):
+            with places(store) as make:
+                for load, (batches, requests) in loads.items():
+                    for workers in map(int, options.workers.split(",")):
+                        place = make(f"{store}-{batches}-{workers}")  # type: ignore[operator]
+                        found = measure(
+                            place, str(config), workers, batches, requests, options.size
+                        )
+                        each = found.bytes * 100_000 / (batches * requests) / 1e6
+                        row = {
+                            "store": place.name, "load": load, "workers": workers,
+                            "requests_s": round(found.requests_s),
+                            "claims_and_commits_s": round(found.shards_s, 1),
+                            "wal_mb_per_100000_requests": round(each, 2),
+                        }  # fmt: skip
+                        print(f"workers   {json.dumps(row)}", flush=True)
+    print(f"workers   {yard.machine()}, load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

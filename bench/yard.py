@@ -62,6 +62,14 @@ class Running:
         return Cost(ticks / os.sysconf("SC_CLK_TCK"), fields["RssAnon"])
 
 
+def peak_rss(server: Running) -> int:
+    """Return the most memory that a server ever held, in bytes: shared and file pages included."""
+    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise OSError("the kernel does not tell")
+
+
 class Sampled:
     """Sample something about a server from a thread while the block runs."""
 
@@ -109,11 +117,17 @@ def stub(latency_s: float = 0.0, *options: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def yard(upstream: str, *, one_core: bool = False) -> Iterator[Running]:
-    """Run `batchyard serve` on a fresh data directory."""
+def yard(upstream: str, *, one_core: bool = False, slots: int | None = None) -> Iterator[Running]:
+    """Run `batchyard serve` on a fresh data directory, with so many slots or those it has."""
     with tempfile.TemporaryDirectory(prefix="batchyard-bench-") as data:
         command = [sys.executable, "-m", "batchyard", "serve", "--port", "0", "--data", data]
-        command += ["--upstream", upstream]
+        if slots is None:
+            command += ["--upstream", upstream]
+        else:
+            config = Path(data) / "batchyard.toml"
+            name, _, url = upstream.partition("=")
+            config.write_text(f'[[upstream]]\nname = "{name}"\nurl = "{url}"\nslots = {slots}\n')
+            command += ["--config", str(config)]
         with (
             (Path(data) / "log").open("w") as log,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,

@@ -17,6 +17,7 @@ FUNCTION_LINES_MAX = 60
 # Who may write to standard output or error, and why.
 PRINTS = {
     "cli/render.py": "the one place that prints",
+    "cli/outliving.py": "passes on what render prints, also when nobody reads it any more",
     "cli/serve.py": "says why `serve` does not start; the run's renderer is not loaded then",
     "server/run.py": "the ready line, one JSON object",
 }

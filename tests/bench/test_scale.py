@@ -1,0 +1,64 @@
+"""The simulation of a fleet answers to what statements cost and to what comes in."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+WORKERS = 8_000  # so that one of them has 1.4 requests a second
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def scale() -> Any:
+    sys.path.insert(0, str(BENCH))
+    try:
+        spec = importlib.util.spec_from_file_location("bench_scale", BENCH / "scale.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["bench_scale"] = module
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCH))
+    return module
+
+
+def costs_of(scale: Any, ms: float) -> dict[str, Any]:
+    """Let every statement cost the same."""
+    names = {statement for statement, _ in scale.STATEMENTS.values()}
+    names |= {"claim, batch known", "get", *scale.CREATE_OF.values()}
+    return {name: {"median_ms": ms, "bytes": 1_000} for name in names}
+
+
+def simulated(scale: Any, size: int, spaces: int, ms: float) -> Any:
+    return asyncio.run(scale.simulate(size, spaces, WORKERS, SECONDS, costs_of(scale, ms)))
+
+
+def test_a_worker_with_quick_statements_keeps_up(scale: Any) -> None:
+    found = simulated(scale, 10, 5, 1.0)
+    offered = scale.PER_SECOND / WORKERS * SECONDS
+    assert found.answered == pytest.approx(offered, rel=0.35)
+    assert found.items["end_all"] > 0
+    assert found.items["commit"] == found.items["end_all"]
+    assert 0 < found.connection_busy < 0.1
+    assert found.puts >= 2 * found.items["end_all"]  # results, and a manifest
+
+
+def test_statements_that_cost_too_much_saturate_the_connection_and_nothing_else(scale: Any) -> None:
+    quick, slow = (simulated(scale, 1, 5, ms) for ms in (1.0, 2_000.0))
+    assert slow.connection_busy > 0.8
+    assert slow.answered < 0.7 * quick.answered
+
+
+def test_large_batches_cost_fewer_statements_than_tiny_ones(scale: Any) -> None:
+    tiny, large = (simulated(scale, size, 5, 1.0) for size in (1, 1_000))
+    assert large.items["commit"] < tiny.items["commit"] / 20
+    assert large.created < tiny.created / 20
+    assert large.answered == pytest.approx(tiny.answered, rel=0.35)
