@@ -318,7 +318,7 @@ def test_progress_says_until_when_the_upstream_asked_a_worker_to_wait(tmp_path: 
 def kill_sender(
     yard: Yard, upstream: Upstream, name: str, before: int, batch: str
 ) -> dict[str, Any] | None:
-    """Kill the worker that sends a request once more; return its batch if that has ended."""
+    """Kill the worker that sends a request once more; return progress if that was given up."""
 
     def look() -> int | dict[str, Any] | None:
         if upstream.number(name) > before:
@@ -328,8 +328,8 @@ def kill_sender(
                 row = db.execute("SELECT owner FROM shards WHERE batch = ?", (batch,)).fetchone()
             found = row and re.search(rf"\[(\d+)\] working owner={row[0]}", yard.read_log())
             return int(found[1]) if found else None
-        ended = yard.batch(batch)
-        return ended if ended["ended_at"] else None
+        told = yard.progress(batch)
+        return told if told["counts"]["errored"] else None
 
     found = poll(look, lambda: f"{upstream.counts}: {yard.read_log()[-3_000:]}")
     if isinstance(found, int):
@@ -338,7 +338,7 @@ def kill_sender(
     return found
 
 
-def test_a_request_that_ends_its_worker_again_and_again_is_given_up_with_its_shard_only(
+def test_a_request_that_ends_its_worker_again_and_again_is_given_up_and_no_other(
     tmp_path: Path,
 ) -> None:
     """Long calls of others die with it, and are never blamed for that."""
@@ -346,19 +346,23 @@ def test_a_request_that_ends_its_worker_again_and_again_is_given_up_with_its_sha
     with Upstream() as upstream, workers_yard(tmp_path / "data", upstream.url) as yard:
         batches = [yard.create([request(prompt)]) for prompt in slow]
         upstream.wait_calls("innocent", 3)
-        poison = yard.create([request("quick-1"), request("poison-1|hold:never")])
+        poison = yard.create(
+            [request("quick-1"), request("poison-1|hold:never"), request("same-1|hold:poison")]
+        )
 
         kills = 0
         while not kill_sender(yard, upstream, "poison-1", kills, poison["id"]):
             kills += 1
+        upstream.gate("poison").open()
+        yard.wait_ended(poison["id"])
         results = yard.results(poison["id"])
+        assert results["same-1"]["type"] == "succeeded", "it is of the same shard"
         assert results["quick-1"]["type"] == "succeeded", "what it had is kept"
         error = results["poison-1"]["error"]["error"]
         assert error["type"] == "api_error"
-        assert "ended 5 times in a row" in error["message"]
+        assert "ended 8 times in a row" in error["message"]
         # The first left a result; one that is killed the moment after a renewal may not count.
-        assert 6 <= upstream.counts["poison-1"] == kills <= 12
-        upstream.gate("poison").open()
+        assert 9 <= upstream.counts["poison-1"] == kills <= 16
         for batch, prompt in zip(batches, slow, strict=True):
             yard.wait_ended(batch["id"])
             assert_answered(yard.results(batch["id"]), [prompt])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchyard import result
+from batchyard import limits, result
 from batchyard.dispatch.adopt import Adopted
 from batchyard.dispatch.shard import Request, ShardRun
+from batchyard.dispatch.suspects import give_up, given_up, unseen
 from batchyard.ledger import Claim
 from batchyard.model import Counts, Extent, Tokens
 from batchyard.price import Usage
@@ -234,3 +236,49 @@ def test_whatever_happens_each_request_gets_at_most_one_line(count: int, seed: i
     assert shard.is_done == (shard.counts.total == count)
     held = shard.held()
     assert (held.counts, held.inflight) == (shard.counts, len(shard.inflight))
+
+
+# Suspected ---------------------------------------------------------------------------------------
+
+
+def suspected(*ids: str, covered: tuple[str, ...] = ()) -> ShardRun:
+    requests = [Request(custom_id, b"{}") for custom_id in ids]
+    adopted = Adopted(covered=set(covered))
+    for _ in covered:
+        adopted.tally.add("succeeded", None)
+    return ShardRun(claim(len(ids)), requests, adopted, is_suspected=True)
+
+
+def test_a_suspected_shard_sends_one_request_alone_until_that_has_a_result() -> None:
+    shard = suspected("a", "b", "c", "d", covered=("a",))
+    assert taken(shard) == "b"
+    assert take(shard) is None
+    settle(shard, "b")
+    assert [taken(shard), taken(shard)] == ["c", "d"]
+
+
+def test_what_waits_for_a_suspected_request_ends_with_its_batch() -> None:
+    shard = suspected("a", "b", "c")
+    assert taken(shard) == "a"
+    shard.stop("canceled", 0.0)
+    assert sorted(kinds(shard)) == [("b", "canceled"), ("c", "canceled")]
+    shard.settle("a", "succeeded", b'{"custom_id":"a"}', None)
+    assert take(shard) is None
+    assert shard.is_done
+
+
+def test_the_request_that_was_sent_alone_is_given_up_unseen_and_later_all_of_the_shard() -> None:
+    numbers = (limits.FAILURES_TO_SET_APART, limits.FAILURES_TO_GIVE_UP, limits.FAILURES_MAX)
+    failed = [dataclasses.replace(claim(3), failures=n) for n in numbers]
+    assert [given_up(c, has_gained=False) for c in failed] == [0, 1, 3]
+    assert [given_up(c, has_gained=True) for c in failed] == [0, 0, 0]
+    records = [("a", b"1"), ("b", b"2"), ("c", b"3")]
+    assert list(unseen(records, 1, {"a"})) == [("a", b"1"), ("b", b"{}"), ("c", b"3")]
+
+
+@pytest.mark.anyio
+async def test_a_shard_that_gives_one_request_up_goes_on_with_the_others() -> None:
+    shard = make("a", "b", "c")
+    give_up(shard, 1)
+    assert kinds(shard) == [("a", "errored")]
+    assert [taken(shard), taken(shard)] == ["b", "c"]

@@ -124,6 +124,11 @@ class Pool:
         return shard.take(task)
 
     @property
+    def is_held_up(self) -> bool:
+        """Whether requests wait for another one, and there is room for shards beside theirs."""
+        return bool(self.parked) and self.is_hungry
+
+    @property
     def parked(self) -> int:
         """Return how many requests wait for another one to write their prefix to the cache."""
         return len(self._parking)

@@ -37,9 +37,29 @@ class Request(NamedTuple):
 class ShardRun:
     """One attempt at one shard."""
 
-    def __init__(self, claim: Claim, requests: list[Request], adopted: Adopted) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        requests: list[Request],
+        adopted: Adopted,
+        *,
+        is_suspected: bool = False,
+    ) -> None:
+        """Begin one.
+
+        Args:
+            claim: of the shard.
+            requests: all of it.
+            adopted: what earlier attempts have left.
+            is_suspected: whether to send one request alone, until it has a result.
+        """
         self.claim = claim
         self.unsent = deque(r for r in requests if r.custom_id not in adopted.covered)
+        self.kept_back: list[Request] = []
+        """Unsent requests that wait for the one that is sent alone."""
+        if is_suspected and self.unsent:
+            first, *self.kept_back = self.unsent
+            self.unsent = deque([first])
         self.inflight: dict[str, asyncio.Task[None]] = {}
         """The tasks that do the requests in flight, by `custom_id`."""
         self._tried: dict[str, tuple[str, str]] = {}
@@ -115,6 +135,9 @@ class ShardRun:
         """Record the result of a request in flight, unless it has one."""
         if self.inflight.pop(custom_id, None) is not None:
             self._add(kind, line, usage)
+            if self.kept_back:
+                self.unsent.extend(self.kept_back)
+                self.kept_back.clear()
 
     def fail(self, custom_id: str, error_type: str, message: str, request_id: str | None) -> None:
         """Record an `errored` result of a request in flight."""
@@ -127,7 +150,8 @@ class ShardRun:
             return
         self.stop_reason = reason
         self.deadline_s = deadline_s
-        for custom_id in (*self.parked, *(request.custom_id for request in self.unsent)):
+        unsent = (request.custom_id for request in (*self.unsent, *self.kept_back))
+        for custom_id in (*self.parked, *unsent):
             self._add(reason, result.unsent(custom_id, reason), None)
         self._drop_unsent()
         self.stopped.set()
@@ -214,6 +238,7 @@ class ShardRun:
 
     def _drop_unsent(self) -> None:
         self.unsent.clear()
+        self.kept_back.clear()
         self.parked.clear()
 
     def _add(self, kind: result.ResultType, line: bytes, usage: Usage | None) -> None:

@@ -6,8 +6,11 @@ ledger counts failures in a row. Whatever a worker held when it ended is suspect
 wrongly. So after `limits.FAILURES_TO_SET_APART` failures a shard is claimed apart: one at a time,
 the least suspected first, and the next when the last one has a result, has gone, or has done no
 harm for `limits.PROBATION_S`. If the worker ends, only the last one is blamed. So the innocent ones
-get through, and the one that ends workers is found. After `limits.FAILURES_MAX` failures the rest
-of it is given up.
+get through, and the one that ends workers is found. Of a shard that was claimed apart one request
+is sent alone until it has a result: whatever else ends the process, there is soon one, and the row
+is over. After `limits.FAILURES_TO_GIVE_UP` failures that one request is given up, unseen. Should
+even that not help, as when the requests cannot be read without harm, all that is left of the shard
+is, after `limits.FAILURES_MAX`.
 
 What does not count: an end that a worker was told of (a restart in order), an end because the store
 failed, a full disk, a database that is away, and any attempt that made no call or left a result.
@@ -23,10 +26,12 @@ from typing import TYPE_CHECKING
 from batchyard import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from batchyard.dispatch.shard import ShardRun
     from batchyard.ledger import Claim, Ledger
+    from batchyard.segments.requests import Record
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +103,30 @@ def _is_cleared(suspect: _Suspect, shard: ShardRun) -> bool:
     return suspect.results is not None and shard.counts.total > suspect.results
 
 
-def is_given_up(claim: Claim, *, has_gained: bool) -> bool:
-    """Whether a shard is not tried again."""
-    return claim.failures >= limits.FAILURES_MAX and not has_gained
+def is_suspected(claim: Claim, *, has_gained: bool) -> bool:
+    """Whether one request of a shard is sent alone."""
+    return claim.failures >= limits.FAILURES_TO_SET_APART and not has_gained
 
 
-def give_up(shard: ShardRun) -> None:
-    """End all requests of a shard that have no result as `errored`."""
+def given_up(claim: Claim, *, has_gained: bool) -> int:
+    """Return how many requests of a shard that have no result are not tried again."""
+    if has_gained or claim.failures < limits.FAILURES_TO_GIVE_UP:
+        return 0
+    return 1 if claim.failures < limits.FAILURES_MAX else claim.requests
+
+
+def unseen(records: Iterable[Record], number: int, covered: AbstractSet[str]) -> Iterator[Record]:
+    """Pass records on, without the params of the first ones that have no result."""
+    for custom_id, params in records:
+        is_lost = number > 0 and custom_id not in covered
+        number -= is_lost
+        yield custom_id, b"{}" if is_lost else params
+
+
+def give_up(shard: ShardRun, number: int) -> None:
+    """End the next requests of a shard as `errored`."""
+    if not number:
+        return
     failures = shard.claim.failures
     text = (
         f"Given up: the process that worked on this part of the batch ended {failures} times in a "
@@ -113,7 +135,7 @@ def give_up(shard: ShardRun) -> None:
     task = asyncio.current_task()
     assert task is not None
     requests = 0
-    while (request := shard.take(task)) is not None:
+    while requests < number and (request := shard.take(task)) is not None:
         shard.fail(request.custom_id, "api_error", text, None)
         requests += 1
     log.error(

@@ -26,7 +26,7 @@ from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
 from batchyard.dispatch.shard import ShardRun, StopReason
 from batchyard.dispatch.sharing import Sharing, Size
-from batchyard.dispatch.suspects import Suspects, give_up, is_given_up
+from batchyard.dispatch.suspects import Suspects, give_up, given_up, is_suspected, unseen
 from batchyard.dispatch.turns import Turns
 from batchyard.dispatch.waiting import Waiting, in_pool
 from batchyard.errors import DamagedError, DiskFull, StoreError, shown
@@ -361,8 +361,8 @@ class Worker:
             self._stop(shard, "canceled")
         elif void or claim.expires_us <= self._clock.now_us():
             self._stop(shard, "expired")
-        elif is_given_up(claim, has_gained=has_gained):
-            give_up(shard)
+        else:
+            give_up(shard, given_up(claim, has_gained=has_gained))
         if shard.is_done:
             self._recorder.note(shard)
             return
@@ -419,11 +419,9 @@ class Worker:
         return False
 
     def _load(self, claim: Claim) -> tuple[ShardRun, bool, bool]:
-        """Return a shard. Blocks.
+        """Return a shard; whether its requests are whole; whether the last attempt left results.
 
-        Returns:
-            The shard, whether its requests are whole and can be sent, and whether an attempt that
-            has just ended left results of it.
+        Blocks.
         """
         data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
         is_whole = claim.crc is None or zlib.crc32(data) == claim.crc
@@ -432,14 +430,16 @@ class Worker:
             adopted = adopt(self._store, claim, frozenset(read_ids(data, is_whole=is_whole)))
         has_gained = len(adopted.extents) > len(claim.frozen)
         records: Iterable[Record]
-        if is_whole and not is_given_up(claim, has_gained=has_gained):
-            records = read_records(data)
+        lost = given_up(claim, has_gained=has_gained)  # and not looked at
+        if is_whole and lost < claim.requests:
+            records = unseen(read_records(data), lost, adopted.covered)
         else:  # the ids suffice, and each has a check of its own
             records = [(name, b"{}") for name in read_ids(data, is_whole=is_whole)]
         requests = requests_of(records, claim.version, claim.workspace)
         if len(requests) != claim.requests:
             raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
-        return ShardRun(claim, requests, adopted), is_whole, has_gained
+        alone = is_suspected(claim, has_gained=has_gained) and not lost
+        return ShardRun(claim, requests, adopted, is_suspected=alone), is_whole, has_gained
 
     # Calling ----------------------------------------------------------------------------------
 
@@ -467,13 +467,16 @@ class Worker:
                     break  # another worker has this slot now
                 taken = pool.take(task)
                 if taken is None:
-                    if pool.parked and pool.is_hungry:
+                    if pool.is_held_up:
                         self._wake.set()  # while these wait, others may go
                     break
                 if not self._wake.is_set() and pool.is_short(taken[0]):
                     self._wake.set()
+                is_alone = bool(taken[0].kept_back)
                 await self._caller.run(pool, *taken)
                 pool.left(taken[1])
+                if is_alone:
+                    self._fill(pool)
                 self._recorder.note(taken[0])
                 done += 1
                 if done % _YIELD_EVERY == 0:
@@ -484,10 +487,13 @@ class Worker:
             self._busy -= 1
             if not self._busy:
                 self._idle.set()
-        if self._busy + 1 >= self._calls_max:  # others may have waited for this slot
-            self._wake.set()
-            for other in list(self._pools.values()):
-                self._fill(other)
+        if self._busy + 1 >= self._calls_max:
+            self._pass_slot_on()
+
+    def _pass_slot_on(self) -> None:
+        self._wake.set()
+        for pool in list(self._pools.values()):
+            self._fill(pool)
 
     # Holding ----------------------------------------------------------------------------------
 
@@ -587,7 +593,8 @@ class Worker:
         self._gates.close()
         with contextlib.suppress(DiskFull):  # whatever ends it now, it was told to end
             await self._ledger.spare(self.owner)
-        if self._busy:
-            log.info("%d calls in flight may end", self._busy)
-            self._idle.clear()
-            await wait_first(self._clock, self._idle, limits.DRAIN_GRACE_S)
+        if not self._busy:
+            return
+        log.info("%d calls in flight may end", self._busy)
+        self._idle.clear()
+        await wait_first(self._clock, self._idle, limits.DRAIN_GRACE_S)
