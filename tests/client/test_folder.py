@@ -1,7 +1,9 @@
 """The lock of a run: who works on it keeps others away, who only looks does not."""
 
+import ctypes
 import fcntl
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,111 @@ def test_many_reports_are_synced_together_where_that_is_as_good(
 
 
 def test_files_that_are_not_there_cannot_be_synced(tmp_path: Path):
+    folder = durable.opened(tmp_path)
     with pytest.raises(OSError, match=r"gone\.partial"):
-        durable.sync_files(tmp_path, ["gone.partial"])
+        durable.sync_files(tmp_path, ["gone.partial"], folder)
     with pytest.raises(OSError, match="nowhere"):
-        durable.sync_files(tmp_path / "nowhere", [f"{number}" for number in range(100)])
+        durable.sync_files(tmp_path / "nowhere", [f"{number}" for number in range(100)], folder)
+    os.close(folder)
+    with pytest.raises(OSError, match="nowhere"):
+        durable.opened(tmp_path / "nowhere")
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
+30 22 0:41 / /box rw,relatime - overlay overlay rw,upperdir=/ext4
+31 22 0:42 / /far rw - nfs4 host:/far rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "as_one"),
+    [("254:0", "ext4", True), ("0:41", "overlay", False), ("0:42", "nfs4", False),
+     ("9:9", None, False)],
+)  # fmt: skip
+def test_files_of_an_overlay_or_a_network_file_system_are_synced_one_by_one(
+    device: str, kind: str | None, as_one: bool
+):
+    assert durable.file_system(MOUNTS, device) == kind
+    assert durable.is_synced_as_one(MOUNTS, device) == as_one
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no syncfs")
+def test_what_syncs_a_group_was_opened_before_its_first_byte_and_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An error of writing back is told to descriptors that were open when it came."""
+    steps: list[str] = []
+    real = os.open
+
+    def noted(path: str, *arguments: int, **options: int) -> int:
+        fd = real(path, *arguments, **options)
+        if str(path).endswith(".partial"):
+            steps.append("written")
+        elif Path(path).name == STATE_DIR:
+            steps.append(f"opened {fd}")
+        return fd
+
+    class Libc:
+        """The C library, which here notes what is to be synced instead."""
+
+        def syncfs(self, fd: int) -> int:
+            assert Path(f"/proc/self/fd/{fd}").readlink() == tmp_path / STATE_DIR
+            steps.append(f"synced {fd}")
+            return 0
+
+    (tmp_path / STATE_DIR).mkdir()
+    here = durable.file_system(Path("/proc/self/mountinfo").read_text(), device_of(tmp_path))
+    monkeypatch.setattr(durable, "_SYNCED_AS_ONE", frozenset({here}))
+    monkeypatch.setattr(os, "open", noted)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc())
+    tree = Tree(tmp_path)
+    with tree.grouped():
+        for round_ in range(2):  # two flushes of one group
+            for number in range(100):
+                tree.add(f"n{round_}-{number}.md", "text\n")
+            tree.flush()
+
+    opened = steps[0].removeprefix("opened ")
+    assert steps == [
+        f"opened {opened}", *["written"] * 100, f"synced {opened}",
+        *["written"] * 100, f"synced {opened}",
+    ]  # fmt: skip
+    left = [fd for fd in Path("/proc/self/fd").iterdir() if links_to(fd, tmp_path / STATE_DIR)]
+    assert left == []
+
+
+def device_of(path: Path) -> str:
+    device = path.stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def links_to(fd: Path, path: Path) -> bool:
+    try:
+        return fd.readlink() == path
+    except OSError:
+        return False
+
+
+def test_a_report_that_is_interrupted_half_way_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / STATE_DIR).mkdir()
+    write, tree = os.write, Tree(tmp_path)
+
+    def half(fd: int, data: bytes) -> int:
+        write(fd, data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with tree.grouped():
+            tree.add("whole.md", "the whole text\n")
+            monkeypatch.setattr(os, "write", half)
+            tree.add("half.md", "the whole text\n")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert (tmp_path / "whole.md").read_text() == "the whole text\n"
+    assert not (tmp_path / "half.md").exists()
+    assert list((tmp_path / STATE_DIR).iterdir()) == []

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchyard.cluster.fleet import LEAVE_MAX_S, LEAVE_UNSEEN_S, LOOK_INTERVAL_S, Fleet
+from batchyard.cluster.fleet import (
+    DISBAND_MAX_S,
+    LEAVE_MAX_S,
+    LEAVE_UNSEEN_S,
+    LOOK_INTERVAL_S,
+    Fleet,
+)
 from batchyard.dispatch.routes import Route, Routes
 from batchyard.errors import ConfigError, Overloaded
 from batchyard.ledger.open_work import Backlog, Waiting
@@ -36,6 +42,7 @@ class Worker:
         self.over: asyncio.Future[str | None] = loop.create_future()
         self.was_told_to_leave = False
         self.was_killed = False
+        self.is_out_of_reach = False
 
     async def ready(self) -> str | None:
         return await asyncio.shield(self.began)
@@ -48,6 +55,8 @@ class Worker:
 
     def kill(self) -> None:
         self.was_killed = True
+        if self.is_out_of_reach:
+            return
         for future in (self.began, self.over):
             if not future.done():
                 future.set_exception(RuntimeError("killed"))
@@ -161,6 +170,40 @@ async def test_one_that_has_lived_for_long_is_replaced_at_once_again(world: Worl
     assert len(world.workers) == number + 1
 
 
+async def test_those_that_die_with_one_node_are_one_event(world: World) -> None:
+    world.requests = 40
+    await world.look()
+    for pause_s in (0.0, 0.5, 1.0):
+        number = len(world.workers)
+        for worker in world.workers[-4:]:
+            worker.die()
+            await world.clock.advance(0.000_1)  # they are not noticed at once
+        if pause_s:
+            await world.clock.advance(pause_s * 0.9)
+            assert len(world.workers) == number, "four deaths count once"
+        await world.clock.advance(pause_s * 0.2 + 0.001)
+        assert len(world.workers) == number + 4
+
+
+async def test_a_death_long_after_another_one_is_an_event_of_its_own(world: World) -> None:
+    world.requests = 20
+    await world.look()
+    old = world.workers[0]
+    for _ in range(4):
+        world.workers[-1].die()
+        await world.clock.advance(10.0)
+    await world.clock.advance(60.0)
+    old.die()  # it has lived for long: the pauses begin again
+    await world.clock.advance(0.001)
+    for pause_s in (0.5, 1.0):
+        number = len(world.workers)
+        world.workers[-1].die()
+        await world.clock.advance(pause_s * 0.9)
+        assert len(world.workers) == number
+        await world.clock.advance(pause_s * 0.2)
+        assert len(world.workers) == number + 1
+
+
 async def test_one_that_cannot_be_reached_is_ended_before_another_takes_its_place(
     world: World,
 ) -> None:
@@ -206,6 +249,18 @@ async def test_one_that_does_not_leave_is_killed_in_the_end(world: World) -> Non
     assert not world.workers[0].was_killed
     await world.clock.advance(2.0)
     assert world.workers[0].was_killed
+    await world.running
+
+
+async def test_one_that_does_not_tell_its_end_is_not_waited_for_for_ever(world: World) -> None:
+    world.workers[0].begin()
+    world.workers[0].is_out_of_reach = True
+    world.fleet.leave()
+    await world.clock.advance(DISBAND_MAX_S - 1)
+    assert world.workers[0].was_killed
+    assert not world.running.done()
+    await world.clock.advance(2.0)
+    assert world.running.done()
     await world.running
 
 

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -206,6 +208,94 @@ async def test_a_generation_that_fails_is_no_end_of_the_engine(upstream: EngineU
     assert (await message(upstream, "fine"))["stop_reason"] == "end_turn"
 
 
+@pytest.mark.parametrize("number", [0, 2])
+async def test_an_output_that_is_odd_is_a_failure_and_no_refusal(
+    upstream: EngineUpstream, number: int
+) -> None:
+    outcome = await upstream.send(call(f"a many:{number}"))
+    told = f"the engine gave {number} completions, not one"
+    assert outcome == Failure(FailureKind.BROKEN, told)
+    with pytest.raises(BadGateway, match=told):
+        await forwarded(upstream, "POST", "/v1/messages", asking(f"a many:{number}"))
+
+
+async def test_an_answer_without_a_reason_for_its_end_is_none(upstream: EngineUpstream) -> None:
+    told = "the engine ended the answer without a reason"
+    assert await upstream.send(call("a cut")) == Failure(FailureKind.BROKEN, told)
+    with pytest.raises(BadGateway, match=told):
+        await forwarded(upstream, "POST", "/v1/messages", asking("a cut"))
+    _, _, body = await forwarded(upstream, "POST", "/v1/messages", asking("a cut", stream=True))
+    last = body.split(b"\n\n")[-2]
+    assert last.startswith(b"event: error\n")
+    assert told.encode() in last
+
+
+async def held(task: asyncio.Task[Any]) -> Any:
+    """Wait until the template of a call is at work; return the engine."""
+    await asyncio.sleep(0)
+    assert await asyncio.to_thread(llm()._tokenizer.held.wait, 60)
+    assert not task.done()
+    return llm()
+
+
+async def test_a_call_whose_engine_is_stopped_meanwhile_was_never_sent(model: Path) -> None:
+    upstream = upstream_of(model)
+    await upstream.start()
+    task = asyncio.create_task(upstream.send(call("slow")))
+    engine = await held(task)
+    await upstream.close()
+    engine._tokenizer.gate.set()
+    outcome = await task
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.CONNECT, outcome
+    assert not engine.asked
+
+
+@pytest.mark.parametrize("is_client", [False, True])
+async def test_a_call_whose_engine_dies_meanwhile_was_never_sent(
+    model: Path, is_client: bool
+) -> None:
+    upstream = upstream_of(model)
+    await upstream.start()
+    task: asyncio.Task[Any] = asyncio.create_task(
+        forwarded(upstream, "POST", "/v1/messages", asking("slow"))
+        if is_client
+        else upstream.send(call("slow"))
+    )
+    engine = await held(task)
+    engine._dead = True
+    engine._tokenizer.gate.set()
+    outcome = await task
+    if is_client:
+        assert outcome[0] == Overloaded.status
+    else:
+        assert isinstance(outcome, Failure)
+        assert outcome.kind is FailureKind.CONNECT, outcome
+    assert not engine.asked
+    assert upstream._restarting is not None
+    await upstream._restarting
+    assert (await message(upstream, "works again"))["stop_reason"] == "end_turn"
+    await upstream.close()
+
+
+async def test_a_call_whose_engine_is_replaced_meanwhile_goes_to_the_new_one(model: Path) -> None:
+    upstream = upstream_of(model)
+    await upstream.start()
+    task = asyncio.create_task(upstream.send(call("quite slow")))
+    old = await held(task)
+    upstream._note_down("another call has seen it die")
+    assert upstream._restarting is not None
+    await upstream._restarting
+    assert llm() is not old
+    old._tokenizer.gate.set()
+    llm()._tokenizer.gate.set()
+    outcome = await task
+    assert isinstance(outcome, Reply), outcome
+    assert json.loads(outcome.body)["content"][0]["text"] == "quite slow "
+    assert not old.asked
+    await upstream.close()
+
+
 async def test_an_engine_that_died_is_started_again_and_meanwhile_nothing_counts_as_sent(
     model: Path,
 ) -> None:
@@ -235,6 +325,22 @@ async def test_an_engine_that_died_is_started_again_and_meanwhile_nothing_counts
     assert first.stopped
     assert llm() is not first
     await upstream.close()
+
+
+async def test_an_engine_that_is_being_ended_when_the_yard_leaves_is_ended(model: Path) -> None:
+    upstream = upstream_of(model)
+    await upstream.start()
+    gate, threads = threading.Event(), ThreadPoolExecutor(1)
+    threads.submit(gate.wait, 60)  # so that its end has to wait for a thread
+    asyncio.get_running_loop().set_default_executor(threads)
+    upstream._note_down("a call has seen it die")
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(upstream.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gate.set()
+    await closing
+    assert llm().stopped
 
 
 async def test_a_model_that_cannot_be_loaded_is_told_at_the_start(tmp_path: Path) -> None:
@@ -313,6 +419,8 @@ async def test_what_is_not_there_is_answered_as_by_the_api(
 async def test_a_client_is_told_when_the_engine_dies(upstream: EngineUpstream) -> None:
     with pytest.raises(BadGateway):
         await forwarded(upstream, "POST", "/v1/messages", asking("die"))
+    assert upstream._restarting is not None
+    await upstream._restarting
 
 
 async def test_a_process_without_the_model_says_so(model: Path) -> None:

@@ -91,6 +91,35 @@ def test_a_request_that_is_none_is_told_where(fields: Any, named: str) -> None:
     assert error.value.message.startswith(named), error.value.message
 
 
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'"foo":1e999',
+        b'"foo":"\xff"',
+        b'"foo":[{"\xff":1}]',
+        b'"\xff":1',
+        b'"system":"\xff"',
+        b'"foo":' + b"[" * 100_000 + b"]" * 100_000,
+        b'"output_config":{"format":{"type":"json_schema","schema":{"a":"\xff"}}}',
+        b'"output_config":{"format":{"type":"json_schema","schema":{"\xff":1}}}',
+    ],
+)
+def test_what_is_not_json_in_any_part_is_refused(member: bytes) -> None:
+    usual = b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}],'
+    with pytest.raises(InvalidRequest, match="The request is not valid JSON: "):
+        read(usual + member + b"}")
+
+
+@pytest.mark.parametrize("name", ["top_k", "max_tokens"])
+def test_a_number_that_no_engine_can_hold_is_refused_by_name(name: str) -> None:
+    most = 2**63 - 1
+    assert most in asked(**{name: most}).sampling
+    for value in (most + 1, 10**30):
+        with pytest.raises(InvalidRequest) as error:
+            asked(**{name: value})
+        assert error.value.message == f"{name}: Input should be less than or equal to {most}"
+
+
 def test_counting_needs_no_max_tokens() -> None:
     found = read(b'{"model":"m","messages":[{"role":"user","content":"x"}]}', counting=True)
     assert found.prompt == Prompt((Turn("user", "x"),))

@@ -6,6 +6,8 @@ Or it gives none: whatever is unusual or wrong is left to the slow look at the w
 from __future__ import annotations
 
 import json
+import os
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchyard.segments.requests import Record
+
+BODIES = int(os.environ.get("BATCHYARD_ARRIVING_BODIES", "400"))
 
 FIVE = {"type": "ephemeral"}
 
@@ -195,6 +199,21 @@ def test_a_body_of_another_form_is_left_to_the_slow_look(body: bytes) -> None:
             arrived(pieces_of(body, size))
 
 
+@pytest.mark.parametrize("white", [b"\x0b", b"\x0c"])
+@pytest.mark.parametrize(
+    "form",
+    [b'%b{"requests":[', b'{%b"requests":[', b'{"requests"%b:[', b'{"requests":%b[',
+     b'{"requests":[%b'],
+)  # fmt: skip
+def test_white_space_that_json_has_not_is_refused_by_both(form: bytes, white: bytes) -> None:
+    body = form % white + GOOD + b"]}"
+    assert slowly(body) is None
+    assert slowly(form % b" " + GOOD + b"]}") is not None
+    for size in (1, 9, 1_000):
+        with pytest.raises(OddBodyError):
+            arrived(pieces_of(body, size))
+
+
 @settings(max_examples=400)
 @given(
     st.integers(1, 6),
@@ -216,6 +235,77 @@ def test_nothing_is_taken_that_the_slow_look_refuses(
     except OddBodyError:
         return
     assert list(read_records(records)) == slowly(body)
+
+
+VALUES = (
+    b"1", b"-0", b"1.5", b"true", b"null", b"1e5", b'""', b'"a"', b'"\\""', b'"\\u0022"',
+    b'"{\\"custom_id\\""', b'"\\\\"', b'"\xc3\xa9"',
+)  # fmt: skip
+KEYS = (
+    b'"a"', b'"b"', b'"custom_id"', b'"params"', b'"c\\""', b'"\\u0061"', b'"model"',
+    b'"cache_control"',
+)  # fmt: skip
+WHITES = (b"", b" ", b"\n", b"\t")
+ODD_WHITES = (b"\x0b", b"\x0c", b"\xc2\xa0")
+ENDS = (b"]}", b"]}\n", b" ]\t} ")
+ODD_ENDS = (b",]}", b"]", b"]}}", b'],"requests":[]}', b"]}\x0c")
+
+
+def some_value(random: Random, depth: int = 0) -> bytes:
+    kind = random.random()
+    if kind < 0.25 or depth == 4:
+        return random.choice(VALUES)
+    values = [some_value(random, depth + 1) for _ in range(random.randint(0, 3))]
+    if kind < 0.5:
+        return b"[" + b",".join(values) + b"]"
+    return b"{" + b",".join(random.choice(KEYS) + b":" + value for value in values) + b"}"
+
+
+def some_request(random: Random, number: int) -> bytes:
+    keys = (b'"a"', b'"b%d"' % number, b'"x"', b'"model"')
+    members = [random.choice(keys) + b":" + some_value(random) for _ in range(random.randint(0, 2))]
+    name = b'"r%d"' % number
+    if random.random() < 0.05:
+        name = random.choice((b'"r\\u0031"', b'"r 1"', b'"r0"'))
+    fields = [b'"custom_id":' + name, b'"params":{' + b",".join(members) + b"}"]
+    if random.random() < 0.05:
+        fields.reverse()
+    if random.random() < 0.02:
+        fields.append(random.choice(fields))
+    white = random.choice((b"", b"", b" ", b"\n"))
+    return b"{" + white + (b"," + white).join(fields) + white + b"}"
+
+
+def some_body(random: Random) -> bytes:
+    """Return a create body, or what nearly is one."""
+    made = [some_request(random, number) for number in range(random.randint(1, 4))]
+    begin = [b"", b"{", b'"requests"', b":", b"["]
+    begin[random.randrange(5)] += random.choice(WHITES if random.random() < 0.8 else ODD_WHITES)
+    between = random.choice((b",", b" , ", b",\n"))
+    end = random.choice(ENDS if random.random() < 0.8 else ODD_ENDS)
+    body = b"".join(begin) + between.join(made) + end
+    if random.random() < 0.2:
+        at = random.randrange(len(body))
+        wrong = random.choice((b"", b'"', b",", b"}", b"\xff", b"\\"))
+        body = body[:at] + wrong + body[at + 1 :]
+    return body
+
+
+def test_odd_bodies_get_the_same_verdict_ids_and_params_from_both() -> None:
+    """More of them by BATCHYARD_ARRIVING_BODIES; each number is a seed."""
+    taken = 0
+    for number in range(BODIES):
+        random = Random(number)
+        body = some_body(random)
+        cuts = sorted(random.sample(range(len(body)), 3))
+        pieces = [body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+        try:
+            _, records = arrived(pieces)
+        except OddBodyError:
+            continue
+        taken += 1
+        assert list(read_records(records)) == slowly(body), (number, cuts, body)
+    assert taken > BODIES // 10
 
 
 @given(st.integers(0, 3), st.sampled_from(['"', "'", '\\"', "\\u0022", "\\\\"]), st.integers(1, 99))

@@ -59,7 +59,8 @@ def run(
         terms = going.changes()
         if not Files(what.out).journal.exists():
             # Not entered, so that a refusal leaves no folder behind.
-            Session(what.out).check_budget(Standing("new", plan), config, terms)
+            first = Standing("new", plan)
+            Session(what.out).check_budget(first, config, terms, pilot=piloting.pilot)
 
         def prepare(session: Session) -> None:
             allow = starting.allowed

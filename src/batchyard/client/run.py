@@ -215,9 +215,7 @@ class Run:
         """
         config, terms = self.config(approved), self._given_terms(budget)
         with self._closing_after_failure():
-            if not Files(self.out).journal.exists():  # a refusal leaves no folder behind
-                session = Session(self.out)
-                session.check_budget(Standing("new", approved), config, terms)
+            self._check_new(approved, config, terms)
             session = self._open()
             standing = session.compare(approved, config, allow=frozenset(allow))
             session.check_budget(standing, config, terms)
@@ -247,11 +245,12 @@ class Run:
             budget: as for `submit`.
 
         Raises:
-            InputsChanged, RunInUse, NeedsAttention: as for `submit`.
+            InputsChanged, RunInUse, NeedsAttention, BudgetReached: as for `submit`.
         """
         approved = approved or self.plan()
         config, terms = self.config(approved), self._given_terms(budget)
         with self._closing_after_failure():
+            self._check_new(approved, config, terms, pilot=count)
             session = self._open()
             standing = session.compare(approved, config)
             session.check_budget(standing, config, terms, pilot=count)
@@ -409,6 +408,14 @@ class Run:
             upstreams=self._upstreams,
             sources=self._sources,
         )
+
+    def _check_new(
+        self, approved: planning.Plan, config: Config, terms: dict[str, Any], *, pilot: int = 0
+    ) -> None:
+        """Refuse the budget of a run that is not there yet, so that no folder is left behind."""
+        if not Files(self.out).journal.exists():
+            session = Session(self.out)  # not entered
+            session.check_budget(Standing("new", approved), config, terms, pilot=pilot)
 
     def _submitted(self) -> Session:
         session = self._open()

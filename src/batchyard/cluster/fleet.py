@@ -33,6 +33,8 @@ LEAVE_MAX_S = limits.DRAIN_GRACE_S + 25.0
 """For a worker to end in order; then it is killed, which loses nothing."""
 LEAVE_UNSEEN_S = 10.0
 """The same for one that was never ready: it may have no place yet, and then it hears nothing."""
+DISBAND_MAX_S = LEAVE_MAX_S + 10.0
+"""For all to end; those of which nothing is heard then, killed as they are, are left alone."""
 
 _SAME_S = 0.001
 """Moments that are nearer to each other are the same."""
@@ -79,6 +81,8 @@ class Member:
 
     name: str
     handle: Handle
+    losses_before: int
+    """Losses of its team before it was started."""
     worked: bool = False
     """Whether it was ever ready."""
     leaving: asyncio.Task[None] | None = None
@@ -96,11 +100,28 @@ class Team:
     pause_s: float = 0.0
     """Before another one is started after one died; grows while they die young."""
     not_before_s: float = 0.0
+    losses: int = 0
+    """Events in which workers died: those that die with one node are one."""
+    lost_s: float = 0.0
+    """When the last one was."""
 
     @property
     def staying(self) -> list[Member]:
         """Return those that are not leaving."""
         return [member for member in self.members if member.leaving is None]
+
+    def note_death(self, member: Member, lived_s: float, now_s: float) -> None:
+        """Put off the next start, unless this one died of what others have died of just now."""
+        recently = now_s - self.lost_s <= limits.WORKER_RESTART_MAX_S
+        if member.losses_before < self.losses and recently:
+            return
+        self.losses += 1
+        self.lost_s = now_s
+        if lived_s > limits.WORKER_RESTART_MAX_S:
+            self.pause_s = 0.0
+        self.not_before_s = now_s + self.pause_s
+        longer_s = max(2 * self.pause_s, limits.WORKER_RESTART_S)
+        self.pause_s = min(longer_s, limits.WORKER_RESTART_MAX_S)
 
 
 class Fleet:
@@ -198,7 +219,7 @@ class Fleet:
 
     def _start(self, team: Team) -> None:
         name = f"{team.group.name}-{ids.nonce()}"
-        member = Member(name, self._engine.start(team.group, name))
+        member = Member(name, self._engine.start(team.group, name), team.losses)
         team.members.append(member)
         task = asyncio.create_task(self._attend(team, member))
         self._attending.add(task)
@@ -230,15 +251,12 @@ class Fleet:
             log.info("left worker=%s", member.name)
         else:
             now_s = self._clock.monotonic_s()
-            if now_s - began_s > limits.WORKER_RESTART_MAX_S:
-                team.pause_s = 0.0
-            team.not_before_s = now_s + team.pause_s
+            team.note_death(member, now_s - began_s, now_s)
             log.warning(
                 "ended worker=%s: %s; another one starts in %.1f s",
-                member.name, shown(why.partition("\n")[0], 300), team.pause_s,
+                member.name, shown(why.partition("\n")[0], 300),
+                max(0.0, team.not_before_s - now_s),
             )  # fmt: skip
-            longer_s = max(2 * team.pause_s, limits.WORKER_RESTART_S)
-            team.pause_s = min(longer_s, limits.WORKER_RESTART_MAX_S)
         self._changed.set()
 
     async def _send_off(self, member: Member) -> None:
@@ -256,12 +274,19 @@ class Fleet:
             await member.handle.leave()
 
     async def _disband(self) -> None:
-        """Let all workers leave, and wait for their ends."""
+        """Let all workers leave, and wait for their ends, but not for ever."""
         staying = [member for team in self._teams for member in team.staying]
         if staying:
             log.info("leaving: %d workers let their calls end", len(staying))
         for member in staying:
             self._dismiss(member)
-        while any(team.members for team in self._teams):
+        end_s = self._clock.monotonic_s() + DISBAND_MAX_S
+        while names := [member.name for team in self._teams for member in team.members]:
+            left_s = end_s - self._clock.monotonic_s()
+            if left_s <= _SAME_S:  # their cluster is gone, say
+                log.error("%d workers do not tell their end: %s", len(names), ", ".join(names))
+                break
             self._changed.clear()
-            await self._changed.wait()
+            await wait_first(self._clock, self._changed, left_s)
+        for task in self._attending:
+            task.cancel()

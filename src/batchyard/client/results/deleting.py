@@ -24,15 +24,23 @@ if TYPE_CHECKING:
 
 
 def delete_copies(writer: Journal, api: Api, tell: Callable[[Update], None]) -> None:
-    """Delete every batch of a run at the server.
+    """Delete every batch of a run at its server; one of a server before that is kept, and named.
 
     Raises:
         NeedsAttention: one could not be deleted; doing it again tries the others no second time.
     """
     failures: list[str] = []
+    config = writer.state.config
+    here = None if config is None else config.base_url
     for shard in writer.state.shards:
         batch = shard.batch
         if shard.phase is not Phase.COLLECTED or batch is None or batch in shard.deleted:
+            continue
+        if shard.server != here:
+            # Another server does not have it, and its 404 would pass for a deletion.
+            place = shard.server or "the server of its own"
+            text = f"batch {batch} is kept at {place}, where the run was before"
+            tell(Update(kind="notice", shard=shard.index, text=text))
             continue
         if not collect.is_whole(writer.files.results(shard.index), shard.requests):
             text = f"batch {batch} is kept at the server: its results here are not complete"

@@ -125,6 +125,7 @@ class Tree:
         self._state = out / STATE_DIR
         self._waiting: list[_Waiting] = []
         self._folders: dict[tuple[str, ...], int] = {}
+        self._partials: int | None = None  # the folder of the temporary names, open while grouped
 
     def write(self, name: str, text: str) -> None:
         """Write one report; on return it is whole and durable.
@@ -155,6 +156,9 @@ class Tree:
             for fd in self._folders.values():
                 os.close(fd)
             self._folders.clear()
+            if self._partials is not None:
+                os.close(self._partials)
+                self._partials = None
             for left in self._state.glob("report*.partial"):  # of a process that was killed
                 left.unlink(missing_ok=True)
 
@@ -171,15 +175,18 @@ class Tree:
             fd = self._opened(tuple(folders), name)
             if _holds(fd, last, data):
                 return
+            if self._partials is None:
+                self._partials = durable.opened(self._state)
             partial = f"report-{len(self._waiting)}.partial"
             file = os.open(f"{self._state}/{partial}", durable.NEW, 0o644)
-            self._waiting.append(_Waiting(partial, fd, last))
             try:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(file, view) :]
             finally:
                 os.close(file)
+            # Not before: what waits gets its name, also when the run is interrupted here.
+            self._waiting.append(_Waiting(partial, fd, last))
         if len(self._waiting) >= GROUP_FILES:
             self.flush()
 
@@ -191,8 +198,10 @@ class Tree:
         """
         folders = {each.folder for each in self._waiting}
         if self._waiting:
+            assert self._partials is not None
             with self._naming(self._waiting[-1].name):
-                durable.sync_files(self._state, [each.partial for each in self._waiting])
+                names = [each.partial for each in self._waiting]
+                durable.sync_files(self._state, names, self._partials)
         for each in self._waiting:
             crash.point("report_before_rename")
             with self._naming(each.name):

@@ -80,7 +80,8 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     without batches, `saved_micros` the difference; all three are 0 for what was simulated. The
     `list_` amounts are what all answers cost at list prices, whoever gave them. `saved` counts the
     documents with a report file, also one that was cut short; `classes` tells them apart.
-    `waits_for` is what the documents of the class `not_sent` wait for, None when the run is over.
+    `waits_for` is what keeps documents from being sent, for the first time (`not_sent`) or again;
+    None when the run is over.
     `requests` is how many were sent and collected: fewer than documents where some share one, more
     where some were sent again. `cache_share` is the part of all prompt tokens that was read from a
     cache, None without prompts. `prices` names the table of prices: its date and a digest.
@@ -144,12 +145,19 @@ def charged(outcome: Outcome, model_id: str, billing: str | None) -> int | None:
 
 
 def waits_for(state: State) -> Wait | None:
-    """Return what keeps the rest of a run from being sent while nothing is under way."""
-    waiting = [shard for shard in state.shards if shard.phase is Phase.PLANNED]
-    if not waiting or any(shard.is_at_server for shard in state.shards):
+    """Return what keeps the rest of a run from being sent while nothing is under way.
+
+    What was not answered for want of credit is part of the rest, also when all shards were sent.
+    """
+    if state.finished_us is not None or any(shard.is_at_server for shard in state.shards):
         return None
-    if state.classes.get("billing"):
+    # Nothing goes on by itself for what was refused elsewhere, before the run was imported.
+    is_ours = state.config is None or state.config.imported is None or state.round > 0
+    if is_ours and state.classes.get("billing"):
         return "billing"
+    waiting = [shard for shard in state.shards if shard.phase is Phase.PLANNED]
+    if not waiting:
+        return None
     if any(map(state.is_held, waiting)):
         return "pilot"
     return None if state.terms.budget_micros is None else "budget"
@@ -210,7 +218,7 @@ def _summed(
         basis="+".join(sorted({shard.billing or STANDARD for shard in used})) or "none",
         basis_source="assumed" if is_assumed else "server",
         documents=sum(classes.values()),
-        waits_for=waits_for(state) if "not_sent" in classes else None,
+        waits_for=waits_for(state),
         requests=requests,
         repeated_calls=_total(shard.repeated_calls for shard in used) if used else None,
         saved=saved,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from batchyard.client.running.journal import Shard, State
+    from batchyard.client.running.journal import Config, Shard, State
 
 Tier = Literal["batch", "standard", "simulated"]
 
@@ -44,9 +44,20 @@ class Standing:
     reserved: int
 
 
-def tier_of(state: State) -> Tier | None:
-    """Return how the server charges, as it said with a batch of the run; None when none did."""
+def tier_of(state: State, config: Config | None = None) -> Tier | None:
+    """Return how the server charges, as it said with a batch of the run; None when none did.
+
+    What another server said, where the run was before, does not count.
+
+    Args:
+        state: of the run.
+        config: names the server; None for the one where the run is.
+    """
+    config = config or state.config
+    server = None if config is None else config.base_url
     for shard in reversed(state.shards):
+        if shard.server != server:
+            continue
         if shard.billing is not None and not shard.billing_assumed:
             match shard.billing:
                 case receipt.SIMULATED:

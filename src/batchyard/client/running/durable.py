@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _TOGETHER_MIN = 64  # files
 _SYNCS_AT_ONCE = 8
-_SYNCED_AS_ONE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "tmpfs"})
+# Not overlay: an error of the file system below it may be reported there alone.
+_SYNCED_AS_ONE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"})
 NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -42,12 +43,24 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def sync_files(folder: Path, names: Sequence[str]) -> None:
+def opened(folder: Path) -> int:
+    """Return the descriptor of a folder, for `sync_files`; who opens it closes it."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def sync_files(folder: Path, names: Sequence[str], opened_before: int) -> None:
     """Make files of a folder durable, together: nothing else is known to be when it returns.
 
     One call for the whole file system where that is as good, because a commit of its journal for
     each of thousands of small files takes most of the time of a run. What others have written there
     meanwhile is synced as well, which is why a few files are synced one by one.
+
+    Args:
+        folder: where they are.
+        names: in it.
+        opened_before: `opened(folder)` from before the first of them was written. A descriptor is
+            told of the errors of writing back since it was opened, and of one before that only as
+            long as nobody else was. Source: Linux, syncfs(2) and its error sequences.
 
     Raises:
         OSError: one of them may not be on disk.
@@ -57,13 +70,9 @@ def sync_files(folder: Path, names: Sequence[str]) -> None:
 
     if len(names) >= _TOGETHER_MIN and syncs_as_one(folder):
         libc = ctypes.CDLL(None, use_errno=True)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if libc.syncfs(fd) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), os.fspath(folder))
-        finally:
-            os.close(fd)
+        if libc.syncfs(opened_before) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), os.fspath(folder))
         return
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # the disk commits them together
         list(pool.map(_sync_file, (folder / name for name in names)))
@@ -86,11 +95,26 @@ def syncs_as_one(folder: Path) -> bool:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+    return is_synced_as_one(mounts, number)
+
+
+def is_synced_as_one(mounts: str, number: str) -> bool:
+    """Whether the file system of a device is one of those, by the arguments of `file_system`."""
+    return file_system(mounts, number) in _SYNCED_AS_ONE
+
+
+def file_system(mounts: str, number: str) -> str | None:
+    """Return the kind of the file system of a device, None when it is not mounted.
+
+    Args:
+        mounts: the text of `/proc/self/mountinfo`.
+        number: of the device, such as `8:1`.
+    """
     for line in mounts.splitlines():
         mount, _, kind = line.partition(" - ")
         if number in mount.split()[2:3]:
-            return kind.split(" ", 1)[0] in _SYNCED_AS_ONE
-    return False
+            return kind.split(" ", 1)[0]
+    return None
 
 
 def _sync_file(path: Path) -> None:

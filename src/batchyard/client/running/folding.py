@@ -164,7 +164,11 @@ def _advance(state: State, event: Event) -> State:
         raise JournalError(
             f"shard {index} is {shard.phase}: {journal.name_of(event)} cannot follow"
         )
-    shards = (*state.shards[:index], _step(shard, event), *state.shards[index + 1 :])
+    after = _step(shard, event)
+    if isinstance(event, Ended | Downloaded) and state.config is not None:
+        # With the results, so that what was under way as the run moved counts as at the new one.
+        after = replace(after, server=state.config.base_url)
+    shards = (*state.shards[:index], after, *state.shards[index + 1 :])
     return replace(state, shards=shards)
 
 

@@ -295,7 +295,8 @@ class Shard:
     """What the journal says of one shard.
 
     `doubt_us` is when the first create call was made of which it was only guessed that it made no
-    batch; `duplicates` are batches of it that are not the one that is kept.
+    batch; `duplicates` are batches of it that are not the one that is kept. `server` is the address
+    that told of the end of its batch, or gave its results, last; None for a server of the run.
     """
 
     index: int
@@ -311,6 +312,7 @@ class Shard:
     created_us: int = 0
     batch: str | None = None
     adopted: bool = False
+    server: str | None = None
     disowned: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
@@ -331,6 +333,11 @@ class Shard:
         """Whether it was sent, or may have been, and is not collected."""
         unsent = {Phase.PLANNED, Phase.WITHDRAWN}
         return not self.is_settled and self.phase not in unsent
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it waits to be sent, and a batch that was only guessed not to be may exist."""
+        return self.phase is Phase.PLANNED and self.doubt_us is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +361,10 @@ class State:
     def nothing_sent(self) -> bool:
         """Whether no create call can have reached a server."""
         unsent = {Phase.PLANNED, Phase.REPLACED}
-        return all(shard.phase in unsent and not shard.disowned for shard in self.shards)
+        return all(
+            shard.phase in unsent and not shard.disowned and not shard.is_doubtful
+            for shard in self.shards
+        )
 
     @property
     def round(self) -> int:
@@ -375,7 +385,7 @@ class State:
     @property
     def at_server(self) -> int:
         """Count the shards that were sent, or may have been, and are not collected."""
-        return sum(shard.is_at_server for shard in self.shards)
+        return sum(shard.is_at_server or shard.is_doubtful for shard in self.shards)
 
     def is_held(self, shard: Shard) -> bool:
         """Whether a shard waits until somebody has looked at the pilot."""

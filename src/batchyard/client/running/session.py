@@ -343,7 +343,7 @@ class Session:
         if limit is None or standing.kind == "same":
             return
         plan = standing.plan
-        tier = plan.billing or known_billing(config) or budget.tier_of(state) or "batch"
+        tier = plan.billing or known_billing(config) or budget.tier_of(state, config) or "batch"
         spent = budget.standing(state, lambda _: None).spent
         budget.check(pilots.split(plan, pilot)[0], limit, tier, spent=spent)
 

@@ -28,6 +28,10 @@ class EngineDownError(Exception):
     """The engine does not work, or never began to. The text says why."""
 
 
+class EngineAwayError(EngineDownError):
+    """There was no engine that works when the request was to be given to it: it never was."""
+
+
 class Turn(NamedTuple):
     """One message of a conversation."""
 
@@ -96,6 +100,7 @@ class Engine(Protocol):
         Raises:
             EngineRefusedError: the request can never be answered: its prompt is too long, say.
             EngineFailedError: it failed, and the engine goes on.
+            EngineAwayError: there is no engine, and nothing was generated.
             EngineDownError: the engine has died.
         """
 
@@ -104,7 +109,7 @@ class Engine(Protocol):
 
         Raises:
             EngineRefusedError: the template does not take the conversation.
-            EngineDownError: the engine has died.
+            EngineAwayError: there is no engine.
         """
 
     async def stop(self) -> None:

@@ -28,7 +28,12 @@ from batchyard.errors import (
     shown,
 )
 from batchyard.upstream import Failure, FailureKind, Reply
-from batchyard.upstream.engine import EngineDownError, EngineFailedError, EngineRefusedError
+from batchyard.upstream.engine import (
+    EngineAwayError,
+    EngineDownError,
+    EngineFailedError,
+    EngineRefusedError,
+)
 from batchyard.upstream.engine.answering import Answer, error_body, event, text_event
 from batchyard.upstream.engine.reading import read
 
@@ -49,6 +54,7 @@ _EVENTS = "text/event-stream; charset=utf-8"
 _RESTART_BASE_S = 1.0
 _RESTART_CAP_S = 60.0
 _FAILURES = (EngineDownError, EngineFailedError, TimeoutError)
+_NO_REASON = "the engine ended the answer without a reason"
 _EPOCH = "1970-01-01T00:00:00Z"  # what the hosted API has where a date is not known
 
 
@@ -142,10 +148,12 @@ class EngineUpstream:
             return Failure(FailureKind.TIMEOUT, str(error))
         except EngineFailedError as error:
             return Failure(FailureKind.BROKEN, str(error))
+        except EngineAwayError as error:
+            return Failure(FailureKind.CONNECT, f"the engine is away: {error}")
         except EngineDownError as error:
             return Failure(FailureKind.BROKEN, f"the engine died: {error}")
         if answer.finish is None:
-            return Failure(FailureKind.BROKEN, "the engine ended the answer without a reason")
+            return Failure(FailureKind.BROKEN, _NO_REASON)
         return Reply(200, wire.encode(answer.message()), request_id=ids.mint("req"))
 
     @asynccontextmanager
@@ -186,6 +194,7 @@ class EngineUpstream:
         Raises:
             InvalidRequest: the engine does not take it.
             EngineFailedError: it failed.
+            EngineAwayError: it was never asked, and is being started again.
             EngineDownError: the engine has died, and is being started again.
             TimeoutError: it took too long. The text says what for.
         """
@@ -266,13 +275,17 @@ class EngineUpstream:
         await stack.enter_async_context(aclosing(pieces))
         answer = Answer(asked.model)
         try:
-            first = await anext(pieces)
-        except (*_FAILURES, StopAsyncIteration) as error:
+            async for piece in pieces:
+                if asked.streams:
+                    events = _events(answer, piece, pieces)
+                    return _Forwarded(200, headers | {"content-type": _EVENTS}, events)
+                answer.add(piece)
+        except EngineAwayError:
+            raise Overloaded(f"upstream {self.name}: {self._down}") from None
+        except _FAILURES as error:
             raise BadGateway(f"upstream {self.name}: {error}") from None
-        if asked.streams:
-            events = _events(answer, first, pieces)
-            return _Forwarded(200, headers | {"content-type": _EVENTS}, events)
-        answer.add(first)
+        if answer.finish is None:
+            raise BadGateway(f"upstream {self.name}: {_NO_REASON}")
         return _Forwarded(200, headers, _whole(wire.encode(answer.message())))
 
     async def _count(self, asked: Asked) -> int:
@@ -333,9 +346,13 @@ async def _events(
             if found:
                 yield found
     except _FAILURES as error:
-        yield event("error", {"error": {"type": "api_error", "message": str(error)}})
+        yield _error_event(str(error))
         return
-    yield answer.end()
+    yield _error_event(_NO_REASON) if answer.finish is None else answer.end()
+
+
+def _error_event(text: str) -> bytes:
+    return event("error", {"error": {"type": "api_error", "message": text}})
 
 
 def _refused(error: BatchyardError) -> Reply:

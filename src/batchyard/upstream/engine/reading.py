@@ -15,6 +15,8 @@ from batchyard import wire
 from batchyard.errors import InvalidRequest, shown
 from batchyard.upstream.engine import Prompt, Role, Sampling, Turn
 
+_INTEGER_MAX = 2**63 - 1  # what an engine is written in has no larger ones
+
 _PARTS = "\n"
 """Between text blocks that stand side by side, and turns of one role, which are one turn."""
 
@@ -87,11 +89,17 @@ def read(params: bytes, *, counting: bool = False) -> Asked:
         InvalidRequest: it is no request, or asks for what an in-process engine does not do.
     """
     try:
-        fields, asked = _fields.decode(params), _params.decode(params)
+        return _read(params, counting=counting)
     except msgspec.ValidationError as error:
         raise InvalidRequest(_explain(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    # Parts are decoded late, or not at all: what is no UTF-8 or no number shows anywhere.
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"The request is not valid JSON: {error}") from None
+
+
+def _read(params: bytes, *, counting: bool) -> Asked:
+    """Do what `read` does; errors of the decoder get out as they are."""
+    fields, asked = _fields.decode(params), _params.decode(params)
     for name in sorted(fields.keys() - _ACTED_ON - _OF_NO_EFFECT):
         if wire.decode(bytes(fields[name])) not in _EMPTY:
             raise _refusal(shown(name))
@@ -101,6 +109,7 @@ def read(params: bytes, *, counting: bool = False) -> Asked:
         raise InvalidRequest("max_tokens: Field required")
     if asked.max_tokens is not None and asked.max_tokens < 1:
         raise InvalidRequest("max_tokens: must be greater than or equal to 1")
+    _check_size("max_tokens", asked.max_tokens)
     return Asked(asked.model, _prompt(asked), _sampling(asked), bool(asked.stream))
 
 
@@ -162,6 +171,7 @@ def _sampling(asked: _Params) -> Sampling:
         raise InvalidRequest("top_p: range: above 0, up to 1")
     if asked.top_k is not None and asked.top_k < 0:
         raise InvalidRequest("top_k: Input should be greater than or equal to 0")
+    _check_size("top_k", asked.top_k)
     return Sampling(
         asked.max_tokens or 1,
         temperature,
@@ -170,6 +180,11 @@ def _sampling(asked: _Params) -> Sampling:
         tuple(filter(None, asked.stop_sequences or ())),
         _schema(asked.output_config or {}),
     )
+
+
+def _check_size(name: str, value: int | None) -> None:
+    if value is not None and value > _INTEGER_MAX:
+        raise InvalidRequest(f"{name}: Input should be less than or equal to {_INTEGER_MAX}")
 
 
 def _schema(config: dict[str, msgspec.Raw]) -> dict[str, Any] | None:

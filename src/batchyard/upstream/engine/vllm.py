@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchyard.errors import ConfigError
 from batchyard.upstream.engine import (
+    EngineAwayError,
     EngineDownError,
     EngineFailedError,
     EngineRefusedError,
@@ -50,6 +51,7 @@ class VllmEngine:
             ) from None
         self._settings = settings
         self._loading: asyncio.Future[Any] | None = None
+        self._ending: asyncio.Future[None] | None = None
         self._llm: Any = None
         self._tokenizer: Any = None
         self._length_max = 0
@@ -76,7 +78,11 @@ class VllmEngine:
         self, name: str, prompt: Prompt, sampling: Sampling, *, in_pieces: bool
     ) -> AsyncGenerator[Piece, None]:
         """Yield an answer; see the protocol."""
-        tokens = await self._tokens(prompt)
+        llm, tokens = self._llm, await self._tokens(prompt)
+        while llm is not self._llm:  # it was stopped, or started again, while the template worked
+            llm, tokens = self._llm, await self._tokens(prompt)
+        if getattr(llm, "errored", False):
+            raise EngineAwayError("it died before the request was given to it")
         if len(tokens) >= self._length_max:
             raise EngineRefusedError(
                 f"prompt is too long: {len(tokens)} tokens > {self._length_max - 1} maximum"
@@ -84,7 +90,7 @@ class VllmEngine:
         try:
             params = _sampling(sampling, in_pieces=in_pieces)
             # Closing the generator is how vLLM is told that nobody wants the rest.
-            generation = self._llm.generate({"prompt_token_ids": tokens}, params, name)
+            generation = llm.generate({"prompt_token_ids": tokens}, params, name)
             async with aclosing(generation) as outputs:
                 async for output in outputs:
                     yield _piece(output, len(tokens), sampling, self._length_max)
@@ -94,7 +100,7 @@ class VllmEngine:
             raise
         except Exception as error:
             text = str(error) or type(error).__name__
-            if getattr(self._llm, "errored", True):
+            if getattr(llm, "errored", True):
                 raise EngineDownError(text) from error
             raise EngineFailedError(f"the engine failed: {text}") from error
 
@@ -107,20 +113,21 @@ class VllmEngine:
         loading, self._loading = self._loading, None
         self._llm = self._tokenizer = None
         if loading is not None:
-            with contextlib.suppress(Exception):  # it did not load, or is dead already
-                llm = await loading
-                await asyncio.to_thread(llm.shutdown)
+            self._ending = asyncio.ensure_future(_end(loading))
+        if self._ending is not None:
+            # Who waits may be canceled; the model goes all the same, and the next call waits on.
+            await asyncio.shield(self._ending)
 
     async def _tokens(self, prompt: Prompt) -> list[int]:
         """Return the prompt by the model's own template.
 
         Raises:
             EngineRefusedError: the template does not take it.
-            EngineDownError: there is no engine.
+            EngineAwayError: there is no engine.
         """
         tokenizer = self._tokenizer
         if tokenizer is None:
-            raise EngineDownError("it was stopped")
+            raise EngineAwayError("it was stopped")
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._templates, _template, tokenizer, prompt)
@@ -148,6 +155,12 @@ def _load(settings: Settings) -> Any:
         **{name: value for name, value in optional.items() if value is not None},
     )
     return engine.from_engine_args(chosen)
+
+
+async def _end(loading: asyncio.Future[Any]) -> None:
+    with contextlib.suppress(Exception):  # it did not load, or is dead already
+        llm = await loading
+        await asyncio.to_thread(llm.shutdown)
 
 
 def _template(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -182,9 +195,11 @@ def _piece(output: Any, prompt_tokens: int, sampling: Sampling, length_max: int)
     """Return what an output of vLLM says.
 
     Raises:
-        EngineFailedError: the engine gave the request up.
+        EngineFailedError: the engine gave the request up, or its output is none.
     """
-    (completion,) = output.outputs
+    if len(output.outputs) != 1:
+        raise EngineFailedError(f"the engine gave {len(output.outputs)} completions, not one")
+    completion = output.outputs[0]
     finish: Finish | None = None
     stop = completion.stop_reason if isinstance(completion.stop_reason, str) else None
     match completion.finish_reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +31,8 @@ class Tokenizer:
 
     def __init__(self) -> None:
         self.words: list[str] = []
+        self.gate = threading.Event()
+        self.held = threading.Event()
         self._ids: dict[str, int] = {}
 
     def encode(self, word: str) -> int:
@@ -55,6 +58,9 @@ class Tokenizer:
         for turn in conversation:
             if "untemplatable" in turn["content"]:
                 raise ValueError("the template takes no such\nturn")
+            if "slow" in turn["content"]:
+                self.held.set()
+                assert self.gate.wait(60)
             words += [f"<{turn['role']}>", *turn["content"].split()]
         if add_generation_prompt:
             words.append("<assistant>")
@@ -138,6 +144,14 @@ class AsyncLLM:
             if word == "hang":
                 yield self._output(name, tokens, cached, ["hang "])
                 await asyncio.Event().wait()
+            if word == "cut":
+                yield self._output(name, tokens, cached, found)
+                return
+            if word.startswith("many:"):
+                output = self._output(name, tokens, cached, found, "stop")
+                output.outputs *= int(word.removeprefix("many:"))
+                yield output
+                return
             stop = next((s for s in params.stop or () if s in word), None)
             if word == "abort" or stop is not None:
                 reason = "abort" if stop is None else "stop"
