@@ -44,6 +44,8 @@ def stop_servers() -> None:
     """Stop what the tests of this process have started."""
     while _STOPS:
         _STOPS.pop()()
+    postgres.cache_clear()  # whoever asks next gets new ones
+    s3.cache_clear()
 
 
 @functools.cache

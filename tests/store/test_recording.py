@@ -54,8 +54,8 @@ class _Appending(_Noting):
         return _Noting(self._real.appender(name), self._seen, ("append", "sync", "close"))
 
 
-async def opened(ledger: Ledger, store: Segments, requests: int) -> ShardRun:
-    batch = await add(ledger, "a", requests=requests)
+async def opened(ledger: Ledger, store: Segments, requests: int, name: str = "a") -> ShardRun:
+    batch = await add(ledger, name, requests=requests)
     store.put(segments.requests_name(batch.id), [b"x"])
     claim = await take(ledger, "me")
     return ShardRun(claim, [Request(f"r{n}", b"{}") for n in range(requests)], Adopted())
@@ -143,6 +143,36 @@ async def test_a_commit_that_is_refused_loses_the_shard(ledger: Ledger, store: S
     assert watched.seen == ["append", "sync", "commit", "close"]
     assert shard.lost
     assert running.forgotten == [shard]
+
+
+async def test_commits_go_on_while_the_results_of_a_batch_are_read_once_more(
+    ledger: Ledger, store: Segments
+) -> None:
+    watched = Watched(ledger, store)
+    has_read = asyncio.Event()
+
+    async def results(batch_id: str) -> Any:
+        await has_read.wait()
+        return await ledger.results(batch_id)
+
+    watched.ledger.results = results
+    running = Running(watched)
+    recording = asyncio.create_task(running.recorder.run())
+    for number, name in enumerate("ab", 1):
+        shard = await opened(ledger, store, 1, name)
+        answer(shard)
+        running.recorder.note(shard)
+        for _ in range(1_000):
+            if len(running.forgotten) == number:
+                break
+            await running.clock.advance(0.01)
+            await asyncio.sleep(0.001)
+    assert watched.seen.count("commit") == 2
+    assert "put" not in watched.seen
+    has_read.set()
+    running.recorder.finish()
+    await recording
+    assert "end_all" in watched.seen
 
 
 async def test_a_lost_shard_is_not_written(ledger: Ledger, store: Segments) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_QUICK_S = 1.0
+
 
 class _Extent(msgspec.Struct, frozen=True, array_like=True):
     segment: str
@@ -56,13 +58,40 @@ async def end_batches(
     """
     for start in range(0, len(batch_ids), limits.ENDS_AT_ONCE):
         group = batch_ids[start : start + limits.ENDS_AT_ONCE]
+        whole = await _read_once_more(ledger, store, clock, group)
         found = await asyncio.gather(
-            *(_prepare(ledger, store, batch_id) for batch_id in group), return_exceptions=True
+            *(_prepare(store, *each) for each in whole.items()), return_exceptions=True
         )
         for each in found:
             if isinstance(each, BaseException):
                 raise each
         await _end(ledger, clock, [each for each in found if isinstance(each, Ending)])
+
+
+async def _read_once_more(
+    ledger: Ledger, store: Segments, clock: Clock, batch_ids: Sequence[str]
+) -> dict[str, Sequence[ShardResult]]:
+    """Return the shards of batches that can end, by batch; take up again what is damaged.
+
+    One thread reads, whatever there is to read: others have work for the rest.
+    """
+    found = {batch_id: await ledger.results(batch_id) for batch_id in batch_ids}
+    # Without shards it has ended: writing now would replace its manifest by an empty one.
+    found = {batch_id: shards for batch_id, shards in found.items() if shards}
+    if store.repairs_itself:
+        return found
+    began_s = clock.monotonic_s()
+    damaged = await asyncio.to_thread(
+        lambda: {batch_id: _damaged(store, shards) for batch_id, shards in found.items()}
+    )
+    for batch_id, indexes in damaged.items():
+        if indexes:
+            await ledger.reopen(batch_id, indexes)
+            del found[batch_id]
+    if clock.monotonic_s() - began_s < _QUICK_S:
+        return found
+    # Meanwhile another process may have found damage, and done its shards anew.
+    return {b: shards for b, shards in found.items() if await ledger.results(b) == shards}
 
 
 class Ending(NamedTuple):
@@ -73,15 +102,9 @@ class Ending(NamedTuple):
     shards: int
 
 
-async def _prepare(ledger: Ledger, store: Segments, batch_id: str) -> Ending | None:
-    """Write the manifest of a batch; None where it has ended, or cannot yet."""
-    shards = await ledger.results(batch_id)
-    if not shards:
-        return None  # it has ended; writing now would replace its manifest by an empty one
-    damaged = await asyncio.to_thread(_write_manifest, store, batch_id, shards)
-    if damaged:
-        await ledger.reopen(batch_id, damaged)
-        return None
+async def _prepare(store: Segments, batch_id: str, shards: Sequence[ShardResult]) -> Ending:
+    """Write the manifest of a batch."""
+    await asyncio.to_thread(_write_manifest, store, batch_id, shards)
     crash.point("manifest_written")
     return Ending(batch_id, _sum(shards), len(shards))
 
@@ -105,17 +128,14 @@ async def _end(ledger: Ledger, clock: Clock, endings: Sequence[Ending]) -> None:
             log.info("ended batch=%s shards=%d", each.batch, each.shards)
 
 
-def _write_manifest(store: Segments, batch_id: str, shards: Sequence[ShardResult]) -> list[int]:
-    """Write the manifest, unless results are damaged: return the shards of those. Blocks."""
-    damaged = [] if store.repairs_itself else _damaged(store, shards)
-    if not damaged:
-        # An extent of no length was damaged once, and is set aside.
-        extents = [
-            _Extent(e.segment, e.length, e.blocks) for s in shards for e in s.extents if e.length
-        ]
-        name = segments.manifest_name(batch_id)
-        store.put(name, [wire.encode(Manifest(batch_id, extents))])
-    return damaged
+def _write_manifest(store: Segments, batch_id: str, shards: Sequence[ShardResult]) -> None:
+    """Write the manifest. Blocks."""
+    # An extent of no length was damaged once, and is set aside.
+    extents = [
+        _Extent(e.segment, e.length, e.blocks) for s in shards for e in s.extents if e.length
+    ]
+    name = segments.manifest_name(batch_id)
+    store.put(name, [wire.encode(Manifest(batch_id, extents))])
 
 
 def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[int]:

@@ -61,6 +61,7 @@ class Recorder:
         """Batches without an open shard, to be ended."""
         self._lines = asyncio.Event()
         self._work = asyncio.Event()
+        self._ends = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self.has_room = True
@@ -72,6 +73,7 @@ class Recorder:
         self._open = False
         self._finishing = False
         self._all_written = False
+        self._all_committed = False
         self._in_use: list[Collection[ShardRun]] = []
         """Shards whose segments a thread has at this moment."""
         self._leaving: list[ShardRun] = []
@@ -104,7 +106,8 @@ class Recorder:
     @property
     def is_quiet(self) -> bool:
         """Whether all there is has been written, and all that is done committed."""
-        return not self._dirty and not self._done and self._activity.is_quiet
+        has_work = self._dirty or self._done or self._ends.is_set()
+        return not has_work and self._activity.is_quiet
 
     def finish(self) -> None:
         """Record what there is; `run` returns then. Rounds are never cut short."""
@@ -116,6 +119,7 @@ class Recorder:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._writing())
             group.create_task(self._committing())
+            group.create_task(self._ending())
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -198,6 +202,8 @@ class Recorder:
             finishing = self._all_written
             with self._activity.piece():
                 await self._commit_all(sync=finishing)
+        self._all_committed = True
+        self._ends.set()
 
     async def _wait_until_due(self) -> None:
         interval_s = self._segments.sync_interval_s
@@ -205,7 +211,7 @@ class Recorder:
         await wait_first(self._clock, self._work, max(left, 0.0))
 
     async def _commit_all(self, *, sync: bool) -> None:
-        """Sync what is due (or everything), commit what is done, end what is finished."""
+        """Sync what is due (or everything), and commit what is done."""
         done, self._done = self._done, []
         since_s = self._clock.monotonic_s() - self._synced_s
         due = sync or since_s >= self._segments.sync_interval_s
@@ -220,8 +226,6 @@ class Recorder:
         done = [shard for shard in done if not shard.lost]
         if done:
             await self._commit(done)
-        if self._finished:
-            await self._end(sorted(self._finished))
 
     async def _sync_all(self, shards: Sequence[ShardRun]) -> None:
         ways = min(self._segments.syncs_at_once, len(shards))
@@ -255,13 +259,28 @@ class Recorder:
             self.close(shard)
             self._forget(shard)
         self._finished.update(committed.finished)
+        if self._finished:
+            self._ends.set()
+
+    # Ending -----------------------------------------------------------------------------------
+
+    async def _ending(self) -> None:
+        """End what is finished. Apart: results are read once more, and commits do not wait."""
+        finishing = False
+        while not finishing:
+            await self._ends.wait()
+            self._ends.clear()
+            finishing = self._all_committed
+            with self._activity.piece():
+                if self._finished:
+                    await self._end(sorted(self._finished))
 
     async def _end(self, batch_ids: Sequence[str]) -> None:
         try:
             await end_batches(self._ledger, self._segments, self._clock, batch_ids)
         except DiskFull:
             if await self._try_again("ends"):
-                self._work.set()
+                self._ends.set()
         else:
             self._has_room_for("ends")
             self._finished.difference_update(batch_ids)
