@@ -383,6 +383,9 @@ def test_a_store_that_fails_in_a_worker_ends_the_yard(tmp_path: Path) -> None:
         assert yard.wait() == 1
         poll(lambda: not any(map(is_alive, pids)), lambda: f"{pids} end")
         assert "the store failed" in yard.read_log()
+        with closing(sqlite3.connect(f"file:{yard.data / 'ledger.db'}?mode=ro", uri=True)) as db:
+            (failed,) = db.execute("SELECT sum(failures + at_risk) FROM shards").fetchone()
+        assert failed == 0, "it is none of the shard"
         results.unlink()
         results.mkdir()
         yard.start()

@@ -161,6 +161,8 @@ class Gated:
         self._real = real
         self._gate = gate
         self._freeze_before = freeze_before
+        self.is_dead = False
+        """Whether its process was killed: it tells the ledger nothing more."""
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._real, name)
@@ -168,6 +170,8 @@ class Gated:
             return method
 
         async def gated(*args: Any, **kwargs: Any) -> Any:
+            if self.is_dead:
+                raise asyncio.CancelledError
             if name == self._freeze_before:
                 self._freeze_before = None
                 self._gate.clear()
@@ -274,6 +278,7 @@ class Process:
     worker: Worker
     gate: asyncio.Event
     tasks: list[asyncio.Task[None]]
+    ledger: Gated
 
 
 @dataclass
@@ -345,7 +350,7 @@ class World:
         )
         keeper = Keeper(ledger, own["store"], self.clock, owner=worker.owner)
         tasks = [asyncio.create_task(worker.run()), asyncio.create_task(keeper.run())]
-        process = Process(worker, gate, tasks)
+        process = Process(worker, gate, tasks, ledger)
         self.processes.append(process)
         return process
 
@@ -353,6 +358,7 @@ class World:
         """End a process in the middle of whatever it does."""
         self.check_alive()
         self.processes.remove(process)
+        process.ledger.is_dead = True
         for task in process.tasks:
             task.cancel()
         for task in process.tasks:

@@ -113,6 +113,7 @@ class Caller:
             if shard.stopped.is_set():
                 shard.give_up(custom_id)
                 return
+            shard.has_called = True
             crash.point("call")
             pool.sent(request)
             account.calls += 1

@@ -5,8 +5,9 @@ after it had sent calls of the shard, or before it could tell, and no result of 
 ledger counts failures in a row. Whatever a worker held when it ended is suspected, most of it
 wrongly. So after `limits.FAILURES_TO_SET_APART` failures a shard is claimed apart: one at a time,
 the least suspected first, and the next when the last one has a result, has gone, or has done no
-harm for `limits.PROBATION_S`. If the worker ends, only the last one is blamed. So the innocent ones
-get through, and the one that ends workers is found. Of a shard that was claimed apart one request
+harm for `limits.PROBATION_S`. If the worker ends, only the last one is blamed, and not even that
+when it has done no harm for ten times as long. So the innocent ones get through, and the one that
+ends workers is found. Of a shard that was claimed apart one request
 is sent alone until it has a result: whatever else ends the process, there is soon one, and the row
 is over. After `limits.FAILURES_TO_GIVE_UP` failures that one request is given up, unseen. Should
 even that not help, as when the requests cannot be read without harm, all that is left of the shard
@@ -26,7 +27,15 @@ from typing import TYPE_CHECKING
 from batchyard import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Container,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from collections.abc import Set as AbstractSet
 
     from batchyard.dispatch.shard import ShardRun
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
     from batchyard.segments.requests import Record
 
 log = logging.getLogger(__name__)
+
+_PROBATIONS_OF_LAST = 10  # no other comes in its place, and its call may take for hours
 
 
 @dataclass(slots=True)
@@ -62,7 +73,12 @@ class Suspects:
         self._is_claiming = False
 
     async def claim(
-        self, pool: str, lease_us: int, held: Mapping[tuple[str, int], ShardRun], now_s: float
+        self,
+        pool: str,
+        lease_us: int,
+        held: Mapping[tuple[str, int], ShardRun],
+        opening: Container[tuple[str, int]],
+        now_s: float,
     ) -> Sequence[Claim]:
         """Claim one from a pool that has some, if no other can be blamed for what it does.
 
@@ -70,10 +86,14 @@ class Suspects:
             pool: its name.
             lease_us: until when.
             held: what the worker holds.
+            opening: what it has claimed beside that.
             now_s: the time.
         """
         self._of = [
-            each for each in self._of if each.key in held and not _is_cleared(each, held[each.key])
+            each
+            for each in self._of
+            if (each.key in held and not _is_cleared(each, held[each.key]))
+            or (each.key in opening and each.results is None)
         ]
         if self._of and now_s - self._of[-1].since_s < limits.PROBATION_S:
             return ()
@@ -93,9 +113,17 @@ class Suspects:
             if each.key == shard.key and each.results is None:
                 each.results = shard.counts.total
 
-    def excuses(self, key: tuple[str, int]) -> bool:
-        """Whether a shard is one of these, and a later one is blamed in its place."""
-        of = self._of if self._is_claiming else self._of[:-1]
+    def excuses(self, key: tuple[str, int], now_s: float) -> bool:
+        """Whether a shard is one of these and not to blame: a later one is, or none any more.
+
+        Args:
+            key: batch and index.
+            now_s: the time.
+        """
+        of = self._of
+        if of and not self._is_claiming:
+            is_over = now_s - of[-1].since_s >= _PROBATIONS_OF_LAST * limits.PROBATION_S
+            of = of if is_over else of[:-1]
         return any(each.key == key for each in of)
 
 

@@ -9,30 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from batchyard import crash, ids, limits, segments
+from batchyard import ids, limits
 from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
-from batchyard.dispatch.adopt import UNSENT, UNTOLD, Adopted, adopt
+from batchyard.dispatch.adopt import UNSENT
 from batchyard.dispatch.calling import Caller
 from batchyard.dispatch.ceilings import Ceilings
 from batchyard.dispatch.gate import Gates
-from batchyard.dispatch.loading import requests_of
+from batchyard.dispatch.opening import Opening
 from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
-from batchyard.dispatch.shard import ShardRun, StopReason
 from batchyard.dispatch.sharing import Sharing, Size
-from batchyard.dispatch.suspects import Suspects, give_up, given_up, is_suspected, unseen
+from batchyard.dispatch.suspects import Suspects, give_up, given_up
 from batchyard.dispatch.turns import Turns
 from batchyard.dispatch.waiting import Waiting, in_pool
-from batchyard.errors import DamagedError, DiskFull, StoreError, shown
+from batchyard.errors import DiskFull, Overloaded, StoreError, shown
 from batchyard.fairness import EQUAL
 from batchyard.ledger import News
-from batchyard.segments.requests import read_ids, read_records
 
 if TYPE_CHECKING:
     import random
@@ -40,10 +37,10 @@ if TYPE_CHECKING:
 
     from batchyard.clock import Clock
     from batchyard.dispatch.accounts import Account
+    from batchyard.dispatch.shard import ShardRun, StopReason
     from batchyard.fairness import Shares
     from batchyard.ledger import Claim, Ledger, Turn
     from batchyard.segments import Segments
-    from batchyard.segments.requests import Record
     from batchyard.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -51,6 +48,7 @@ log = logging.getLogger(__name__)
 # A slot lets others run after this many requests, for upstreams that answer without waiting.
 _YIELD_EVERY = 16
 _VOIDS_PER_ROUND = 8
+_SPARE_MAX_S = 5.0
 _LACKING_PER_ROUND = limits.OPEN_BYTES_MAX // limits.SHARD_BYTES_MAX  # shards of one batch
 
 
@@ -92,7 +90,7 @@ class Worker:
             ceilings: limits of the upstreams that are configured, beside the slots.
             own_slots: upstreams of which each worker has all slots: the model is in its process.
         """
-        self._ledger, self._store = ledger, store
+        self._ledger = ledger
         self._upstreams, self._routes = upstreams, routes
         self._slots, self._own_slots = slots, own_slots
         self._clock = clock
@@ -107,12 +105,12 @@ class Worker:
         self._homeless = set[str]()
         self._drained: set[tuple[str, Turn]] = set()
         """Batches of which a pool has all there is, for a moment."""
-        self._sharing = Sharing(self.owner, ledger, clock, self._caller.accounts, self._size_of)
+        accounts, self._leaving = self._caller.accounts, asyncio.Event()
+        self._sharing = Sharing(self.owner, ledger, clock, accounts, self._size_of)
         self._suspects = Suspects(self.owner, ledger, self._renew)
+        self._opening = Opening(self.owner, ledger, store, clock, accounts, self._leaving)
         self._canceled: set[str] = set()
-        self._wake = asyncio.Event()
-        self._leaving = asyncio.Event()
-        self._idle = asyncio.Event()
+        self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._busy = 0
         self._calls: set[asyncio.Task[None]] = set()
         self._activity = Activity()
@@ -203,10 +201,19 @@ class Worker:
         """
         try:
             await self._work()
-        except* StoreError:  # not for a shard of ours: none has failed
-            with contextlib.suppress(StoreError, DiskFull):
-                await self._ledger.spare(self.owner)
+        except asyncio.CancelledError:  # the process ends for what is none of our shards
+            await self._spare()
             raise
+        except (StoreError, ExceptionGroup) as error:
+            if isinstance(error, StoreError) or error.subgroup(StoreError) is not None:
+                await self._spare()
+            raise
+
+    async def _spare(self) -> None:
+        """Count nothing as failed that is held, if the ledger still takes that."""
+        with contextlib.suppress(StoreError, Overloaded, TimeoutError):
+            async with asyncio.timeout(_SPARE_MAX_S):
+                await self._ledger.spare(self.owner)
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -247,6 +254,7 @@ class Worker:
         ready: Sequence[str] = ()
         try:
             voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
+            self._opening.add(voids)
             apart = await self._ledger.pools_apart()
             ready = sorted({*await self._ledger.pools_ready(), *apart})
             pools = [pool for pool in map(self._pool, ready) if pool is not None]
@@ -257,7 +265,10 @@ class Worker:
                     claims += await self._claim(pool, now)
                 if pool.name in apart and pool.slots:
                     now_s, held = self._clock.monotonic_s(), self._held
-                    claims += await self._suspects.claim(pool.name, lease, held, now_s)
+                    claims += await self._suspects.claim(
+                        pool.name, lease, held, self._opening, now_s
+                    )
+                self._opening.add(claims)
         except DiskFull:
             await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         for claim in voids:
@@ -348,10 +359,10 @@ class Worker:
             claim: of the shard.
             void: whether it was claimed because its batch was canceled or has expired.
         """
-        taken_up = await self._take_up(claim)
-        if taken_up is None or self._leaving.is_set():
+        opened = await self._opening.open(claim)
+        if opened is None or self._leaving.is_set():
             return  # given back with the rest
-        shard, is_whole, has_gained = taken_up
+        shard, is_whole, has_gained = opened
         earlier = self._held.get(shard.key)
         if earlier is not None:  # lost, and claimed again before a renewal could tell
             self._lose(earlier)
@@ -367,79 +378,12 @@ class Worker:
             self._recorder.note(shard)
             return
         if not is_whole:
-            self._tell_damage(claim, UNSENT)
+            self._opening.tell_damage(claim, UNSENT)
             return
         pool = self._pool(claim.pool)
         assert pool is not None  # it was claimed from this pool
         pool.add(shard)
         self._fill(pool)
-
-    async def _take_up(self, claim: Claim) -> tuple[ShardRun, bool, bool] | None:
-        """Load a shard, and adopt what earlier attempts left; None where that cannot be."""
-        try:
-            shard, is_whole, has_gained = await self._loaded(claim)
-        except DiskFull:
-            return None  # given back: the process leaves
-        except DamagedError as error:
-            # The others go on. This one is left to the next start: as it is not known whose results
-            # are missing, nothing that we could record would be true.
-            self._tell_damage(claim, f"{error}{UNTOLD}")
-            return None
-        if shard.damage is not None:
-            self._tell_damage(claim, shard.damage)
-        crash.point("claimed")
-        if claim.attempt > 1:
-            if not await self._adopt(claim, shard, has_gained=has_gained):
-                return None
-            crash.point("adopted")
-        return shard, is_whole, has_gained
-
-    def _tell_damage(self, claim: Claim, why: str) -> None:
-        log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, why)
-        self._caller.accounts.of(claim.batch).damage(claim.index, why)
-
-    async def _loaded(self, claim: Claim) -> tuple[ShardRun, bool, bool]:
-        """Return what `_load` does, when there is room for what it rescues of damaged results."""
-        while True:
-            try:
-                return await asyncio.to_thread(self._load, claim)
-            except DiskFull:
-                if self._leaving.is_set():
-                    raise
-                await self._clock.sleep(limits.DISK_FULL_WAIT_S)
-
-    async def _adopt(self, claim: Claim, shard: ShardRun, *, has_gained: bool) -> bool:
-        while not self._leaving.is_set():
-            try:
-                return await self._ledger.adopt(
-                    self.owner, claim, shard.extents, has_gained=has_gained
-                )
-            except DiskFull:
-                await self._clock.sleep(limits.DISK_FULL_WAIT_S)
-        return False
-
-    def _load(self, claim: Claim) -> tuple[ShardRun, bool, bool]:
-        """Return a shard; whether its requests are whole; whether the last attempt left results.
-
-        Blocks.
-        """
-        data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
-        is_whole = claim.crc is None or zlib.crc32(data) == claim.crc
-        adopted = Adopted()
-        if claim.attempt > 1:
-            adopted = adopt(self._store, claim, frozenset(read_ids(data, is_whole=is_whole)))
-        has_gained = len(adopted.extents) > len(claim.frozen)
-        records: Iterable[Record]
-        lost = given_up(claim, has_gained=has_gained)  # and not looked at
-        if is_whole and lost < claim.requests:
-            records = unseen(read_records(data), lost, adopted.covered)
-        else:  # the ids suffice, and each has a check of its own
-            records = [(name, b"{}") for name in read_ids(data, is_whole=is_whole)]
-        requests = requests_of(records, claim.version, claim.workspace)
-        if len(requests) != claim.requests:
-            raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
-        alone = is_suspected(claim, has_gained=has_gained) and not lost
-        return ShardRun(claim, requests, adopted, is_suspected=alone), is_whole, has_gained
 
     # Calling ----------------------------------------------------------------------------------
 
@@ -503,7 +447,7 @@ class Worker:
             self._drained.clear()
             for pool in list(self._pools.values()):
                 pool.tick()
-            if self._held:
+            if self._held or self._opening:
                 with self._activity.piece():
                     await self._renew()
             if self._sharing.has_asked or (self._is_one_of_several and self._pools):
@@ -543,15 +487,22 @@ class Worker:
 
     async def _renew(self) -> None:
         shards = dict(self._held)
-        now, excuses = self._clock.now_us(), self._suspects.excuses
-        held = [shard.held() for shard in shards.values()]
-        held = [replace(h, at_risk=False) if excuses((h.batch, h.index)) else h for h in held]
+        now, now_s, excuses = (
+            self._clock.now_us(),
+            self._clock.monotonic_s(),
+            self._suspects.excuses,
+        )
+        held = [*self._opening.held(), *(shard.held() for shard in shards.values())]
+        held = [
+            replace(h, at_risk=False) if excuses((h.batch, h.index), now_s) else h for h in held
+        ]
         try:
             renewed = await self._ledger.renew(self.owner, now + limits.LEASE_US, held)
         except DiskFull:
             return  # nobody takes shards from a process that lives
         kept = {(row.batch, row.index): row for row in renewed}
         lost = [each for each in held if each.at_risk and (each.batch, each.index) not in kept]
+        self._opening.renewed(held, kept)
         for key, shard in shards.items():
             if self._held.get(key) is not shard:
                 continue  # committed meanwhile, or claimed anew

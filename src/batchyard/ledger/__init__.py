@@ -111,7 +111,8 @@ class Held:
     index: int
     attempt: int
     inflight: int
-    counts: Counts
+    counts: Counts | None
+    """Its results so far; None leaves what was told before, while it is opened."""
     at_risk: bool = True
     """Whether it counts as a failure of the shard, if the worker ends now without a word."""
 

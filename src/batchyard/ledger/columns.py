@@ -45,8 +45,10 @@ def read_counts(row: Row) -> Counts:
     return Counts(row["succeeded"], row["errored"], row["canceled"], row["expired"])
 
 
-def bind_counts(counts: Counts) -> dict[str, int]:
-    """Return the counts as parameters."""
+def bind_counts(counts: Counts | None) -> dict[str, int | None]:
+    """Return the counts as parameters; None for counts that are not told."""
+    if counts is None:
+        return dict.fromkeys(("succeeded", "errored", "canceled", "expired"))
     return {
         "succeeded": counts.succeeded,
         "errored": counts.errored,

@@ -216,8 +216,9 @@ SELECT id FROM batches WHERE cancel_us IS NOT NULL AND ended_us IS NULL
 SELECT version, betas, user_profile, priority, expires_us, cancel_us FROM batches WHERE id = :batch
 
 -- name: renew
-UPDATE shards SET lease_us = :lease_us, inflight = :inflight, succeeded = :succeeded,
-  errored = :errored, canceled = :canceled, expired = :expired, at_risk = :at_risk
+UPDATE shards SET lease_us = :lease_us, inflight = :inflight,
+  succeeded = coalesce(:succeeded, succeeded), errored = coalesce(:errored, errored),
+  canceled = coalesce(:canceled, canceled), expired = coalesce(:expired, expired), at_risk = :at_risk
 WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AND state = 1
 
 -- name: held
@@ -276,7 +277,8 @@ WHERE batch = :batch AND idx = :idx AND attempt >= :attempt AND state < 2
 
 -- name: shares_of_others
 -- What the other workers have of a pool, and what they know of it.
-SELECT owner, slots, told FROM shares WHERE pool = :pool AND owner <> :owner AND lease_us >= :lease_now
+SELECT owner, slots, note, told FROM shares
+WHERE pool = :pool AND owner <> :owner AND lease_us >= :lease_now
 
 -- name: share_lock
 -- Holds off all others that divide this pool, until this transaction ends.

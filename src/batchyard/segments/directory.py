@@ -96,6 +96,8 @@ class DirectorySegments:
         except FileNotFoundError:
             raise DamagedError(f"segment {name} is not there") from None
         except OSError as error:
+            if error.errno in _UNREADABLE:
+                raise DamagedError(f"segment {name} cannot be opened: {error.strerror}") from error
             raise StoreError(f"cannot open segment {name}: {error}") from error
         try:
             yield descriptor
@@ -118,6 +120,8 @@ class DirectorySegments:
         except FileNotFoundError:
             raise DamagedError(f"segment {name} is not there") from None
         except OSError as error:
+            if error.errno in _UNREADABLE:
+                raise DamagedError(f"segment {name} cannot be found: {error.strerror}") from error
             raise StoreError(f"cannot find segment {name}: {error}") from error
 
     def names(self, prefix: str) -> list[str]:

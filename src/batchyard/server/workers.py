@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from batchyard import ids, limits
 from batchyard.clock import wait_first
 from batchyard.dispatch.ending import end_batches
-from batchyard.errors import DiskFull, StoreError
+from batchyard.errors import DiskFull, Overloaded, StoreError
 from batchyard.server import orphans
 from batchyard.server.elsewhere import Elsewhere
 
@@ -42,6 +42,7 @@ STORE_FAILED = 4
 _ORDERLY = frozenset({0, STORE_FAILED})
 """Codes of a worker that did not end because of what it worked on."""
 _TAKE_BACK_S = 5.0
+_GIVE_BACK_MAX_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,11 @@ class Workers(Elsewhere):
         while not self._leaving.is_set():
             owner = ids.nonce()
             began_s = self._clock.monotonic_s()
-            code = await self._live(Order(self._config, owner, core))
+            try:
+                code = await self._live(Order(self._config, owner, core))
+            except asyncio.CancelledError:  # we ended it, for what is none of its shards
+                await self._give_back(owner)
+                raise
             await self._free(owner, has_died=code not in _ORDERLY)
             if code == STORE_FAILED:
                 raise StoreError("the store failed in a worker; its log says why")
@@ -163,6 +168,12 @@ class Workers(Elsewhere):
                     continue
                 log.error("worker pid=%d gave no sign of life for %.0f s", process.pid, bound)  # noqa: TRY400
                 return
+
+    async def _give_back(self, owner: str) -> None:
+        """Free what a worker held that was ended with the server, if the ledger still does that."""
+        with contextlib.suppress(StoreError, Overloaded, TimeoutError):  # else the next start does
+            async with asyncio.timeout(_GIVE_BACK_MAX_S):
+                await self._ledger.release(owner)
 
     async def _free(self, owner: str, *, has_died: bool) -> None:
         """Free what a worker held that has ended."""

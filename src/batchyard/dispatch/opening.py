@@ -1,0 +1,199 @@
+"""Shards from their claim until they are open: read, and what earlier attempts left taken over.
+
+That takes long where a store is slow or much is to be taken over, so their leases are renewed with
+those of the shards that are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from batchyard import crash, limits, segments
+from batchyard.dispatch.adopt import UNTOLD, Adopted, adopt
+from batchyard.dispatch.loading import requests_of
+from batchyard.dispatch.shard import ShardRun
+from batchyard.dispatch.suspects import given_up, is_suspected, unseen
+from batchyard.errors import DamagedError, DiskFull
+from batchyard.ledger import Held
+from batchyard.segments.requests import read_ids, read_records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from batchyard.clock import Clock
+    from batchyard.dispatch.accounts import Accounts
+    from batchyard.ledger import Claim, Ledger, Renewed
+    from batchyard.segments import Segments
+    from batchyard.segments.requests import Record
+
+log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """What a claim was opened to."""
+
+    shard: ShardRun
+    is_whole: bool
+    """Whether its requests are as they were accepted."""
+    has_gained: bool
+    """Whether the last attempt left results."""
+
+
+class Opening:
+    """The claims of one worker that are not open yet."""
+
+    def __init__(
+        self,
+        owner: str,
+        ledger: Ledger,
+        store: Segments,
+        clock: Clock,
+        accounts: Accounts,
+        leaving: asyncio.Event,
+    ) -> None:
+        """Make one without any.
+
+        Args:
+            owner: the worker.
+            ledger: where it claims.
+            store: the bytes.
+            clock: of leases and waits.
+            accounts: where damage is told.
+            leaving: set when the worker leaves.
+        """
+        self._owner = owner
+        self._ledger = ledger
+        self._store = store
+        self._clock = clock
+        self._accounts = accounts
+        self._leaving = leaving
+        self._claims: dict[tuple[str, int], Claim] = {}
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._claims)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a shard, by batch and index, is one of them."""
+        return key in self._claims
+
+    def add(self, claims: Iterable[Claim]) -> None:
+        """Renew these from now on, until `open` returns."""
+        self._claims |= {(claim.batch, claim.index): claim for claim in claims}
+
+    def held(self) -> list[Held]:
+        """Return how far they are: nobody knows what opening them may do."""
+        return [_held(claim, at_risk=True) for claim in self._claims.values()]
+
+    def renewed(self, told: Iterable[Held], kept: Mapping[tuple[str, int], Renewed]) -> None:
+        """Drop those that were lost.
+
+        Args:
+            told: what was told to the ledger, these among others.
+            kept: what is still ours of that.
+        """
+        for each in told:
+            key = each.batch, each.index
+            claim = self._claims.get(key)
+            if claim is not None and claim.attempt == each.attempt and key not in kept:
+                log.warning("lost shard=%s/%d while it was opened", *key)
+                del self._claims[key]
+
+    async def open(self, claim: Claim) -> Opened | None:
+        """Load a shard, and adopt what earlier attempts left; None where that cannot be."""
+        key = claim.batch, claim.index
+        try:
+            opened = await self._open(claim)
+            return opened if self._claims.get(key) is claim else None
+        finally:
+            if self._claims.get(key) is claim:
+                del self._claims[key]
+
+    async def _open(self, claim: Claim) -> Opened | None:
+        if (claim.batch, claim.index) not in self._claims:
+            return None  # lost while others were opened
+        try:
+            opened = await self._loaded(claim)
+        except DiskFull:
+            return None  # given back: the process leaves
+        except DamagedError as error:
+            # The others go on. This one is left to the next start: as it is not known whose results
+            # are missing, nothing that we could record would be true.
+            self.tell_damage(claim, f"{error}{UNTOLD}")
+            await self._leave_alone(claim)
+            return None
+        if opened.shard.damage is not None:
+            self.tell_damage(claim, opened.shard.damage)
+        crash.point("claimed")
+        if claim.attempt > 1:
+            if not await self._adopt(claim, opened):
+                return None
+            crash.point("adopted")
+        return opened
+
+    def tell_damage(self, claim: Claim, why: str) -> None:
+        """Say what is damaged of a shard."""
+        log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, why)
+        self._accounts.of(claim.batch).damage(claim.index, why)
+
+    async def _leave_alone(self, claim: Claim) -> None:
+        """See to it that the end of a lease that is not renewed is no failure: no call was made."""
+        self._claims.pop((claim.batch, claim.index), None)
+        lease = self._clock.now_us() + limits.LEASE_US
+        with contextlib.suppress(DiskFull):  # it counts once
+            await self._ledger.renew(self._owner, lease, [_held(claim, at_risk=False)])
+
+    async def _loaded(self, claim: Claim) -> Opened:
+        """Return what `_load` does, when there is room for what it rescues of damaged results."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._load, claim)
+            except DiskFull:
+                if self._leaving.is_set():
+                    raise
+                await self._clock.sleep(limits.DISK_FULL_WAIT_S)
+
+    async def _adopt(self, claim: Claim, opened: Opened) -> bool:
+        while not self._leaving.is_set():
+            try:
+                return await self._ledger.adopt(
+                    self._owner, claim, opened.shard.extents, has_gained=opened.has_gained
+                )
+            except DiskFull:
+                await self._clock.sleep(limits.DISK_FULL_WAIT_S)
+        return False
+
+    def _load(self, claim: Claim) -> Opened:
+        """Read a shard. Blocks."""
+        data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
+        is_whole = claim.crc is None or zlib.crc32(data) == claim.crc
+        adopted = Adopted()
+        if claim.attempt > 1:
+            adopted = adopt(self._store, claim, frozenset(read_ids(data, is_whole=is_whole)))
+        has_gained = len(adopted.extents) > len(claim.frozen)
+        records: Iterable[Record]
+        lost = given_up(claim, has_gained=has_gained)  # and not looked at
+        if is_whole and lost < claim.requests:
+            records = unseen(read_records(data), lost, adopted.covered)
+        else:  # the ids suffice, and each has a check of its own
+            records = [(name, b"{}") for name in read_ids(data, is_whole=is_whole)]
+        requests = requests_of(records, claim.version, claim.workspace)
+        if len(requests) != claim.requests:
+            raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
+        alone = is_suspected(claim, has_gained=has_gained) and not lost
+        return Opened(ShardRun(claim, requests, adopted, is_suspected=alone), is_whole, has_gained)
+
+
+def _held(claim: Claim, *, at_risk: bool) -> Held:
+    return Held(
+        batch=claim.batch,
+        index=claim.index,
+        attempt=claim.attempt,
+        inflight=0,
+        counts=None,
+        at_risk=at_risk,
+    )

@@ -1,0 +1,263 @@
+"""What a worker does to the failures of its shards, in virtual time, through each ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import random
+import threading
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from batchyard import limits, segments
+from batchyard.dispatch.adopt import Adopted
+from batchyard.dispatch.routes import Route, Routes
+from batchyard.dispatch.shard import ShardRun
+from batchyard.dispatch.suspects import Suspects
+from batchyard.dispatch.worker import Worker
+from batchyard.errors import DamagedError
+from batchyard.model import ShardPlan
+from batchyard.segments.directory import DirectorySegments
+from batchyard.segments.requests import head_of
+from batchyard.testing.clock import ManualClock
+from store.making import LEASE, NOW, add, make_batch, make_key, take
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from batchyard.ledger import Claim, Ledger
+    from batchyard.upstream import Call, Outcome
+
+pytestmark = pytest.mark.anyio
+
+PARAMS = b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"hi"}]}'
+LONG_AFTER = NOW + 1_000 * limits.LEASE_US
+
+
+class Silent:
+    """Never answers."""
+
+    name = "up"
+    billing = "simulated"
+    fetches_urls = True
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+
+    async def send(self, call: Call) -> Outcome:
+        self.called.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it ended")
+
+
+class Held(DirectorySegments):
+    """Reads nothing until it is let."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.may_read = threading.Event()
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        assert self.may_read.wait(60)
+        return super().read(name, offset, length)
+
+
+class One:
+    """A batch of one request, and one of several workers."""
+
+    def __init__(self, ledger: Ledger, store: DirectorySegments) -> None:
+        self.ledger, self.store = ledger, store
+        self.clock, self.upstream = ManualClock(NOW), Silent()
+        upstreams: Any = {"up": self.upstream}
+        self.worker = Worker(
+            ledger=ledger,
+            store=store,
+            upstreams=upstreams,
+            routes=Routes([Route("up")]),
+            slots={"up": 64},
+            clock=self.clock,
+            rng=random.Random(1),
+            owner="me",
+        )
+
+    async def create(self) -> None:
+        data = head_of("r0", len(PARAMS)) + PARAMS + b"\n"
+        batch = make_batch("a", requests=1)
+        self.store.put(segments.requests_name(batch.id), [data])
+        shard = ShardPlan(
+            index=0, pool="up/m", offset=0, length=len(data), requests=1, crc=zlib.crc32(data)
+        )
+        assert await self.ledger.create(batch, [shard], make_key("a")) is None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.worker.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def renewals(self, number: int) -> None:
+        """Let so many pass, each to its end."""
+        for _ in range(number):
+            await self.clock.advance(limits.RENEW_INTERVAL_S)
+            await self.ledger.news()  # waits in line behind the renewal, or beside it
+            await asyncio.sleep(0.02)
+
+    async def failures(self) -> int:
+        """Return how often the shard has failed, by its next claim."""
+        claims = await self.ledger.claim("other", "up/m", LONG_AFTER, 1)
+        assert len(claims) == 1
+        return claims[0].failures
+
+
+async def test_a_worker_killed_after_two_renewals_with_a_call_in_flight_is_counted(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    one = One(ledger, DirectorySegments(tmp_path / "s"))
+    await one.create()
+    async with one.running():
+        while not one.upstream.called.is_set():
+            await one.renewals(1)
+        await one.renewals(2)
+        await ledger.release("me", has_died=True)
+        assert await one.failures() == 1
+
+
+async def test_a_worker_that_was_frozen_takes_the_failure_back(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    one = One(ledger, DirectorySegments(tmp_path / "s"))
+    await one.create()
+    async with one.running():
+        while not one.upstream.called.is_set():
+            await one.renewals(1)
+        assert await ledger.take_back(LONG_AFTER, but="") == 1
+        (claim,) = await ledger.claim("other", "up/m", LONG_AFTER, 1)
+        assert claim.failures == 1
+        await one.renewals(3)
+        await ledger.release("other")
+        assert await one.failures() == 0
+
+
+async def test_a_worker_that_is_ended_with_its_process_counts_nothing_as_failed(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """As when another part of it has met a store that failed."""
+    one = One(ledger, DirectorySegments(tmp_path / "s"))
+    await one.create()
+    async with one.running():
+        while not one.upstream.called.is_set():
+            await one.renewals(1)
+    assert await ledger.take_back(LONG_AFTER, but="") == 1
+    assert await one.failures() == 0
+
+
+async def test_a_shard_is_renewed_while_it_is_opened_and_dropped_when_lost(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    store = Held(tmp_path / "s")
+    one = One(ledger, store)
+    await one.create()
+    try:
+        async with one.running():
+            while ("msgbatch_a", 0) not in one.worker._opening:
+                await one.renewals(1)
+            await one.renewals(40)
+            assert await ledger.take_back(one.clock.now_us(), but="") == 0
+            assert await ledger.take_back(LONG_AFTER, but="") == 1
+            (claim,) = await ledger.claim("other", "up/m", LONG_AFTER, 1)
+            await one.renewals(2)
+            assert ("msgbatch_a", 0) not in one.worker._opening
+            store.may_read.set()
+            await one.renewals(3)
+            assert not one.upstream.called.is_set(), "another has it"
+            assert claim.attempt == 2
+    finally:
+        store.may_read.set()
+
+
+async def test_a_shard_whose_requests_cannot_be_read_never_fails(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    one = One(ledger, DirectorySegments(tmp_path / "s"))
+    await one.create()
+    (tmp_path / "s" / segments.requests_name("msgbatch_a")).unlink()
+    async with one.running():
+        while (await one.worker.account("msgbatch_a")) is None:
+            await one.renewals(1)
+        await one.renewals(2)
+        assert await ledger.take_back(LONG_AFTER, but="") == 1
+        assert await one.failures() == 0
+
+
+# Suspects ----------------------------------------------------------------------------------------
+
+
+async def suspect(ledger: Ledger, name: str) -> None:
+    """Create a batch whose shard has failed as often as sets it apart."""
+    await add(ledger, name)
+    for _ in range(limits.FAILURES_TO_SET_APART):
+        await take(ledger)
+        await ledger.release("me", has_died=True)
+
+
+def run_of(claim: Claim) -> ShardRun:
+    return ShardRun(claim, [], Adopted())
+
+
+async def test_the_last_suspect_is_blamed_for_ten_probations_and_not_for_ever(
+    ledger: Ledger,
+) -> None:
+    await suspect(ledger, "a")
+
+    async def renew() -> None:
+        pass
+
+    suspects = Suspects("me", ledger, renew)
+    (claim,) = await suspects.claim("up/m", LEASE, {}, set(), 0.0)
+    shard = run_of(claim)
+    suspects.opened(shard)
+    last_s = 10 * limits.PROBATION_S
+    assert not suspects.excuses(shard.key, last_s - 1.0)
+    assert suspects.excuses(shard.key, last_s)
+
+
+async def test_no_other_suspect_is_claimed_while_the_last_one_is_opened(ledger: Ledger) -> None:
+    await suspect(ledger, "a")
+    await suspect(ledger, "b")
+
+    async def renew() -> None:
+        pass
+
+    suspects = Suspects("me", ledger, renew)
+    (claim,) = await suspects.claim("up/m", LEASE, {}, set(), 0.0)
+    key = (claim.batch, claim.index)
+    assert await suspects.claim("up/m", LEASE, {}, {key}, 1.0) == ()
+    (other,) = await suspects.claim("up/m", LEASE, {}, set(), 2.0)
+    assert other.batch != claim.batch, "the first was lost"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN, errno.EBADMSG])
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_a_segment_that_the_disk_cannot_find_any_more_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    name = segments.requests_name("msgbatch_a")
+    store.put(name, [b"abc"])
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(number, "of the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"os.{call}", fails)
+        with pytest.raises(DamagedError, match="of the disk"):
+            store.read(name, 0, 3) if call == "open" else store.size(name)
+    assert store.read(name, 0, 3) == b"abc"
