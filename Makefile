@@ -126,7 +126,7 @@ crash-stores: .venv/.ready postgres
 # figures of docs/explanation/scale.md.
 scale-sim: .venv/.ready postgres
 	@$(BIN)/python bench/claims.py --write
-	@$(BIN)/python bench/scale.py --write
+	@$(BIN)/python bench/scale.py --workers 400 --seconds 10 --write
 
 # What tests/disk watches and disturbs system calls with; installed when we are root and have apt.
 strace:
