@@ -187,6 +187,32 @@ async def test_few_slots_are_all_of_one_worker_until_it_has_no_work_there(
     assert two["up/m"].slots == few
 
 
+async def test_few_slots_go_from_a_worker_with_trouble_to_one_without(ledger: Ledger) -> None:
+    few = limits.SLOTS_DIVIDED_MIN - 1
+
+    async def ask(owner: str, note: str | None = None, busy: int = 0) -> int:
+        asked = dataclasses.replace(want(slots=few, busy=busy), note=note)
+        return (await ledger.share(owner, NOW, LEASE, [asked]))["up/m"].slots
+
+    assert [await ask("one"), await ask("two")] == [few, 0]
+    assert await ask("one", "no connection", busy=5) == 0
+    assert await ask("two") == few - 5, "not what its calls still fill"
+    assert await ask("one", "no connection") == 0
+    assert await ask("two", busy=few) == few
+    assert await ask("one") == 0, "it may come back, but not to slots that are filled"
+    assert await ask("two", "no connection", busy=few) == 0
+    assert await ask("one", "no connection") == 0, "both have: nothing is won by a change"
+    assert await ask("two", "no connection", busy=few) == few
+
+
+async def test_a_trouble_that_all_workers_have_moves_no_slots(ledger: Ledger) -> None:
+    few = limits.SLOTS_DIVIDED_MIN - 1
+    asked = dataclasses.replace(want(slots=few), note="no connection")
+    for _ in range(3):
+        found = [await ledger.share(owner, NOW, LEASE, [asked]) for owner in ("one", "two")]
+        assert [each["up/m"].slots for each in found] == [few, 0]
+
+
 async def test_a_lease_is_renewed_without_a_change_of_what_was_told(ledger: Ledger) -> None:
     batch = await add(ledger, "a")
     claim = await take(ledger)

@@ -41,8 +41,8 @@ def divide(
             turn = now_us // limits.SLOTS_TURN_US
             if want.slots >= limits.SLOTS_DIVIDED_MIN:
                 slots = fairness.slots_of(owner, want.slots, others, turn)
-            else:  # whoever has them keeps them, as long as it has work there
-                slots = 0 if any(others.values()) else want.slots
+            else:
+                slots = _undivided(want, [(row["slots"], row["note"]) for row in rows])
             granted[want.pool] = Granted(slots, peers)
             # What it still fills is its own until its calls have ended.
             bound |= {"slots": max(slots, want.busy), "lease_us": lease_us}
@@ -57,6 +57,24 @@ def divide(
         return granted
 
     return run
+
+
+def _undivided(want: Want, others: Sequence[tuple[int, str | None]]) -> int:
+    """Return how many of few slots a worker may fill: one has them as long as it has work there.
+
+    One with a trouble there, such as a network that only it has lost, leaves them to one without.
+    What its calls still fill is missing to the other until they have ended.
+
+    Args:
+        want: of the worker.
+        others: slots and trouble of each other worker with work there.
+    """
+    if want.note is not None and any(note is None for _, note in others):
+        return 0
+    rivals = sum(slots for slots, note in others if note is None or want.note is not None)
+    if 2 * rivals >= want.slots:
+        return 0
+    return max(0, want.slots - sum(slots for slots, _ in others))
 
 
 def read_tellings(t: Transaction, now_us: int) -> list[Telling]:

@@ -277,7 +277,7 @@ WHERE batch = :batch AND idx = :idx AND attempt >= :attempt AND state < 2
 
 -- name: shares_of_others
 -- What the other workers have of a pool, and what they know of it.
-SELECT owner, slots, told FROM shares
+SELECT owner, slots, note, told FROM shares
 WHERE pool = :pool AND owner <> :owner AND lease_us >= :lease_now
 
 -- name: share_lock
