@@ -154,6 +154,9 @@ class RayEngine:
             num_gpus=group.gpus,
             scheduling_strategy="SPREAD",
             max_restarts=0,
+            # A worker that has events to report exits at once when the head does not answer for a
+            # while, with its calls in flight; one that has nothing to say to it lets them end.
+            enable_task_events=False,
         ).remote(order)
         return _Handle(actor)
 
