@@ -262,9 +262,16 @@ class Yard:
 
         return poll(ended, lambda: f"{batch_id} has not ended: {self.progress(batch_id)}")
 
-    def wait_progress(self, batch_id: str, what: Callable[[dict[str, Any]], bool]) -> None:
-        """Poll until something is true of the progress of a batch."""
-        poll(lambda: what(self.progress(batch_id)), lambda: str(self.progress(batch_id)))
+    def wait_progress(
+        self, batch_id: str, what: Callable[[dict[str, Any]], object]
+    ) -> dict[str, Any]:
+        """Poll until something is true of the progress of a batch; return that."""
+
+        def found() -> dict[str, Any] | None:
+            told = self.progress(batch_id)
+            return told if what(told) else None
+
+        return poll(found, lambda: str(self.progress(batch_id)))
 
     def results(self, batch_id: str) -> dict[str, Any]:
         """Return the results of an ended batch by custom_id, each of which must be there once."""

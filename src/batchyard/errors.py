@@ -141,6 +141,10 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
+class SegmentsGone(StoreError):
+    """The segments of a batch were deleted while one was written: its shards are another's now."""
+
+
 class DamagedError(StoreError):
     """Stored bytes are not what was written: one batch is affected, not the store."""
 

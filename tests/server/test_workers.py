@@ -259,7 +259,7 @@ def test_progress_counts_the_calls_of_all_workers_also_of_one_that_died(tmp_path
             upstream.wait_calls(prompt.partition("|")[0], 2)
         calls = len(upstream.calls)
         yard.wait_progress(batch["id"], lambda p: p["calls"] == calls)
-        told = yard.progress(batch["id"])
+        told = yard.wait_progress(batch["id"], lambda p: p["as_of"])
         assert (told["repeated_calls"], sum(told["failed_calls"].values())) == (8, 8)
         failing = {each["custom_id"]: each for each in told["failing"]}
         assert set(failing) == {f"told-{n}" for n in range(8)}
@@ -267,7 +267,9 @@ def test_progress_counts_the_calls_of_all_workers_also_of_one_that_died(tmp_path
         assert "scripted 500" in failing["told-0"]["message"]
         as_of = datetime.fromisoformat(told["as_of"])
         later = as_of + timedelta(milliseconds=100)
-        yard.wait_progress(batch["id"], lambda p: datetime.fromisoformat(p["as_of"]) > later)
+        yard.wait_progress(
+            batch["id"], lambda p: p["as_of"] and datetime.fromisoformat(p["as_of"]) > later
+        )
         for pid in wait_workers(yard):
             os.kill(pid, signal.SIGKILL)
         wait_workers(yard, but=victim)
@@ -292,10 +294,12 @@ def test_progress_says_who_has_the_slots_of_all_workers(tmp_path: Path) -> None:
         first = yard.create([request(prompt) for prompt in prompts_of("first", 20, "|hold:share")])
         upstream.wait_calls("first", 2)
         second = yard.create([request("second-1")])
-        yard.wait_progress(second["id"], lambda p: p["waiting"])
-        (waiting,) = yard.progress(second["id"])["waiting"]
+        # Until all have told what they have.
+        said = "0 of 2 slots; the others work for other batches"
+        (waiting,) = yard.wait_progress(
+            second["id"], lambda p: any(w["detail"] == said for w in p["waiting"])
+        )["waiting"]
         assert waiting["reason"] == "behind_share"
-        assert waiting["detail"] == "0 of 2 slots; the others work for other batches"
         assert waiting["pool"] == "up/scripted"
         upstream.gate("share").open()
         for batch in (first, second):

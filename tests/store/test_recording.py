@@ -145,6 +145,28 @@ async def test_a_commit_that_is_refused_loses_the_shard(ledger: Ledger, store: S
     assert running.forgotten == [shard]
 
 
+async def test_a_worker_that_slept_while_its_batch_was_deleted_loses_that_shard_alone(
+    ledger: Ledger, store: Segments
+) -> None:
+    watched = Watched(ledger, store)
+    running = Running(watched)
+    shards = [await opened(ledger, store, 2, name) for name in "abc"]
+    for shard in shards[1:]:
+        answer(shard)
+        running.recorder.note(shard)
+    await running.recorder._write_all()  # one has a segment by then, and one has not
+    await ledger.take_back(LEASE + 1, but="")
+    for shard in shards[:2]:
+        store.delete_batch(shard.claim.batch)
+    for shard in shards:
+        while not shard.is_done:
+            answer(shard)
+        running.recorder.note(shard)
+    await running.finish()
+    assert all(shard.lost for shard in shards)
+    assert sorted(s.key for s in running.forgotten) == sorted(s.key for s in shards)
+
+
 async def test_commits_go_on_while_the_results_of_a_batch_are_read_once_more(
     ledger: Ledger, store: Segments
 ) -> None:

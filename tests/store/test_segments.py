@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 import stat
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard import limits, segments
-from batchyard.errors import ConfigError, DamagedError, StoreError
+from batchyard.errors import ConfigError, DamagedError, SegmentsGone, StoreError
 from batchyard.model import Extent
 from batchyard.segments import directory
 from batchyard.segments.directory import DirectorySegments
@@ -418,3 +419,45 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     appender.close()
     assert store.read(_result(), 0, 10) == b"0123456789"
+
+
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_what_a_disk_cannot_read_is_read_once_more_and_then_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    store.put(REQUESTS, [b"12345"])
+    real = getattr(os, call)
+    failing = 1
+
+    def disturbed(*args: object) -> object:
+        nonlocal failing
+        failing -= 1
+        if failing >= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*args)
+
+    monkeypatch.setattr(directory.os, call, disturbed)
+    assert store.read(REQUESTS, 0, 5) == b"12345"
+    failing = 2
+    with pytest.raises(DamagedError, match=r"cannot be (opened|read at 0): Input/output"):
+        store.read(REQUESTS, 0, 5)
+
+
+def test_what_is_written_for_a_batch_that_was_deleted_is_gone_and_a_lost_root_is_an_error(
+    tmp_path: Path,
+) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    store.put(REQUESTS, [b"x"])
+    appender = store.appender(_result())
+    appender.append([b"one\n"])
+    store.delete_batch(BATCH)
+    with pytest.raises(SegmentsGone, match="was deleted while it was written"):
+        appender.sync()
+    with pytest.raises(SegmentsGone, match="was deleted while it was written"):
+        store.appender(_result(1))
+    shutil.rmtree(tmp_path / "segments")
+    with pytest.raises(StoreError, match="is not there") as raised:
+        appender.sync()
+    assert not isinstance(raised.value, SegmentsGone)
+    appender.close()

@@ -17,7 +17,7 @@ from batchyard.dispatch.adopt import UNTOLD, Adopted, adopt
 from batchyard.dispatch.loading import requests_of
 from batchyard.dispatch.shard import ShardRun
 from batchyard.dispatch.suspects import given_up, is_suspected, unseen
-from batchyard.errors import DamagedError, DiskFull
+from batchyard.errors import DamagedError, DiskFull, SegmentsGone
 from batchyard.ledger import Held
 from batchyard.segments.requests import read_ids, read_records
 
@@ -120,6 +120,8 @@ class Opening:
             opened = await self._loaded(claim)
         except DiskFull:
             return None  # given back: the process leaves
+        except SegmentsGone:
+            return None  # lost, and the batch was deleted meanwhile
         except DamagedError as error:
             # The others go on. This one is left to the next start: as it is not known whose results
             # are missing, nothing that we could record would be true.

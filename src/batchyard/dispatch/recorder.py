@@ -18,7 +18,7 @@ from batchyard import limits
 from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batches
-from batchyard.errors import DiskFull
+from batchyard.errors import DiskFull, SegmentsGone
 from batchyard.ledger import Commit
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ class Recorder:
         self._unwritten = 0
         while work:  # a full disk takes some tries
             with self._using([shard for shard, _ in work]):
-                work = await asyncio.to_thread(self._write, work)
+                work, gone = await asyncio.to_thread(self._write, work)
+            self._drop_gone(gone)
             if work and not await self._try_again("results"):
                 return
             work = [(shard, lines) for shard, lines in work if not shard.closed]
@@ -158,8 +159,13 @@ class Recorder:
 
     def _write(
         self, work: Sequence[tuple[ShardRun, list[bytes]]]
-    ) -> list[tuple[ShardRun, list[bytes]]]:
-        """Write the lines of these shards; return what a full disk has no room for."""
+    ) -> tuple[list[tuple[ShardRun, list[bytes]]], list[ShardRun]]:
+        """Write the lines of these shards.
+
+        Returns:
+            What a full disk has no room for, and the shards of batches that were deleted.
+        """
+        gone: list[ShardRun] = []
         for position, (shard, lines) in enumerate(work):
             try:
                 if lines:
@@ -167,8 +173,10 @@ class Recorder:
                         shard.appender = self._segments.appender(shard.segment_name())
                     shard.appender.append(lines)
             except DiskFull:
-                return list(work[position:])
-        return []
+                return list(work[position:]), gone
+            except SegmentsGone:
+                gone.append(shard)
+        return [], gone
 
     async def _try_again(self, what: str) -> bool:
         """Wait a while for room on a full disk; False when the process is about to end."""
@@ -230,7 +238,8 @@ class Recorder:
     async def _sync_all(self, shards: Sequence[ShardRun]) -> None:
         ways = min(self._segments.syncs_at_once, len(shards))
         parts = (shards[way::ways] for way in range(ways))
-        await asyncio.gather(*(asyncio.to_thread(_sync, part) for part in parts))
+        for gone in await asyncio.gather(*(asyncio.to_thread(_sync, part) for part in parts)):
+            self._drop_gone(gone)
 
     async def _commit(self, done: Sequence[ShardRun]) -> None:
         commits = [
@@ -254,10 +263,10 @@ class Recorder:
         self._has_room_for("commits")
         for shard in done:
             if shard.key not in committed.accepted:
-                log.warning("lost shard=%s/%d at its commit", *shard.key)
-                shard.lose()
-            self.close(shard)
-            self._forget(shard)
+                self._lose(shard, "at its commit")
+            else:
+                self.close(shard)
+                self._forget(shard)
         self._finished.update(committed.finished)
         if self._finished:
             self._ends.set()
@@ -287,6 +296,17 @@ class Recorder:
 
     # Letting go -------------------------------------------------------------------------------
 
+    def _drop_gone(self, gone: Sequence[ShardRun]) -> None:
+        """Drop shards whose batch was deleted: they were lost before, and this worker slept."""
+        for shard in gone:
+            self._lose(shard, "of a batch that was deleted")
+
+    def _lose(self, shard: ShardRun, how: str) -> None:
+        log.warning("lost shard=%s/%d %s", *shard.key, how)
+        shard.lose()
+        self.close(shard)
+        self._forget(shard)
+
     @contextlib.contextmanager
     def _using(self, shards: Collection[ShardRun]) -> Generator[None]:
         """Keep the segments of shards open while a thread has them."""
@@ -315,7 +335,13 @@ class Recorder:
                     shard.appender.close()
 
 
-def _sync(shards: Sequence[ShardRun]) -> None:
+def _sync(shards: Sequence[ShardRun]) -> list[ShardRun]:
+    """Sync the segments of these shards; return those of batches that were deleted."""
+    gone = []
     for shard in shards:
-        if shard.appender is not None:
-            shard.appender.sync()
+        try:
+            if shard.appender is not None:
+                shard.appender.sync()
+        except SegmentsGone:
+            gone.append(shard)
+    return gone

@@ -67,7 +67,11 @@ class Appender(Protocol):
         """Return all that was appended and synced, with its checksums; no extent is empty."""
 
     def sync(self) -> None:
-        """Make everything that was appended durable, the segment's name included."""
+        """Make everything that was appended durable, the segment's name included.
+
+        Raises:
+            SegmentsGone: the batch was deleted: only one that has lost its shard may meet that.
+        """
 
     def close(self) -> None:
         """Let go of it. Does not sync."""
@@ -114,7 +118,11 @@ class Segments(Protocol):
         """
 
     def appender(self, name: str) -> Appender:
-        """Begin a segment to append to, under a name that was never used."""
+        """Begin a segment to append to, under a name that was never used.
+
+        Raises:
+            SegmentsGone: as `Appender.sync`.
+        """
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes.

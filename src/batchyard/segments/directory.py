@@ -12,22 +12,36 @@ import mmap
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from batchyard import crash, ids, limits, segments
 from batchyard.checksum import Checksums
-from batchyard.errors import DamagedError, DiskFull, StoreError, is_disk_full
+from batchyard.errors import DamagedError, DiskFull, SegmentsGone, StoreError, is_disk_full
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
+
+T = TypeVar("T")
 
 # What a disk, or a file system with checksums, says of bytes that it has and cannot give.
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
 _MODE_DIRECTORY = 0o700
 _MODE_FILE = 0o600
+
+
+class _Unreadable(DamagedError):
+    """A disk could not read what it has."""
+
+
+def _twice(read: Callable[[], T]) -> T:
+    """Return what `read` does, tried once more: answers that were paid for are at stake."""
+    try:
+        return read()
+    except _Unreadable:
+        return read()
 
 
 class DirectorySegments:
@@ -70,23 +84,34 @@ class DirectorySegments:
         """Begin a segment to append to."""
         try:
             return FileAppender(self._root, name)
+        except FileNotFoundError as error:
+            raise _gone(self._root, name) from error
         except OSError as error:
             raise _error(error, f"cannot begin segment {name}") from error
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes."""
-        with self._reading(name, offset, length) as descriptor:
-            return _read_exactly(descriptor, offset, length)
+
+        def run() -> bytes:
+            with self._reading(name, offset, length) as descriptor:
+                return _read_exactly(descriptor, offset, length)
+
+        return _twice(run)
 
     def read_into(self, name: str, offset: int, into: memoryview) -> None:
         """Fill `into` with the bytes from `offset` on."""
-        with self._reading(name, offset, len(into)) as descriptor:
-            while into:
-                count = os.preadv(descriptor, [into], offset)
-                if not count:
-                    raise EOFError("it ends before")
-                into = into[count:]
-                offset += count
+
+        def run() -> None:
+            left, at = into, offset
+            with self._reading(name, offset, len(into)) as descriptor:
+                while left:
+                    count = os.preadv(descriptor, [left], at)
+                    if not count:
+                        raise EOFError("it ends before")
+                    left = left[count:]
+                    at += count
+
+        _twice(run)
 
     @contextlib.contextmanager
     def _reading(self, name: str, offset: int, length: int) -> Iterator[int]:
@@ -97,7 +122,7 @@ class DirectorySegments:
             raise DamagedError(f"segment {name} is not there") from None
         except OSError as error:
             if error.errno in _UNREADABLE:
-                raise DamagedError(f"segment {name} cannot be opened: {error.strerror}") from error
+                raise _Unreadable(f"segment {name} cannot be opened: {error.strerror}") from error
             raise StoreError(f"cannot open segment {name}: {error}") from error
         try:
             yield descriptor
@@ -106,7 +131,7 @@ class DirectorySegments:
             raise DamagedError(f"segment {name} is shorter than {end} bytes") from None
         except OSError as error:
             if error.errno in _UNREADABLE:
-                raise DamagedError(
+                raise _Unreadable(
                     f"segment {name} cannot be read at {offset}: {error.strerror}"
                 ) from error
             raise StoreError(f"cannot read segment {name} at {offset}: {error}") from error
@@ -273,6 +298,7 @@ class FileAppender:
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
+        self._root = root
         self._path = root / name
         self._descriptor = _create(self._path)
         self._length = 0
@@ -315,6 +341,8 @@ class FileAppender:
             if not self._named:
                 _sync_directory(self._path.parent)
                 self._named = True
+        except FileNotFoundError as error:
+            raise _gone(self._root, self.name) from error
         except OSError as error:
             raise StoreError(f"cannot sync segment {self.name}: {error}") from error
         crash.point("synced")
@@ -328,6 +356,13 @@ def _error(error: OSError, what: str) -> StoreError:
     if is_disk_full(error):
         return DiskFull(f"{what}: {error.strerror}")
     return StoreError(f"{what}: {error}")
+
+
+def _gone(root: Path, name: str) -> StoreError:
+    """Return what it means that the directory is not there in which a segment is written."""
+    if root.exists():
+        return SegmentsGone(f"segment {name} was deleted while it was written")
+    return StoreError(f"cannot write segment {name}: {root} is not there")
 
 
 def _create(path: Path) -> int:
