@@ -44,6 +44,8 @@ QUICK_RAY = {
     # Processes in stock would take the cores of this machine.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
+    # What serves a client is forked by a process that uses gRPC, and would at times die of it.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
 }
 
 
@@ -138,7 +140,6 @@ class Launcher:
         self.log = root / "cluster.log"
         self._options = options
         self.hello: dict[str, Any] = {}
-        self._tries = 3
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -155,13 +156,8 @@ class Launcher:
             )
         try:
             self.hello = read_line(self._process.stdout, self.log)
-        except BaseException as error:
+        except BaseException:
             self.__exit__()
-            # At times the process of Ray that is to serve a client does not come up.
-            if "Initialization failure from server" in str(error) and self._tries:
-                self._tries -= 1
-                self.log.unlink()
-                return self.__enter__()
             raise
         return self
 
@@ -173,6 +169,11 @@ class Launcher:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal, as `kill` does, or as a terminal does to the whole group."""

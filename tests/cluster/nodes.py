@@ -27,10 +27,13 @@ class Nodes:
     """The cluster, and what a test does to it."""
 
     def __init__(self, *, client_port: int, cpus: int) -> None:
-        # The head has no CPUs, so that no worker goes down with it but by its death.
+        # The head has no CPUs, so that no worker goes down with it but by its death. What only
+        # costs time here, logs to a driver and an autoscaler, is left out.
         head = {
             "num_cpus": 0,
             "include_dashboard": False,
+            "include_log_monitor": False,
+            "no_monitor": True,
             "ray_client_server_port": client_port,
         }
         self._cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
@@ -58,8 +61,6 @@ class Nodes:
         return {}
 
     def stop(self) -> None:
-        with contextlib.suppress(Exception):
-            self._cluster.shutdown()
         for node in (self._cluster.head_node, *self._nodes.values()):
             if node is not None:
                 _kill_all(node)

@@ -21,7 +21,7 @@ from batchyard.cluster.worker import FAMILIES, ClusterWorker, Order
 from batchyard.errors import ConfigError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from batchyard.cluster.fleet import Handle
     from batchyard.server.config import Config
@@ -38,8 +38,13 @@ except ImportError as error:
         "workers on a Ray cluster need the extra: pip install 'batchyard[ray]'"
     ) from error
 
+log = logging.getLogger(__name__)
+
 LOCAL = "local"
 _ANSWER_MAX_S = 10.0
+_JOIN_TRIES = 4
+"""Over `ray://`: the process that a cluster starts for each client at times dies of its start, for
+it is forked while other threads use gRPC. Source: Ray's issue 63202."""
 
 
 def connect(address: str, name: str) -> str:
@@ -58,11 +63,34 @@ def connect(address: str, name: str) -> str:
     if address == LOCAL:
         options["include_dashboard"] = False
     try:
-        context = ray.init(address=address, logging_level=logging.WARNING, **options)
+        context = _join(lambda: ray.init(address=address, logging_level=logging.WARNING, **options))
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _unusable(address, " ".join(str(error).split())) from None
+        raise _unusable(address, _reason(error)) from None
     info = getattr(context, "address_info", None) or {}
     return str(info.get("address") or address)
+
+
+def _join(init: Callable[[], Any]) -> Any:
+    """Join; again, a few times, where the cluster took us and then could not serve us.
+
+    Raises:
+        Exception: what the last try met.
+    """
+    for left in range(_JOIN_TRIES - 1, 0, -1):
+        try:
+            return init()
+        except ConnectionAbortedError as error:
+            why = shown(_reason(error), 300)
+            log.warning("could not join the Ray cluster, %d tries left: %s", left, why)
+    return init()
+
+
+def _reason(error: Exception) -> str:
+    """Return an error on one line; of what a server has met, the end of its traceback."""
+    text = str(error)
+    if isinstance(error, ConnectionAbortedError):
+        text = text.strip().rpartition("\n")[2]
+    return " ".join(text.split())
 
 
 def _check_reachable(address: str) -> None:

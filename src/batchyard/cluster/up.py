@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OTHERS_MAX_S = 30.0
-"""For the workers of a launcher that was killed to end: Ray ends them, but not at once."""
+_OTHERS_MAX_S = 60.0
+"""For the workers of a launcher that was killed to end. Ray ends them within seconds, but those of
+a client only when it has waited 30 s for the client to come back."""
 
 
 async def up(
@@ -89,12 +90,16 @@ async def _wait_alone(name: str, clock: Clock, leaving: asyncio.Event) -> None:
         ConfigError: they stay, so their launcher lives.
     """
     deadline_s = clock.monotonic_s() + _OTHERS_MAX_S
+    is_told = False
     while found := engine.names():
         if leaving.is_set() or clock.monotonic_s() > deadline_s:
             raise ConfigError(
                 f"yard {name} is on this Ray cluster already, with {len(found)} workers; end the "
                 "process that keeps them, or take another --name"
             )
+        if not is_told:
+            log.info("waiting for the end of %d workers of a launcher before", len(found))
+            is_told = True
         await wait_first(clock, leaving, 1.0)
 
 
