@@ -7,7 +7,8 @@ refuses the others with 429. Printed are, for each of the three, the share of wh
 was used, over the second half and over the whole time, and the share of calls that were refused.
 
 With `--stray` there is no limit, but that share of the calls is refused for no reason: then the
-share of what 64 slots can do is printed.
+share of what 64 slots can do is printed. With `--retry-after` as well, each of them is told to wait
+for five seconds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PHASES = (50.0, 200.0, 20.0)
 BUCKET_S = 0.5
+STRAY_WAIT_S = 5
 SLOTS = 64  # of a pool, unless configured otherwise
 
 
@@ -128,7 +130,8 @@ class Upstream:
     async def _answer_free(self, now_s: float) -> bytes:
         if self._rng.random() < self._stray:
             self.refused.append(now_s)
-            return _reply("429 Too Many Requests", REFUSAL)
+            headers = [f"retry-after: {STRAY_WAIT_S}"] if self._says_when else []
+            return _reply("429 Too Many Requests", REFUSAL, *headers)
         self.accepted.append(now_s)
         await asyncio.sleep(self._latency_s)
         return ACCEPTED

@@ -20,7 +20,7 @@ from batchyard.segments.directory import DirectorySegments
 from batchyard.segments.requests import Records, plan_shards, sizes_of
 from batchyard.testing.clock import ManualClock
 from batchyard.upstream.simulated import Settings, Simulated
-from sim.world import InlineExecutor
+from helpers_inline import InlineExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from batchyard.dispatch.limiter import Signal
 from batchyard.dispatch.retry import backoff_s
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from batchyard.dispatch.gate import Gate
 
@@ -51,6 +51,10 @@ class LoopClock:
         await asyncio.sleep(seconds)
 
 
+def even(rng: random.Random) -> float:
+    return rng.uniform(0.7, 1.3)
+
+
 def run_virtually(story: Coroutine[None, None, None]) -> None:
     with asyncio.Runner(loop_factory=VirtualTime) as runner:
         runner.run(story)
@@ -68,6 +72,8 @@ class Allowed:
     burst_s: float = 0.2
     """How many seconds of it the bucket holds; at least one call."""
     latency_s: float = 0.2
+    spread: Callable[[random.Random], float] = even
+    """Returns how many times the latency an answer takes, 1.0 on average."""
     refusal_s: float = 0.01
     stray: float = 0.0
     """Share of calls that are refused for no reason."""
@@ -102,6 +108,10 @@ class Allowed:
             return (1.0 - self._level) / limit
         self._level -= 1.0
         return None
+
+    async def answer(self, rng: random.Random) -> None:
+        """Wait as long as an answer takes."""
+        await asyncio.sleep(self.latency_s * self.spread(rng))
 
     def leave(self) -> None:
         self._busy -= self.kind == "concurrency"
@@ -145,7 +155,7 @@ class Traffic:
                 self.sent += 1
                 wait_s = self.allowed.admit(loop.time())
                 if wait_s is None:
-                    await asyncio.sleep(self.allowed.latency_s * self.rng.uniform(0.7, 1.3))
+                    await self.allowed.answer(self.rng)
                     self.allowed.leave()
                     self.gate.end(permit, Signal.TAKEN)
                     self.taken.append(loop.time())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,10 @@ from hypothesis import strategies as st
 from batchyard import limits, wire
 from batchyard.dispatch import hints
 from batchyard.dispatch.ceilings import Bucket, Ceilings, Limit
-from batchyard.dispatch.limiter import Limiter, Permit, Signal
+from batchyard.dispatch.limiter import Limiter, Signal
+
+if TYPE_CHECKING:
+    from batchyard.dispatch.window import Permit
 
 
 def fill(limiter: Limiter, now_s: float) -> list[Permit]:

@@ -82,3 +82,73 @@ def test_a_stray_holds_no_other_call_back_whatever_time_it_names() -> None:
     limiter.end(limiter.start(0.0), 0.1, Signal.LIMITED, 30.0)
     assert limiter.wait_s(0.1) == 0.0
     assert not limiter.is_limited
+
+
+def healthy(calls: int) -> Limiter:
+    limiter = Limiter(64)
+    for _ in range(calls):
+        limiter.end(limiter.start(0.0), 0.1, Signal.TAKEN)
+    return limiter
+
+
+def refuse(limiter: Limiter, now_s: float) -> None:
+    limiter.end(limiter.start(now_s), now_s, Signal.LIMITED, 30.0)
+
+
+def test_single_refusals_that_name_a_time_hold_nobody_back_where_calls_are_accepted() -> None:
+    limiter = healthy(20)
+    for second in range(4):
+        refuse(limiter, float(second))
+        assert limiter.wait_s(float(second)) == 0.0
+        assert not limiter.is_limited
+        for _ in range(5):
+            limiter.end(limiter.start(float(second)), second + 0.5, Signal.TAKEN)
+
+
+def test_of_three_refusals_in_succession_the_last_is_obeyed_by_all() -> None:
+    limiter = healthy(20)
+    refuse(limiter, 1.0)
+    refuse(limiter, 1.1)
+    assert limiter.wait_s(1.1) == 0.0
+    refuse(limiter, 1.2)
+    assert limiter.wait_s(1.2) == 5.0, "a single call tries then"
+    assert limiter.waits(1.2)[0].kind == "cooling_down"
+
+
+def test_the_first_refusal_is_obeyed_where_next_to_nothing_was_accepted_yet() -> None:
+    limiter = healthy(1)
+    refuse(limiter, 1.0)
+    assert limiter.wait_s(1.0) == 5.0
+
+
+def test_a_burst_of_which_one_call_is_refused_and_later_ones_accepted_tells_of_no_limit() -> None:
+    limiter = Limiter(256)
+    permits = [limiter.start(0.0) for _ in range(64)]
+    limiter.end(permits[20], 0.01, Signal.LIMITED, 30.0)
+    assert limiter.wait_s(0.01) == 5.0
+    assert limiter.window.wall == 20
+    limiter.end(permits[10], 0.2, Signal.TAKEN)
+    assert limiter.is_limited, "it was sent before the refused one"
+    limiter.end(permits[40], 0.3, Signal.TAKEN)
+    assert not limiter.is_limited
+    assert limiter.wait_s(0.3) == 1.0, "as in slow start, with 61 in flight"
+
+
+def test_a_burst_of_which_most_calls_are_refused_tells_of_a_limit_though_later_ones_pass() -> None:
+    limiter = Limiter(256)
+    permits = [limiter.start(0.0) for _ in range(64)]
+    for permit in permits[20:60]:
+        limiter.end(permit, 0.01, Signal.LIMITED, 30.0)
+    limiter.end(permits[61], 0.3, Signal.TAKEN)
+    assert limiter.wait_s(0.3) > 0.0 or limiter.pace.rate is not None
+    assert limiter.is_limited
+
+
+def test_a_concurrency_at_which_a_later_call_is_accepted_is_no_wall() -> None:
+    limiter = Limiter(256)
+    permits = [limiter.start(0.0) for _ in range(64)]
+    limiter.end(permits[20], 0.01, Signal.LIMITED)
+    assert limiter.window.wall == 20
+    limiter.end(permits[50], 0.3, Signal.TAKEN)
+    assert limiter.window.wall == 50
+    assert limiter.window.size == 50.0

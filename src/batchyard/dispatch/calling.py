@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from batchyard.clock import Clock
     from batchyard.dispatch.gate import Gate
-    from batchyard.dispatch.limiter import Permit
     from batchyard.dispatch.pool import Pool
     from batchyard.dispatch.shard import Request, ShardRun
+    from batchyard.dispatch.window import Permit
     from batchyard.price import Usage
     from batchyard.upstream import Outcome, Upstream
     from batchyard.validate import Problem
@@ -187,7 +187,16 @@ class Caller:
         )
         wait_s = max(0.0, left_s) if delay is None else delay
         pool.delayed(request, wait_s)
-        await self._wait(shard, wait_s)
+        if action.retry_after_s is None or not pool.may_step_aside:
+            await self._wait(shard, wait_s)
+            return
+        # It was told to wait and the others were not: they may have its slot.
+        pool.aside += 1
+        try:
+            pool.on_release(pool)
+            await self._wait(shard, wait_s)
+        finally:
+            pool.aside -= 1
 
     def _judge(self, gate: Gate, permit: Permit, outcome: Outcome, tries: int) -> retry.Action:
         """Return what an outcome means after some `tries`, and tell the gate."""

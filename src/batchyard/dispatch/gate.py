@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchyard.dispatch import hints
-from batchyard.dispatch.limiter import Limiter, Permit, Signal, Wait
+from batchyard.dispatch.limiter import Limiter, Signal, Wait
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from batchyard.clock import Clock
     from batchyard.dispatch.ceilings import Ceilings
+    from batchyard.dispatch.window import Permit
 
 log = logging.getLogger(__name__)
 

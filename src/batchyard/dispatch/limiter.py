@@ -5,18 +5,16 @@ makes calls wait; `ceilings.py` holds the limits that people have written down.
 
 What is learned, and how:
 
-- The *window*, calls in flight. It starts generously and doubles in each round trip (or each
-  second, where answers take longer) up to the slots. A call that is refused with 429 at a higher
-  concurrency than any that was accepted of late sets the window to that concurrency, at which it
-  only probes; 529 and time-outs multiply it by 0.7, and then it grows by one in each round.
+- The *window*, calls in flight (`window.py`).
 - The *rate*, calls a second (`pace.py`), where 429s come at a concurrency that was accepted.
 - One decrease for each cohort: calls sent before a decrease do not decrease again.
 - The *cool-down* (`cooldown.py`): until the end of a `retry-after`, no call but single probes. It
   ends early when a call that was sent after the refused one is accepted: then the limit is not one
   of the whole pool.
+- *Strays* (`strays.py`): single 429s that tell nothing of the pool. Where no limit is known and
+  calls are accepted, a few that name a time hold back their own requests only.
 - The *breaker*: after many failures in a row (5xx, 529, no connection) all calls stop, then single
   calls probe until one is answered.
-- *Drift*: while answers take twice as long as they used to, the window does not grow.
 """
 
 from __future__ import annotations
@@ -25,14 +23,12 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-
 from batchyard import limits
 from batchyard.dispatch.ceilings import Estimate
 from batchyard.dispatch.cooldown import CoolDown
 from batchyard.dispatch.pace import Pace
-from batchyard.dispatch.rest import Rest
 from batchyard.dispatch.strays import Strays
+from batchyard.dispatch.window import Permit, Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,15 +36,12 @@ if TYPE_CHECKING:
     from batchyard.dispatch.ceilings import Ceiling
     from batchyard.dispatch.hints import Hint
 
-_NEVER = float("-inf")
 _ANSWER = float("inf")  # wait for an answer, not for time
 
-_CUT = 0.7
-_DOUBLING_S = 1.0
 _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
-_FEW = 3  # calls beside a refused one, below which the rate is to blame
-_PEAK_S = 10.0  # how long the highest accepted concurrency is remembered, at least
-_DRIFT = 2.0
+_DOUBT = 2.0  # as many 429s at once that name a time are borne, where no limit is known
+_DOUBT_FIRST = 1.5  # before the first call
+_DOUBT_LESS = 1.0 / 5.0  # for each accepted call
 
 
 class Signal(enum.Enum):
@@ -66,18 +59,6 @@ class Signal(enum.Enum):
 _UNUSED = frozenset({Signal.LIMITED, Signal.OVERLOADED, Signal.UNREACHABLE})
 
 
-class Permit(msgspec.Struct, gc=False):
-    """One call under way."""
-
-    number: int
-    sent_s: float
-    others: int
-    """Calls in flight beside it when it was sent."""
-    size: int = 0
-    tokens: tuple[float, float] = (0.0, 0.0)
-    """Input and output tokens that the ceilings were charged."""
-
-
 @dataclass(frozen=True, slots=True)
 class Wait:
     """Why calls wait, and until when (monotonic seconds; None when an answer decides)."""
@@ -85,147 +66,6 @@ class Wait:
     kind: Literal["breaker_open", "cooling_down", "limited"]
     detail: str
     until_s: float | None
-
-
-class Window:
-    """How many calls may be in flight."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self.size = float(min(slots, limits.WINDOW_START))
-        self.wall: int | None = None
-        """A concurrency that was refused with 429."""
-        self._is_slow_start = True
-        self._is_drifting = False
-        self._grown_s = _NEVER
-        self._step = 1
-        self._has_failed = False
-        self._rest = Rest()
-        """Between two probes above a concurrency that was refused."""
-        self._peak = self._peak_before = -1
-        self._peak_s = _NEVER
-
-    def taken(self, permit: Permit, now_s: float, *, is_drifting: bool) -> None:
-        """Note an accepted call."""
-        others = permit.others
-        self._is_drifting = is_drifting
-        self._peak = max(self._peak, others)
-        if now_s - self._peak_s >= _PEAK_S:
-            self._peak_before, self._peak, self._peak_s = self._peak, others, now_s
-        size = self.size
-        if size >= self.slots:
-            return
-        if self.wall is not None:
-            if others >= self.wall and others + 1 >= int(size):
-                self._pass_wall()
-                return
-            if size >= self.wall:
-                return
-        if is_drifting or (others + 1) * 2 < size:  # nobody used what there is
-            return
-        size += 1.0 if self._is_slow_start else 1.0 / size
-        self.size = min(size, self.slots if self.wall is None else self.wall)
-
-    def _pass_wall(self) -> None:
-        """Go on, and faster: what was refused before is accepted now."""
-        self.wall = int(self.size)
-        self._rest.has_succeeded()
-        self._step = min(self._step * 2, max(1, self.wall // 2))
-        self.size = float(min(self.wall + self._step, self.slots))
-        if self.size >= self.slots:
-            self.wall = None
-
-    def grow_by_time(self, now_s: float) -> float:
-        """Grow where that needs no answer; return the seconds until it may grow again."""
-        if self.wall is not None:
-            if self.size < self.wall:
-                return _ANSWER
-            if self.size > self.wall:
-                return _ANSWER
-            if now_s >= self._rest.due_s:
-                self._step = 1
-                self.size = self.wall + 1.0
-                return _ANSWER
-            return self._rest.due_s - now_s
-        if not self._is_slow_start or self._is_drifting or self.size >= self.slots:
-            return _ANSWER
-        if self._grown_s == _NEVER:
-            self._grown_s = now_s
-        left = self._grown_s + _DOUBLING_S - now_s
-        if left <= 0.0:
-            self.size = min(self.size * 2.0, self.slots)
-            self._grown_s = now_s
-            left = _DOUBLING_S
-        return left
-
-    def is_new_height(self, permit: Permit) -> bool:
-        """Whether a refused call went out at a concurrency that was not accepted lately.
-
-        One less is enough: what was in flight beside an accepted call may be refused later. A call
-        that was nearly alone says nothing of concurrency.
-        """
-        if permit.others < _FEW:
-            return False
-        if self.wall is not None and permit.others < self.wall:
-            return False
-        return permit.others + 1 >= max(self._peak, self._peak_before)
-
-    @property
-    def is_probing(self) -> bool:
-        """Whether it tries a concurrency that was refused before."""
-        return self.wall is not None and self.size > self.wall
-
-    def forget_peak(self) -> None:
-        """Forget what was accepted: the upstream has changed its mind."""
-        self._peak = self._peak_before = -1
-
-    def refuse(self, permit: Permit, now_s: float) -> None:
-        """Note a 429 that the concurrency explains."""
-        self._is_slow_start = False
-        self._has_failed = self.wall is not None and self.size > self.wall
-        if self._has_failed:
-            self._rest.has_failed()
-        self.wall = max(_FEW, permit.others)
-        self.size = float(self.wall)
-        self._step = 1
-        self._rest.begin(now_s)
-
-    def lower(self, permit: Permit) -> None:
-        """Note a further 429 of the same cohort."""
-        if self.wall is not None and permit.others < self.wall:
-            self.wall = max(_FEW, permit.others)
-            self.size = min(self.size, float(self.wall))
-
-    def drop_wall(self) -> None:
-        """Forget the concurrency that was refused: it was not the reason."""
-        if self.wall is not None:
-            self.wall = None
-            self._rest.reset()
-            self._is_slow_start = True
-
-    def rest_at_least(self, pause_s: float, now_s: float) -> None:
-        """Note that the last probe made all calls wait this long."""
-        if self._has_failed:
-            self._rest.at_least(_PAUSE_SHARE * pause_s, now_s)
-
-    def cut(self, in_flight: int) -> None:
-        """Note a cohort of calls that were too much for the upstream."""
-        self._is_slow_start = False
-        self.size = max(1.0, min(self.size, float(in_flight)) * _CUT)
-
-    def take_over(self, size: float, wall: int | None, now_s: float) -> None:
-        """Go on from what was learned before, by others or with another part of the limit."""
-        self.wall = None if wall is None else min(max(_FEW, wall), self.slots)
-        self.size = min(max(1.0, size), float(self.slots if self.wall is None else self.wall))
-        self._is_slow_start = self.wall is None
-        self._rest.begin(now_s)
-
-    def start_over(self) -> None:
-        """Begin carefully, after the upstream was away."""
-        self._is_slow_start = True
-        self.size = 1.0
-        self.wall = None
-        self._grown_s = _ANSWER  # by answers only
 
 
 class Breaker:
@@ -293,7 +133,11 @@ class Limiter:
         self._cut = 0
         """The number of the first call that was sent after the last decrease."""
         self._cool_down = CoolDown()
-        self._recent_s = self._usual_s = 0.0
+        self._recent_s = 0.0
+        self._doubt = _DOUBT_FIRST
+        """One for each 429 of late, less what each accepted call takes away."""
+        self._refused = 0
+        """The number of the first call that was sent after the last 429."""
 
     # Before a call ----------------------------------------------------------------------------
 
@@ -331,6 +175,7 @@ class Limiter:
         permit = Permit(self._sent, now_s, self.in_flight)
         self._sent += 1
         self.in_flight += 1
+        self.window.drift.sent(permit.number, now_s)
         self.pace.sent(now_s)
         if self._cool_down.until_s is not None:
             self._cool_down.sent(permit.number)
@@ -368,6 +213,7 @@ class Limiter:
             used: input and output tokens that count against limits, where they are known.
         """
         self.in_flight -= 1
+        self.window.drift.ended(permit.number, now_s, is_taken=signal is Signal.TAKEN)
         if self.ceilings:
             self._correct(permit, now_s, signal, used)
         elif used is not None:
@@ -377,7 +223,10 @@ class Limiter:
             return
         breaker = self.breaker
         self._cool_down.failed(permit.number, now_s)
-        if signal is Signal.NOTHING or (signal is Signal.LIMITED and self._is_stray(permit, now_s)):
+        if signal is Signal.NOTHING or (
+            signal is Signal.LIMITED
+            and self._is_stray(permit, now_s, names_time=retry_after_s is not None)
+        ):
             breaker.is_probing = False
             return
         if retry_after_s is not None:
@@ -423,19 +272,15 @@ class Limiter:
     def _taken(self, permit: Permit, now_s: float) -> None:
         took_s = now_s - permit.sent_s
         recent = self._recent_s
-        usual = self._usual_s
-        if recent == 0.0:
-            self._recent_s = self._usual_s = took_s
-        else:
-            recent += (took_s - recent) / 32.0
-            self._recent_s = recent
-            # A long-term minimum that rises slowly, since what is asked for changes.
-            self._usual_s = recent if recent < usual else usual + (recent - usual) / 2048.0
+        self._recent_s = recent + (took_s - recent) / 32.0 if recent else took_s
         self.pace.round_s = self._recent_s
+        self._doubt = max(0.0, self._doubt - _DOUBT_LESS)
         if self.strays.share:
             self.strays.taken()
         if permit.number >= self._cut:
-            self.window.taken(permit, now_s, is_drifting=recent > _DRIFT * usual)
+            self.window.taken(permit, now_s)
+        else:
+            self.window.taken_late(permit)
         if self.breaker.failures and self.breaker.taken():
             self.window.start_over()
         cool_down = self._cool_down
@@ -445,24 +290,50 @@ class Limiter:
                 self.pace.doubt()
             else:
                 self._end_cool_down(now_s)
+                if self.pace.doubt_cohort():
+                    self.window.drop_wall()
 
-    def _is_stray(self, permit: Permit, now_s: float) -> bool:
-        strays = self.strays
-        return strays.share > 0.0 and permit.number >= self._cut and strays.is_one(now_s)
+    def _is_stray(self, permit: Permit, now_s: float, *, names_time: bool) -> bool:
+        """Whether a 429 is of one request only; else it is taken for that of a limit."""
+        self._doubt = min(_DOUBT, self._doubt) + 1.0
+        apart, self._refused = permit.number - max(self._cut, self._refused), self._sent
+        if permit.number < self._cut:
+            return False
+        if self.strays.share:
+            return self.strays.is_one(now_s)
+        if not names_time or self._doubt > _DOUBT or self._cool_down.until_s is not None:
+            return False
+        pace = self.pace
+        if self.window.is_probing or (pace.rate is not None and pace.is_binding(permit.sent_s)):
+            return False
+        self._unexplained(apart, now_s, names_time=names_time)
+        return True
+
+    def _is_step(self, permit: Permit) -> bool:
+        """Whether more was tried than is known to be accepted when a call was sent."""
+        pace = self.pace
+        return (pace.is_probing and pace.is_binding(permit.sent_s)) or self.window.is_probing
+
+    def _unexplained(self, apart: int, now_s: float, *, names_time: bool) -> bool:
+        """Note a 429 that no step upward explains; return whether a trial has begun."""
+        if not self.strays.unexplained(apart, now_s, names_time=names_time):
+            return False
+        self.window.drop_wall()
+        self.pace.rise(now_s)
+        return True
 
     def _limited(self, permit: Permit, now_s: float, *, names_time: bool) -> None:
         by_window = self.window.is_new_height(permit)
-        is_step = self.pace.is_probing or self.window.is_probing
+        is_step = self._is_step(permit)
         self.pace.refused(permit.number, self._sent, permit.sent_s, now_s, is_rate=not by_window)
         if permit.number < self._cut:  # of a cohort that has decreased it already
             self.window.lower(permit)
             return
         apart, self._cut = permit.number - self._cut, self._sent
         self.window.forget_peak()
-        if not is_step and self.strays.unexplained(apart, now_s, names_time=names_time):
-            self.window.drop_wall()
-            self.pace.rise(now_s)
-        elif by_window:
+        if not is_step and self._unexplained(apart, now_s, names_time=names_time):
+            return
+        if by_window:
             self.window.refuse(permit, now_s)
         else:
             self.window.drop_wall()

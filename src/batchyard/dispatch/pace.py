@@ -14,6 +14,8 @@ _NEVER = float("-inf")
 
 _CUT = 0.94  # for a cohort with a single refusal
 _MANY = 8  # calls in a cohort from which the share that was accepted tells something
+_SOME = 4  # calls in one that is doubted, when only a few of them were refused
+_FEW_SHARE = 0.1  # of a cohort; a limit that is exceeded by more refuses more
 _STEP_MIN, _STEP, _STEP_MAX, _STEP_FRESH = 0.01, 0.04, 0.4, 0.5
 _PROBE_S, _PROBE_MAX_S = 1.0, 5.0  # a step lasts a round trip, but within these
 _PROBE_CALLS_MIN, _PROBE_CALLS = 3, 10  # and so many calls as take this long, within these
@@ -254,6 +256,14 @@ class Pace:
         """Forget what a single refusal said: it was of one request, not of the pool."""
         if self._is_fresh and self._refused == 1:
             self.rate = None
+
+    def doubt_cohort(self) -> bool:
+        """Forget what few refusals among many calls said; return whether it did."""
+        calls = self._last - self._first + 1
+        if not self._is_fresh or calls < _SOME or self._refused > max(1.0, _FEW_SHARE * calls):
+            return False
+        self.rate = None
+        return True
 
     def take_over(self, rate: float, now_s: float) -> None:
         """Go on from a rate that was learned, by others or with another part of the limit."""

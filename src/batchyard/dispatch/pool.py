@@ -48,7 +48,8 @@ class Pool:
         self.part = 1.0
         """Of the slots and the limits that are configured, what this process has."""
         self.turns = Turns() if turns is None else turns
-        self.busy = 0
+        self.busy = self.aside = 0
+        """Requests in flight, and those of them that wait and have left their slot to others."""
         self.paused_until_s = 0.0
         self.pause_reason: str | None = None
         self._refusals = 0
@@ -66,6 +67,15 @@ class Pool:
     def unsent(self) -> int:
         """Return how many requests wait for a slot."""
         return self.turns.unsent
+
+    @property
+    def may_step_aside(self) -> bool:
+        """Whether a request that waits can leave its slot to others.
+
+        When it goes on, the gate sees to it that no more calls are made than there are slots; not
+        so where workers divide them.
+        """
+        return self.part == 1.0 and self.aside < self.slots and self.gate.may_repeat
 
     @property
     def is_hungry(self) -> bool:

@@ -1,0 +1,190 @@
+"""How many calls of one pool may be in flight, learned from its answers. Pure.
+
+It starts generously and doubles in each round trip (or each second, where answers take longer) up
+to the slots. A call that is refused with 429 at a higher concurrency than any that was accepted of
+late sets the window to that concurrency, at which it only probes; 529 and time-outs multiply it by
+0.7, and then it grows by one in each round. It does not grow while answers take longer than they
+used to (`drift.py`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from batchyard import limits
+from batchyard.dispatch.drift import Drift
+from batchyard.dispatch.rest import Rest
+
+_NEVER = float("-inf")
+_ANSWER = float("inf")  # wait for an answer, not for time
+
+_CUT = 0.7
+_DOUBLING_S = 1.0
+_PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
+_FEW = 3  # calls beside a refused one, below which the rate is to blame
+_PEAK_S = 10.0  # how long the highest accepted concurrency is remembered, at least
+
+
+class Permit(msgspec.Struct, gc=False):
+    """One call under way."""
+
+    number: int
+    sent_s: float
+    others: int
+    """Calls in flight beside it when it was sent."""
+    size: int = 0
+    tokens: tuple[float, float] = (0.0, 0.0)
+    """Input and output tokens that the ceilings were charged."""
+
+
+class Window:
+    """How many calls may be in flight."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.size = float(min(slots, limits.WINDOW_START))
+        self.wall: int | None = None
+        """A concurrency that was refused with 429."""
+        self._wall_call = -1
+        """The number of the call that was refused at it."""
+        self.drift = Drift()
+        self._is_slow_start = True
+        self._grown_s = _NEVER
+        self._step = 1
+        self._has_failed = False
+        self._rest = Rest()
+        """Between two probes above a concurrency that was refused."""
+        self._peak = self._peak_before = -1
+        self._peak_s = _NEVER
+
+    def taken(self, permit: Permit, now_s: float) -> None:
+        """Note an accepted call."""
+        others = permit.others
+        self._peak = max(self._peak, others)
+        if now_s - self._peak_s >= _PEAK_S:
+            self._peak_before, self._peak, self._peak_s = self._peak, others, now_s
+        size = self.size
+        if size >= self.slots:
+            return
+        if self.wall is not None:
+            if others >= self.wall and others + 1 >= int(size):
+                self._pass_wall()
+                return
+            if size >= self.wall:
+                return
+        if self.drift.is_seen or (others + 1) * 2 < size:  # nobody used what there is
+            return
+        size += 1.0 if self._is_slow_start else 1.0 / size
+        self.size = min(size, self.slots if self.wall is None else self.wall)
+
+    def taken_late(self, permit: Permit) -> None:
+        """Note an accepted call that was sent before the last decrease.
+
+        If it was sent after the one that was refused, its concurrency is no wall.
+        """
+        if self.wall is not None and permit.number > self._wall_call:
+            self.wall = max(self.wall, min(permit.others, self.slots))
+            self.size = max(self.size, float(self.wall))
+
+    def _pass_wall(self) -> None:
+        """Go on, and faster: what was refused before is accepted now."""
+        self.wall = int(self.size)
+        self._rest.has_succeeded()
+        self._step = min(self._step * 2, max(1, self.wall // 2))
+        self.size = float(min(self.wall + self._step, self.slots))
+        if self.size >= self.slots:
+            self.wall = None
+
+    def grow_by_time(self, now_s: float) -> float:
+        """Grow where that needs no answer; return the seconds until it may grow again."""
+        if self.wall is not None:
+            if self.size < self.wall:
+                return _ANSWER
+            if self.size > self.wall:
+                return _ANSWER
+            if now_s >= self._rest.due_s:
+                self._step = 1
+                self.size = self.wall + 1.0
+                return _ANSWER
+            return self._rest.due_s - now_s
+        if not self._is_slow_start or self.drift.is_seen or self.size >= self.slots:
+            return _ANSWER
+        if self._grown_s == _NEVER:
+            self._grown_s = now_s
+        left = self._grown_s + _DOUBLING_S - now_s
+        if left <= 0.0:
+            self.size = min(self.size * 2.0, self.slots)
+            self._grown_s = now_s
+            left = _DOUBLING_S
+        return left
+
+    def is_new_height(self, permit: Permit) -> bool:
+        """Whether a refused call went out at a concurrency that was not accepted lately.
+
+        One less is enough: what was in flight beside an accepted call may be refused later. A call
+        that was nearly alone says nothing of concurrency.
+        """
+        if permit.others < _FEW:
+            return False
+        if self.wall is not None and permit.others < self.wall:
+            return False
+        return permit.others + 1 >= max(self._peak, self._peak_before)
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether it tries a concurrency that was refused before."""
+        return self.wall is not None and self.size > self.wall
+
+    def forget_peak(self) -> None:
+        """Forget what was accepted: the upstream has changed its mind."""
+        self._peak = self._peak_before = -1
+
+    def refuse(self, permit: Permit, now_s: float) -> None:
+        """Note a 429 that the concurrency explains."""
+        self._is_slow_start = False
+        self._has_failed = self.wall is not None and self.size > self.wall
+        if self._has_failed:
+            self._rest.has_failed()
+        self.wall = max(_FEW, permit.others)
+        self._wall_call = permit.number
+        self.size = float(self.wall)
+        self._step = 1
+        self._rest.begin(now_s)
+
+    def lower(self, permit: Permit) -> None:
+        """Note a further 429 of the same cohort."""
+        if self.wall is not None and permit.others < self.wall:
+            self.wall = max(_FEW, permit.others)
+            self._wall_call = permit.number
+            self.size = min(self.size, float(self.wall))
+
+    def drop_wall(self) -> None:
+        """Forget the concurrency that was refused: it was not the reason."""
+        if self.wall is not None:
+            self.wall = None
+            self._rest.reset()
+            self._is_slow_start = True
+
+    def rest_at_least(self, pause_s: float, now_s: float) -> None:
+        """Note that the last probe made all calls wait this long."""
+        if self._has_failed:
+            self._rest.at_least(_PAUSE_SHARE * pause_s, now_s)
+
+    def cut(self, in_flight: int) -> None:
+        """Note a cohort of calls that were too much for the upstream."""
+        self._is_slow_start = False
+        self.size = max(1.0, min(self.size, float(in_flight)) * _CUT)
+
+    def take_over(self, size: float, wall: int | None, now_s: float) -> None:
+        """Go on from what was learned before, by others or with another part of the limit."""
+        self.wall = None if wall is None else min(max(_FEW, wall), self.slots)
+        self.size = min(max(1.0, size), float(self.slots if self.wall is None else self.wall))
+        self._is_slow_start = self.wall is None
+        self._rest.begin(now_s)
+
+    def start_over(self) -> None:
+        """Begin carefully, after the upstream was away."""
+        self._is_slow_start = True
+        self.size = 1.0
+        self.wall = None
+        self._grown_s = _ANSWER  # by answers only
