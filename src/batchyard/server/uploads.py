@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from batchyard.model import ShardPlan
     from batchyard.segments import Draft, Segments
+    from batchyard.segments.requests import Identified
     from batchyard.wire import Entry
 
 
@@ -57,8 +58,12 @@ class Upload:
 class Accepted:
     """What became of an upload."""
 
-    requests: int
     shards: Sequence[ShardPlan]
+
+    @property
+    def requests(self) -> int:
+        """Return how many there are."""
+        return sum(shard.requests for shard in self.shards)
 
 
 @asynccontextmanager
@@ -116,7 +121,7 @@ class _Spool:
             piece, self._chunks, self._length = self._chunks, [], 0
             if self._writing is not None:
                 await asyncio.shield(self._writing)
-            self._writing = asyncio.ensure_future(asyncio.to_thread(self._take, piece))
+            self._writing = asyncio.ensure_future(self._take(piece))
 
     async def rest(self) -> None:
         """Wait until no thread is at the file, which may be closed then."""
@@ -137,10 +142,17 @@ class _Spool:
             self._arrival.last = self._chunks
         return self._digest.digest()
 
-    def _take(self, chunks: list[bytes]) -> None:
-        self._write(chunks)
+    async def _take(self, chunks: list[bytes]) -> None:
+        """Write a piece while it arrives in another thread; return when both have ended.
+
+        To write and to digest take no lock of the interpreter: together it is as fast as arriving.
+        """
+        doing = [asyncio.to_thread(self._write, chunks)]
         if self._arrival is not None:
-            self._arrival.add(chunks)
+            doing.append(asyncio.to_thread(self._arrival.add, chunks))
+        for error in await asyncio.gather(*doing, return_exceptions=True):
+            if error is not None:
+                raise error
 
     def _write(self, chunks: list[bytes]) -> None:
         for chunk in chunks:
@@ -205,40 +217,37 @@ class Arrival:
             StoreError: it could not be written; DiskFull when there is no room.
         """
         with self._turn:
-            if self._arriving is None:
+            arriving = self._arriving
+            if arriving is None:
                 return None
             try:
-                return self._accept(self._arriving, routes)
+                records = arriving.feed(self.last) + arriving.finish()
             except OddBodyError:
                 self._give_up()
                 return None
-
-    def _accept(self, arriving: Arriving, routes: Routes) -> Accepted:
-        records = arriving.feed(self.last) + arriving.finish()
-        draft = self._draft = self._draft or self._store.draft(self._name, self._spool)
-        draft.write(records)
-        stored = arriving.stored
-        sizes = [each.size for each in stored]
-        pools = routes.pools_of(arriving.models)
-        keys = None if are_in_order(arriving.keys) else arriving.keys
-        order = dispatch_order(pools, keys)
-        shards = plan_shards(stored, sizes, pools, order, keys)
-        if order == list(range(len(order))):
-            if arriving.size > limits.SPOOL_PIECE_BYTES:
-                draft.settle()  # while we read
-            shards = with_checksums(shards, draft.view())
-            self._draft = None  # whatever happens now, its directory stays
-            try:
-                draft.commit()
-            finally:
-                draft.abandon()
-        else:
-            reordered = Reordered(stored, draft.view(), order, shards)
-            self._store.put(self._name, reordered.chunks())
+            draft = self._draft = self._draft or self._store.draft(self._name, self._spool)
+            draft.write(records)
+            stored = arriving.stored
+            sizes = [each.size for each in stored]
+            order, shards = _planned(stored, sizes, routes.pools_of(arriving.models), arriving.keys)
+            if order == list(range(len(order))):
+                return self._kept(draft, arriving.size, shards)
+            accepted = _put(self._store, self._name, Reordered(stored, draft.view(), order, shards))
             self._draft = None
             draft.abandon()
-            shards = reordered.shards()
-        return Accepted(len(stored), shards)
+            return accepted
+
+    def _kept(self, draft: Draft, size: int, shards: Sequence[ShardPlan]) -> Accepted:
+        """Make the draft the segment, as it is."""
+        if size > limits.SPOOL_PIECE_BYTES:
+            draft.settle()  # while we read
+        accepted = Accepted(with_checksums(shards, draft.view()))
+        self._draft = None  # whatever happens now, its directory stays
+        try:
+            draft.commit()
+        finally:
+            draft.abandon()
+        return accepted
 
     def abandon(self) -> None:
         """Remove what was written, when it has not become a batch. Blocks."""
@@ -265,14 +274,23 @@ def accept(upload: Upload, batch_id: str, routes: Routes, store: Segments) -> Ac
         if accepted is not None:
             return accepted
     entries = entries_of(upload)
-    pools = routes.pools(entries)
-    keys = order_keys(entries)
-    order = dispatch_order(pools, keys)
     sizes = sizes_of(entries)
-    shards = plan_shards(entries, sizes, pools, order, keys)
-    records = Records(entries, sizes, order, shards)
-    store.put(segments.requests_name(batch_id), records.chunks())
-    return Accepted(len(entries), records.shards())
+    order, shards = _planned(entries, sizes, routes.pools(entries), order_keys(entries))
+    return _put(store, segments.requests_name(batch_id), Records(entries, sizes, order, shards))
+
+
+def _planned(
+    entries: Sequence[Identified], sizes: Sequence[int], pools: Sequence[str], keys: Sequence[bytes]
+) -> tuple[list[int], list[ShardPlan]]:
+    """Return the dispatch order of requests and their shards; see `plan_shards`."""
+    apart = None if are_in_order(keys) else keys
+    order = dispatch_order(pools, apart)
+    return order, plan_shards(entries, sizes, pools, order, apart)
+
+
+def _put(store: Segments, name: str, records: Records) -> Accepted:
+    store.put(name, records.chunks())
+    return Accepted(records.shards())
 
 
 def entries_of(upload: Upload) -> list[Entry]:

@@ -109,43 +109,30 @@ class HttpClient:
         wanted: Callable[[], bool] | None = None,
         *,
         anew: bool = False,
+        is_streamed: bool = False,
     ) -> Coroutine[None, None, Reply | Failure]:
-        """Make one call. Raises nothing.
+        """Make one call, and return the message that comes of it.
+
+        An upstream that is asked for a stream and answers without is taken at its word. An `error`
+        event is returned as the reply that would have been sent instead of a stream.
 
         Args:
             head: from `head`.
             body: as it is.
-            begun: called when an answer with status 200 begins.
+            begun: called when an answer with status 200 begins; of a stream, at the first event of
+                a message.
             wanted: asked when there is a connection: whether the request is still to be sent.
             anew: use no connection that was used before.
-        """
-        return self._call(Whole(begun, self._timeout_s), head, body, wanted, anew=anew)
-
-    def post_streamed(
-        self,
-        head: bytes,
-        body: bytes,
-        begun: Callable[[], None] | None = None,
-        wanted: Callable[[], bool] | None = None,
-        *,
-        anew: bool = False,
-    ) -> Coroutine[None, None, Reply | Failure]:
-        """Make one call that asks for a stream, and return the message that comes of it.
-
-        An upstream that answers without a stream is taken at its word. An `error` event is
-        returned as the reply that would have been sent instead of a stream.
-
-        Args:
-            head: from `head`.
-            body: as it is; it asks for a stream.
-            begun: called at the first event of a message, or when a plain answer begins.
-            wanted: as in `post`.
-            anew: as in `post`.
+            is_streamed: whether the body asks for a stream.
 
         Raises:
             UnknownDelta: the stream holds what cannot be folded; the call has been ended.
         """
-        return self._call(Folded(begun, self._stream_timeouts), head, body, wanted, anew=anew)
+        if is_streamed:
+            call: Whole = Folded(begun, self._stream_timeouts)
+        else:
+            call = Whole(begun, self._timeout_s)
+        return self._call(call, head, body, wanted, anew=anew)
 
     async def _call(
         self,

@@ -109,8 +109,8 @@ class MessagesUpstream:
         """Make one call as a stream, and once more without, where a stream cannot be had."""
         post = self._client.post
         try:
-            outcome: Outcome = await self._client.post_streamed(
-                head, body, call.begun, call.wanted, anew=call.anew
+            outcome: Outcome = await post(
+                head, body, call.begun, call.wanted, anew=call.anew, is_streamed=True
             )
         except UnknownDelta as error:
             # Such a stream would come again at every try. The message says the same without one.
