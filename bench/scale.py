@@ -23,11 +23,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import yard
 
@@ -41,9 +42,10 @@ from batchyard.model import Batch, Extent, ShardPlan
 from batchyard.segments.requests import Records, plan_shards, sizes_of
 from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Reply
+from helpers_inline import InlineExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from batchyard.upstream import Call, Outcome
 
@@ -91,21 +93,6 @@ def statement_costs(store: str = "postgres", size: str = SIZE) -> dict[str, dict
 # The world ---------------------------------------------------------------------------------------
 
 
-class Inline(ThreadPoolExecutor):
-    """Runs what is submitted at once: the order of everything follows from the seed."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - it is passed on
-            future.set_exception(error)
-        return future
-
-
 class Costly:
     """A ledger each of whose statements takes the time that was measured, one after the other."""
 
@@ -115,6 +102,7 @@ class Costly:
         self._costs = costs
         self._free = {True: asyncio.Lock(), False: asyncio.Lock()}
         self.poll_s = limits.SHARED_POLL_S
+        self.renew_s = limits.SHARED_RENEW_INTERVAL_S
         self.counts: Counter[str] = Counter()
         self.items: Counter[str] = Counter()
         self.busy_s = 0.0
@@ -348,12 +336,12 @@ async def simulate(
         seconds: that are counted.
         costs: of the statements; as they were measured, otherwise.
     """
-    asyncio.get_running_loop().set_default_executor(Inline())
+    asyncio.get_running_loop().set_default_executor(InlineExecutor())
     began = time.perf_counter()
     clock, rng = ManualClock(), random.Random(f"{size} {spaces}")
     rate = PER_SECOND / workers
     with tempfile.TemporaryDirectory(prefix="batchyard-scale-", dir=_memory()) as root:
-        real = SqliteLedger(Path(root) / "ledger.db", threads=Inline)
+        real = SqliteLedger(Path(root) / "ledger.db", threads=InlineExecutor)
         ledger, store = Costly(real, clock, costs or statement_costs()), Nowhere()
         upstream = Slow(clock, rng)
         worker = Worker(

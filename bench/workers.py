@@ -1,12 +1,14 @@
 """What 1, 2 and 4 worker processes do on both stores: requests, claims and commits a second, WAL.
 
-    python bench/workers.py [--requests 20000] [--batches 600] [--stores sqlite,postgres]
+    python bench/workers.py [--seconds 20] [--requests 20000] [--batches 600] [--workers 1,2,4]
+                            [--stores sqlite,postgres]
 
 Two loads, both lying ready before they are let go, so that neither creates nor process starts are
 measured: one batch of many requests in shards of 500, and many batches of one request, of which
-each is a claim, a commit and an end. The upstream answers at once. Everything is durable: SQLite
-and a directory, or PostgreSQL with an S3 server whose objects are in memory and which is slower
-than a real one.
+each is a claim, a commit and an end. A load that takes longer than `--seconds` is measured by what
+is done by then, so that all of it ends within ten minutes. The upstream answers at once. Everything
+is durable: SQLite and a directory, or PostgreSQL with an S3 server whose objects are in memory and
+which is slower than a real one.
 
 Ledger bytes are those of the WAL, from the moment the load is let go. The upstream, the S3 server
 and the database share the cores with the workers: on two cores, ratios between rows tell more than
@@ -45,7 +47,7 @@ from batchyard.segments.objects import ObjectSegments
 from batchyard.segments.requests import Records, plan_shards, sizes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from batchyard.ledger import Ledger
     from batchyard.segments import Segments
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 POOL = "stub/bench"
 PARKED = "parked/nobody"  # no upstream takes that model
 DEADLINE_S = 90.0
+LOOK_S = 0.05
+LEFT = "FROM shards WHERE state BETWEEN -1 AND 1"
 DAY_US = 86_400_000_000
 
 
@@ -60,9 +64,12 @@ DAY_US = 86_400_000_000
 class Found:
     """What one run has shown."""
 
-    requests_s: float
-    shards_s: float
+    requests: int
+    shards: int
+    seconds: float
     bytes: int
+    is_whole: bool
+    """Whether all was done in time."""
 
 
 class Place(Protocol):
@@ -132,12 +139,12 @@ class Shared:
         self._bucket = s3.url(name)
         self.ledger = PostgresLedger(self._url, SystemClock())
         self.store = ObjectSegments(self._bucket)
+        self._db = psycopg.connect(self._url, autocommit=True)
 
     def sql(self, statement: str) -> int:
-        with psycopg.connect(self._url, autocommit=True) as db:
-            cursor = db.execute(statement.encode())
-            row = cursor.fetchone() if cursor.description else None
-            return row[0] if row is not None else 0
+        cursor = self._db.execute(statement.encode())
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row is not None else 0
 
     def wal(self) -> int:
         return servers.wal_bytes(self._server)
@@ -150,6 +157,7 @@ class Shared:
             for each in range(number):
                 stack.enter_context(started(self._root, f"worker{each}", upstream, command))
             yield
+            self._db.close()
 
 
 @contextlib.contextmanager
@@ -170,12 +178,12 @@ def started(root: Path, name: str, upstream: str, options: Sequence[str]) -> Ite
             process.terminate()
 
 
-def until(is_true: object) -> float:
+def until(is_true: Callable[[], object]) -> float:
     """Wait until something holds; return when that was."""
     deadline = time.perf_counter() + DEADLINE_S
-    while not is_true():  # type: ignore[operator]
+    while not is_true():
         assert time.perf_counter() < deadline, "this takes too long"
-        time.sleep(0.01)
+        time.sleep(LOOK_S)
     return time.perf_counter()
 
 
@@ -207,20 +215,36 @@ async def fill(place: Place, batches: int, requests: int, size: int) -> int:
 
 
 def measure(
-    place: Place, upstream: str, workers: int, batches: int, requests: int, size: int
+    place: Place, upstream: str, workers: int, load: tuple[int, int], size: int, seconds: float
 ) -> Found:
-    """Let a load go, and return how fast it was done."""
+    """Let a load go, and return how much of it was done, and in which time.
+
+    Args:
+        place: the stores, empty.
+        upstream: settings of the upstream, a file.
+        workers: how many processes.
+        load: batches, and the requests of each.
+        size: bytes of a request.
+        seconds: after which it is left.
+    """
+    batches, requests = load
     shards = asyncio.run(fill(place, batches, requests, size))
     with place.workers(workers, upstream):
         before = place.wal()
         place.sql(f"UPDATE shards SET pool = '{POOL}'")
         begun = until(lambda: place.sql("SELECT count(*) FROM shards WHERE state > 0"))
-        ended = until(lambda: not place.sql("SELECT count(*) FROM batches WHERE ended_us IS NULL"))
+
+        def is_over() -> bool:
+            is_late = time.perf_counter() > begun + seconds
+            return is_late or not place.sql("SELECT count(*) FROM batches WHERE ended_us IS NULL")
+
+        taken = until(is_over) - begun
         written = place.wal() - before
-    errored = place.sql("SELECT sum(requests - succeeded) FROM batches")
-    assert errored == 0, f"{errored} requests did not succeed"
-    seconds = ended - begun
-    return Found(batches * requests / seconds, shards / seconds, written)
+        left = place.sql(f"SELECT coalesce(sum(n), 0) {LEFT}")
+        shards_left = place.sql(f"SELECT count(*) {LEFT}")
+        errored = place.sql("SELECT sum(requests - succeeded) FROM batches WHERE ended_us > 0")
+        assert not errored, f"{errored} requests did not succeed"
+    return Found(batches * requests - left, shards - shards_left, taken, written, not shards_left)
 
 
 @contextlib.contextmanager
@@ -245,10 +269,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000, help="of the one large batch")
     parser.add_argument("--batches", type=int, default=600, help="of one request each")
     parser.add_argument("--size", type=int, default=1_000, help="bytes of a request")
+    parser.add_argument("--seconds", type=float, default=20.0, help="at most, of each load")
     parser.add_argument("--workers", default="1,2,4")
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--stores", default="sqlite,postgres")
     options = parser.parse_args()
+    begun = time.perf_counter()
     loads = {
         f"1 batch of {options.requests:,}": (1, options.requests),
         f"{options.batches:,} batches of 1": (options.batches, 1),
@@ -265,17 +291,22 @@ def main() -> None:
                     for workers in map(int, options.workers.split(",")):
                         place = make(f"{store}-{batches}-{workers}")  # type: ignore[operator]
                         found = measure(
-                            place, str(config), workers, batches, requests, options.size
-                        )
-                        each = found.bytes * 100_000 / (batches * requests) / 1e6
+                            place, str(config), workers, (batches, requests), options.size,
+                            options.seconds,
+                        )  # fmt: skip
+                        each = found.bytes * 100_000 / max(1, found.requests) / 1e6
                         row = {
                             "store": place.name, "load": load, "workers": workers,
-                            "requests_s": round(found.requests_s),
-                            "claims_and_commits_s": round(found.shards_s, 1),
+                            "requests_s": round(found.requests / found.seconds),
+                            "claims_and_commits_s": round(found.shards / found.seconds, 1),
                             "wal_mb_per_100000_requests": round(each, 2),
+                            "seconds": round(found.seconds, 1), "whole": found.is_whole,
                         }  # fmt: skip
                         print(f"workers   {json.dumps(row)}", flush=True)
-    print(f"workers   {yard.machine()}, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"workers   {yard.machine()}, load {os.getloadavg()[0]:.1f}, "
+        f"{time.perf_counter() - begun:.0f} s"
+    )
 
 
 if __name__ == "__main__":

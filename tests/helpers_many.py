@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SHORT = QUICK | {
     "limits:LEASE_US": 2_000_000,
     "limits:RENEW_INTERVAL_S": 0.2,
+    "limits:SHARED_RENEW_INTERVAL_S": 0.4,
     "limits:SHARED_POLL_S": 0.1,
     "limits:IDLE_POLL_S": 0.2,
     "limits:SHARED_KEEPER_INTERVAL_S": 0.3,

@@ -25,8 +25,8 @@ from batchyard.server.results import ResultsResponse
 from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Call, Outcome, Reply
 from crash.checking import errors_in
+from helpers_inline import InlineExecutor
 from helpers_upstream import error, message, text_of
-from sim.world import InlineExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

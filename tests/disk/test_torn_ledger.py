@@ -20,7 +20,7 @@ from batchyard.errors import ConfigError
 from batchyard.ledger import Commit, CreateKey
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Batch, Counts, Extent, ShardPlan, Tokens
-from sim.world import InlineExecutor
+from helpers_inline import InlineExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator

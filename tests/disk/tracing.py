@@ -76,7 +76,9 @@ class TracedYard(Yard):
 class Disturbed:
     """strace on a yard that runs, to make system calls of it fail. A context manager."""
 
-    def __init__(self, yard: Yard, call: str, what: str, *only: Path, also: str = "") -> None:
+    def __init__(
+        self, yard: Yard, call: str, what: str, *only: Path, also: str = "", pid: int | None = None
+    ) -> None:
         """Describe the disturbance.
 
         Args:
@@ -85,12 +87,14 @@ class Disturbed:
             what: what happens to them, such as `error=EIO:when=3`: the third in each thread.
             only: of these files; of any by default.
             also: further calls that are reported, and do not fail.
+            pid: of the process, if it is not the server itself.
         """
         assert yard.process is not None
+        pid = yard.process.pid if pid is None else pid
         self._report = yard.data.with_name(yard.data.name + ".disturbed")
         traced = f"{call},{also}" if also else call
         self._command = [strace(), "-f", "-o", str(self._report), "-e", f"trace={traced}"]
-        self._command += ["-e", f"inject={call}:{what}", "-p", str(yard.process.pid)]
+        self._command += ["-e", f"inject={call}:{what}", "-p", str(pid)]
         self._command += [f"--trace-path={path}" for path in only]
 
     def __enter__(self) -> Self:

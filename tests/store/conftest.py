@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from store.fixtures import postgres_ledger, url
 from store.making import LEDGERS, SEGMENTS, stop_servers
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from batchyard.ledger import Ledger
     from batchyard.segments import Segments
+
+__all__ = ["ledger", "open_ledger", "postgres_ledger", "store", "url"]
 
 
 def pytest_sessionfinish() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import logging
+import threading
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from batchyard.testing.clock import ManualClock
 from store.making import LEASE, NOW, add, make_commit, make_held, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from batchyard.ledger import Claim, Ledger
@@ -172,6 +174,57 @@ async def test_a_shard_whose_results_the_disk_has_damaged_is_taken_up_again_befo
     ended = await ledger.get("w", batch.id)
     assert ended is not None
     assert (ended.status, ended.counts) == ("ended", Counts(succeeded=4))
+    assert read_manifest(store, batch.id) == [extents_of(batch)[0], new]
+
+
+class HeldUp(DirectorySegments):
+    """Writes no manifest until it is let."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.is_asked, self.may_write = threading.Event(), threading.Event()
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> None:
+        self.is_asked.set()
+        assert self.may_write.wait(60)
+        super().put(name, chunks)
+
+
+@pytest.mark.parametrize("when", ["before the end", "after the end"])
+async def test_a_manifest_that_comes_late_ends_nothing_and_takes_the_place_of_none(
+    ledger: Ledger, tmp_path: Path, when: str
+) -> None:
+    """Meanwhile results that it names were damaged, and made again."""
+    store, slow = (kind(tmp_path / "segments") for kind in (DirectorySegments, HeldUp))
+    batch = await done(ledger, store, "a")
+    late = asyncio.create_task(end_batch(ledger, slow, ManualClock(NOW), batch.id))
+    assert await asyncio.to_thread(slow.is_asked.wait, 60)
+    damaged = extents_of(batch)[1]
+    path = tmp_path / "segments" / damaged.segment
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + b"X\n")
+    keeper = Keeper(ledger, store, ManualClock(NOW), owner="me")
+    await keeper.sweep()
+    claim = await take(ledger, pool="up/a")
+    new = Extent(f"{segments.results_prefix(batch.id, 1)}2.bb", len(data), damaged.blocks)
+    (tmp_path / "segments" / new.segment).write_bytes(data)
+    again = [Extent(damaged.segment, 0), new]
+    await ledger.commit("me", [make_commit(claim, extents=again)])
+
+    async def come() -> None:
+        slow.may_write.set()
+        await late
+
+    if when == "before the end":
+        await come()
+        assert await ledger.get("w", batch.id) == batch
+    await keeper.sweep()
+    if when == "after the end":
+        await come()
+    ended = await ledger.get("w", batch.id)
+    assert ended is not None
+    assert ended.status == "ended"
+    assert store.size(segments.manifest_name(batch.id)), "it is there, and does not count"
     assert read_manifest(store, batch.id) == [extents_of(batch)[0], new]
 
 

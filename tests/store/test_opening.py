@@ -1,4 +1,4 @@
-"""What a worker does to the failures of its shards, in virtual time, through each ledger."""
+"""What a worker does to the leases and failures of its shards, in virtual time, in each ledger."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from batchyard.testing.clock import ManualClock
 from store.making import LEASE, NOW, add, make_batch, make_key, take
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from batchyard.ledger import Claim, Ledger
+    from batchyard.ledger import Claim, Held, Ledger, Renewed
     from batchyard.upstream import Call, Outcome
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +54,7 @@ class Silent:
         raise AssertionError("it ended")
 
 
-class Held(DirectorySegments):
+class Slow(DirectorySegments):
     """Reads nothing until it is let."""
 
     def __init__(self, root: Path) -> None:
@@ -64,6 +64,21 @@ class Held(DirectorySegments):
     def read(self, name: str, offset: int, length: int) -> bytes:
         assert self.may_read.wait(60)
         return super().read(name, offset, length)
+
+
+class Counting:
+    """A ledger that counts the leases which are renewed."""
+
+    def __init__(self, real: Ledger) -> None:
+        self._real = real
+        self.renewed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
+        self.renewed += len(held)
+        return await self._real.renew(owner, lease_us, held)
 
 
 class One:
@@ -106,9 +121,14 @@ class One:
     async def renewals(self, number: int) -> None:
         """Let so many pass, each to its end."""
         for _ in range(number):
-            await self.clock.advance(limits.RENEW_INTERVAL_S)
+            await self.clock.advance(self.ledger.renew_s)
             await self.ledger.news()  # waits in line behind the renewal, or beside it
             await asyncio.sleep(0.02)
+
+    async def quiet(self) -> None:
+        """Wait for what the worker does with the ledger, in threads."""
+        while not self.worker._activity.is_quiet:
+            await asyncio.sleep(0.001)
 
     async def failures(self) -> int:
         """Return how often the shard has failed, by its next claim."""
@@ -117,31 +137,65 @@ class One:
         return claims[0].failures
 
 
-async def test_a_worker_killed_after_two_renewals_with_a_call_in_flight_is_counted(
-    ledger: Ledger, tmp_path: Path
-) -> None:
-    one = One(ledger, DirectorySegments(tmp_path / "s"))
+@contextlib.asynccontextmanager
+async def in_flight(ledger: Ledger, root: Path) -> AsyncIterator[One]:
+    """Run a worker whose one call is in flight."""
+    one = One(ledger, DirectorySegments(root / "s"))
     await one.create()
     async with one.running():
         while not one.upstream.called.is_set():
             await one.renewals(1)
+        await one.renewals(1)  # which tells that a call was made
+        yield one
+
+
+async def test_leases_are_renewed_as_often_as_the_ledger_wants_and_hold(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    counting: Any = Counting(ledger)
+    async with in_flight(counting, tmp_path) as one:
+        before = counting.renewed
+        for _ in range(60):
+            await one.clock.advance(1)
+            await one.quiet()
+        assert counting.renewed - before == pytest.approx(60 / ledger.renew_s, abs=1)
+        assert await ledger.take_back(one.clock.now_us(), but="") == 0
+
+
+async def test_a_worker_killed_after_two_renewals_with_a_call_in_flight_is_counted(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    async with in_flight(ledger, tmp_path) as one:
         await one.renewals(2)
         await ledger.release("me", has_died=True)
         assert await one.failures() == 1
 
 
+async def test_a_shard_that_cannot_harm_any_more_is_told_before_its_lease_is_due(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    counting: Any = Counting(ledger)
+    async with in_flight(counting, tmp_path) as one:
+        before = counting.renewed
+        while counting.renewed == before:
+            await one.clock.advance(limits.RENEW_INTERVAL_S)
+            await one.quiet()
+        one.worker.cancel("msgbatch_a")
+        await one.clock.advance(limits.RENEW_INTERVAL_S)
+        await one.quiet()
+        await ledger.release("me", has_died=True)
+        assert await one.failures() == 0
+
+
 async def test_a_worker_that_was_frozen_takes_the_failure_back(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    one = One(ledger, DirectorySegments(tmp_path / "s"))
-    await one.create()
-    async with one.running():
-        while not one.upstream.called.is_set():
-            await one.renewals(1)
+    async with in_flight(ledger, tmp_path) as one:
         assert await ledger.take_back(LONG_AFTER, but="") == 1
         (claim,) = await ledger.claim("other", "up/m", LONG_AFTER, 1)
         assert claim.failures == 1
         await one.renewals(3)
+        await one.quiet()
         await ledger.release("other")
         assert await one.failures() == 0
 
@@ -150,11 +204,8 @@ async def test_a_worker_that_is_ended_with_its_process_counts_nothing_as_failed(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     """As when another part of it has met a store that failed."""
-    one = One(ledger, DirectorySegments(tmp_path / "s"))
-    await one.create()
-    async with one.running():
-        while not one.upstream.called.is_set():
-            await one.renewals(1)
+    async with in_flight(ledger, tmp_path) as one:
+        pass
     assert await ledger.take_back(LONG_AFTER, but="") == 1
     assert await one.failures() == 0
 
@@ -162,7 +213,7 @@ async def test_a_worker_that_is_ended_with_its_process_counts_nothing_as_failed(
 async def test_a_shard_is_renewed_while_it_is_opened_and_dropped_when_lost(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    store = Held(tmp_path / "s")
+    store = Slow(tmp_path / "s")
     one = One(ledger, store)
     await one.create()
     try:
@@ -212,15 +263,18 @@ def run_of(claim: Claim) -> ShardRun:
     return ShardRun(claim, [], Adopted())
 
 
+def suspects_of(ledger: Ledger) -> Suspects:
+    async def renew() -> None:
+        pass
+
+    return Suspects("me", ledger, renew)
+
+
 async def test_the_last_suspect_is_blamed_for_ten_probations_and_not_for_ever(
     ledger: Ledger,
 ) -> None:
     await suspect(ledger, "a")
-
-    async def renew() -> None:
-        pass
-
-    suspects = Suspects("me", ledger, renew)
+    suspects = suspects_of(ledger)
     (claim,) = await suspects.claim("up/m", LEASE, {}, set(), 0.0)
     shard = run_of(claim)
     suspects.opened(shard)
@@ -232,11 +286,7 @@ async def test_the_last_suspect_is_blamed_for_ten_probations_and_not_for_ever(
 async def test_no_other_suspect_is_claimed_while_the_last_one_is_opened(ledger: Ledger) -> None:
     await suspect(ledger, "a")
     await suspect(ledger, "b")
-
-    async def renew() -> None:
-        pass
-
-    suspects = Suspects("me", ledger, renew)
+    suspects = suspects_of(ledger)
     (claim,) = await suspects.claim("up/m", LEASE, {}, set(), 0.0)
     key = (claim.batch, claim.index)
     assert await suspects.claim("up/m", LEASE, {}, {key}, 1.0) == ()

@@ -41,18 +41,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return postgres_url(tmp_path)
-
-
-@pytest.fixture
-async def ledger(url: str) -> AsyncIterator[PostgresLedger]:
-    opened = PostgresLedger(url, SystemClock(), database_time=False)
-    yield opened
-    await opened.close()
-
-
 # Connections that break --------------------------------------------------------------------------
 
 
@@ -339,10 +327,10 @@ async def test_a_password_is_in_no_message(caplog: pytest.LogCaptureFixture) -> 
 
 
 async def test_an_ended_batch_leaves_no_rows_of_its_shards(
-    ledger: PostgresLedger, url: str
+    postgres_ledger: PostgresLedger, url: str
 ) -> None:
-    batch = await add(ledger, "a", "up/m", "up/m")
-    await finish(ledger, batch)
+    batch = await add(postgres_ledger, "a", "up/m", "up/m")
+    await finish(postgres_ledger, batch)
     with psycopg.connect(url) as db:
         assert db.execute("SELECT count(*) FROM shards").fetchone() == (0,)
         plan = db.execute("EXPLAIN SELECT min(pool) FROM shards WHERE state = 0").fetchall()

@@ -64,6 +64,43 @@ def test_names_are_below_the_batch_and_shards_do_not_share_a_prefix(batch: str, 
     )
 
 
+@pytest.mark.parametrize("set_aside", [0, 1, 9, 10, 99_999])
+def test_the_name_of_a_manifest_tells_how_much_was_set_aside(set_aside: int) -> None:
+    name = segments.manifest_name(BATCH, set_aside)
+    assert segments.set_aside_of(name) == set_aside
+    assert segments.set_aside_of(name.rpartition("/")[2]) == set_aside
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest",
+        "manifest.json.1",
+        "manifest.0.json",
+        "manifest.01.json",
+        "manifest.x.json",
+        "manifest..json",
+        ".manifest.json.0123456789abcdef",
+        "a-manifest.json",
+        "requests",
+    ],
+)
+def test_other_names_are_of_no_manifest(name: str) -> None:
+    assert segments.set_aside_of(name) is None
+
+
+def test_the_name_of_a_result_segment_tells_its_attempt_and_so_does_each_part_of_it(
+    store: Segments,
+) -> None:
+    store.put(segments.requests_name(BATCH), [b"x"])  # results come after requests
+    appender = store.appender(segments.result_name(BATCH, 12, 34))
+    for line in (b"a\n", b"b\n"):
+        appender.append([line])
+        appender.sync()
+    assert {segments.attempt_of(extent.segment) for extent in appender.extents()} == {34}
+    appender.close()
+
+
 def test_a_put_segment_reads_back_exactly(store: Segments) -> None:
     store.put(REQUESTS, [b"ab", memoryview(b"cd"), b"", b"e" * 3_000_000])
     assert store.size(REQUESTS) == 3_000_004

@@ -425,6 +425,67 @@ async def test_a_file_that_stays_locked_is_a_failure_of_the_store(
     await ledger.close()
 
 
+async def _failures(path: Path) -> int:
+    """Open a ledger as a start does; return the failures of its only shard, and hold that."""
+    ledger = SqliteLedger(path)
+    claim = await take(ledger)
+    await ledger.close()
+    return claim.failures
+
+
+@anyio
+@pytest.mark.parametrize("joins", [False, True], ids=["the server", "a worker"])
+async def test_an_end_because_writing_failed_is_no_failure_of_a_shard_and_the_next_end_may_be(
+    tmp_path: Path, joins: bool
+) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = SqliteLedger(path, shared=True)
+    await add(ledger, "a")
+    await take(ledger)
+    broken = SqliteLedger(path, shared=True, joins=True) if joins else ledger
+    with pytest.raises(StoreError, match="no such table"):
+        await broken._writer.run(lambda t: t.execute("DELETE FROM no_table"))
+    with pytest.raises(StoreError, match="has failed"):
+        await broken.spare("me")
+    assert "no such table" in (tmp_path / "ledger.failed").read_text()
+    assert (tmp_path / "ledger.failed").stat().st_mode & 0o777 == 0o600
+    for each in {ledger, broken}:
+        await each.close()
+    assert await _failures(path) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["ledger.db"]
+    assert await _failures(path) == 1
+
+
+@anyio
+async def test_a_read_that_fails_leaves_no_note_for_the_process_may_go_on(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    with pytest.raises(StoreError):
+        await ledger._reader.run(lambda t: t.execute("SELECT * FROM no_table"))
+    assert not (tmp_path / "ledger.failed").exists()
+    await ledger.close()
+
+
+@anyio
+async def test_where_no_note_can_be_left_the_failure_is_raised_all_the_same(
+    tmp_path: Path,
+) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    (tmp_path / "ledger.failed").mkdir()
+    with pytest.raises(StoreError, match="no such table"):
+        await ledger._writer.run(lambda t: t.execute("DELETE FROM no_table"))
+    with pytest.raises(StoreError, match="no such table"):
+        await ledger.failure()
+    await ledger.close()
+    assert await _opens(tmp_path / "ledger.db"), "and nothing there stops the next start"
+
+
+async def _opens(path: Path) -> bool:
+    ledger = SqliteLedger(path)
+    is_there = list(await ledger.pools_ready()) == []
+    await ledger.close()
+    return is_there
+
+
 @anyio
 async def test_a_second_process_joins_without_taking_anything_back(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"

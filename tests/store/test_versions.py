@@ -28,11 +28,6 @@ HERE = Path(__file__).parent
 CURRENT = postgres_schema.SCHEMA_VERSION
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return postgres_url(tmp_path)
-
-
 def opened(url: str) -> PostgresLedger:
     return PostgresLedger(url, SystemClock(), database_time=False)
 

@@ -73,7 +73,8 @@ def test_many_causes_are_cut_and_counted():
 def test_no_reason_and_no_key_can_look_like_a_line_of_ours(capsys: pytest.CaptureFixture[str]):
     evil = outcome("needs_fix", "no\n\x1b[2Jpaid $0.00\r\u202etxt", "a\npaid $0.00\x07.md")
 
-    render.ending("r", receipt(), [evil], errors="errors.jsonl")
+    for line in ending.lines("r", receipt(), [evil], errors="errors.jsonl"):
+        render.fitted(line)
 
     out = capsys.readouterr().out
     assert "\x1b" not in out

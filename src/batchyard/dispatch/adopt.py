@@ -7,7 +7,9 @@ not exist.
 
 A frozen extent that the disk has damaged is set aside: the row keeps its name with no length, so
 that nobody takes its bytes again, now that no checksum would tell them. The lines of it that are
-proven whole are copied to a new segment first; the requests of the others are sent again.
+proven whole are copied to a new segment first; the requests of the others are sent again. That has
+a bound, since each time is paid for: when so many attempts have lost results to the disk, what is
+still missing is given up (`suspects.given_up`).
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from batchyard import result, segments
+from batchyard import limits, result, segments
 from batchyard.checksum import BLOCK_BYTES, blocks_of, is_block
 from batchyard.errors import DamagedError
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from batchyard.ledger import Claim
@@ -80,6 +82,19 @@ class Adopted:
     tally: Tally = field(default_factory=Tally)
     damage: str | None = None
     """What was damaged, and what comes of it."""
+
+    @property
+    def damages(self) -> int:
+        """Return what `damages` does of its extents."""
+        return damages(self.extents)
+
+
+def damages(extents: Iterable[Extent]) -> int:
+    """Return how many attempts at a shard have left results that the disk has damaged since.
+
+    A row tells what was set aside, not when: several that were damaged at once count each.
+    """
+    return len({segments.attempt_of(each.segment) for each in extents if not each.length})
 
 
 def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
@@ -170,9 +185,10 @@ def _rescue(
                 adopted.covered.add(custom_id)
                 adopted.tally.add(kind, usage)
                 rescued.append(text + b"\n")
+    is_often = adopted.damages >= limits.DAMAGES_MAX
     adopted.damage = (
         f"results of it were damaged on the disk: {len(rescued)} of them could be kept, the others "
-        "are made again"
+        + ("end as errored: it was too often" if is_often else "are made again")
     )
     if not rescued:
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from batchyard import crash, limits, segments, wire
-from batchyard.dispatch.adopt import verify_extent
+from batchyard.dispatch.adopt import damages, verify_extent
 from batchyard.errors import DamagedError
 from batchyard.model import Extent, Tokens
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from batchyard.segments import Segments
 
 log = logging.getLogger(__name__)
-
-_QUICK_S = 1.0
 
 
 class _Extent(msgspec.Struct, frozen=True, array_like=True):
@@ -47,18 +45,32 @@ async def end_batch(ledger: Ledger, store: Segments, clock: Clock, batch_id: str
 
 
 async def end_batches(
-    ledger: Ledger, store: Segments, clock: Clock, batch_ids: Sequence[str]
+    ledger: Ledger,
+    store: Segments,
+    clock: Clock,
+    batch_ids: Sequence[str],
+    *,
+    is_sweep: bool = False,
 ) -> None:
     """End batches all of whose shards are done. Safe to repeat and to run twice at once.
 
     The manifest is durable before `ended` is visible, so results can be read at that moment. What
     the disk has damaged since it was committed is found here, the last time that it can be helped:
-    its shards are taken up again, and the batch ends when they are done. Small batches come in
-    floods: manifests are written at the same time, and many end in one transaction.
+    its shards are taken up again, and the batch ends when they are done. Where that was too often
+    (`limits.DAMAGES_MAX`) errors are recorded instead, and nothing more is paid; but a disk that
+    damages even these would be written and read without a pause, so there only sweeps go on. Small
+    batches come in floods: manifests are written at the same time, and many end in one transaction.
+
+    Args:
+        ledger: of the batches.
+        store: its segments.
+        clock: of their ends.
+        batch_ids: which.
+        is_sweep: whether it is a while since these were tried last.
     """
     for start in range(0, len(batch_ids), limits.ENDS_AT_ONCE):
         group = batch_ids[start : start + limits.ENDS_AT_ONCE]
-        whole = await _read_once_more(ledger, store, clock, group)
+        whole = await _read_once_more(ledger, store, group, is_sweep=is_sweep)
         found = await asyncio.gather(
             *(_prepare(store, *each) for each in whole.items()), return_exceptions=True
         )
@@ -69,7 +81,7 @@ async def end_batches(
 
 
 async def _read_once_more(
-    ledger: Ledger, store: Segments, clock: Clock, batch_ids: Sequence[str]
+    ledger: Ledger, store: Segments, batch_ids: Sequence[str], *, is_sweep: bool
 ) -> dict[str, Sequence[ShardResult]]:
     """Return the shards of batches that can end, by batch; take up again what is damaged.
 
@@ -80,18 +92,15 @@ async def _read_once_more(
     found = {batch_id: shards for batch_id, shards in found.items() if shards}
     if store.repairs_itself:
         return found
-    began_s = clock.monotonic_s()
     damaged = await asyncio.to_thread(
         lambda: {batch_id: _damaged(store, shards) for batch_id, shards in found.items()}
     )
-    for batch_id, indexes in damaged.items():
-        if indexes:
-            await ledger.reopen(batch_id, indexes)
+    for batch_id, shards in damaged.items():
+        if shards:
+            again = [s.index for s in shards if is_sweep or damages(s.extents) < limits.DAMAGES_MAX]
+            await ledger.reopen(batch_id, again)
             del found[batch_id]
-    if clock.monotonic_s() - began_s < _QUICK_S:
-        return found
-    # Meanwhile another process may have found damage, and done its shards anew.
-    return {b: shards for b, shards in found.items() if await ledger.results(b) == shards}
+    return found
 
 
 class Ending(NamedTuple):
@@ -100,13 +109,16 @@ class Ending(NamedTuple):
     batch: str
     tokens: Tokens
     shards: int
+    attempts: int
+    """The sum of those at its shards: the ledger sees by it whether one was taken up again."""
 
 
 async def _prepare(store: Segments, batch_id: str, shards: Sequence[ShardResult]) -> Ending:
     """Write the manifest of a batch."""
     await asyncio.to_thread(_write_manifest, store, batch_id, shards)
     crash.point("manifest_written")
-    return Ending(batch_id, _sum(shards), len(shards))
+    attempts = sum(shard.attempt for shard in shards)
+    return Ending(batch_id, _sum(shards), len(shards), attempts)
 
 
 async def _end(ledger: Ledger, clock: Clock, endings: Sequence[Ending]) -> None:
@@ -114,7 +126,9 @@ async def _end(ledger: Ledger, clock: Clock, endings: Sequence[Ending]) -> None:
         return
     try:
         ended = await ledger.end_all(
-            [(each.batch, each.tokens) for each in endings], clock.now_us()
+            [(each.batch, each.tokens) for each in endings],
+            clock.now_us(),
+            attempts={each.batch: each.attempts for each in endings},
         )
     except DamagedError as error:
         if len(endings) == 1:
@@ -129,17 +143,25 @@ async def _end(ledger: Ledger, clock: Clock, endings: Sequence[Ending]) -> None:
 
 
 def _write_manifest(store: Segments, batch_id: str, shards: Sequence[ShardResult]) -> None:
-    """Write the manifest. Blocks."""
+    """Write the manifest. Blocks.
+
+    Two processes may do that at the same time, and one of them be held up until the other has found
+    damage, had its shards done again, and ended the batch. `end` refuses the late one; but its file
+    must not take the place of the other's either. So its name tells how many extents are set aside,
+    and the one with the most counts. Without damage there is nothing different to be written.
+    """
     # An extent of no length was damaged once, and is set aside.
     extents = [
         _Extent(e.segment, e.length, e.blocks) for s in shards for e in s.extents if e.length
     ]
-    name = segments.manifest_name(batch_id)
+    set_aside = sum(not e.length for s in shards for e in s.extents)
+    # Where nothing is read once more, nothing is taken up again that was done.
+    name = segments.manifest_name(batch_id, 0 if store.repairs_itself else set_aside)
     store.put(name, [wire.encode(Manifest(batch_id, extents))])
 
 
-def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[int]:
-    """Return the indexes of the shards whose results are not what was written. Blocks."""
+def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[ShardResult]:
+    """Return the shards whose results are not what was written. Blocks."""
     found = []
     for shard in shards:
         try:
@@ -147,7 +169,7 @@ def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[int]:
                 verify_extent(store, extent)
         except DamagedError as error:
             log.error("damaged %s", error)  # noqa: TRY400 - it says all
-            found.append(shard.index)
+            found.append(shard)
     return found
 
 
@@ -157,12 +179,22 @@ def read_manifest(store: Segments, batch_id: str) -> list[Extent]:
     Raises:
         DamagedError, StoreError: it cannot be read.
     """
-    name = segments.manifest_name(batch_id)
+    name = _manifest_of(store, batch_id)
     try:
         manifest = _manifest.decode(store.read(name, 0, store.size(name)))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"the manifest {name} is damaged: {error}") from None
     return [Extent(e.segment, e.length, e.blocks) for e in manifest.extents]
+
+
+def _manifest_of(store: Segments, batch_id: str) -> str:
+    """Return the name of the manifest that counts; see `_write_manifest`. Blocks."""
+    name = segments.manifest_name(batch_id)
+    if store.repairs_itself:
+        return name
+    there = store.names(name.removesuffix("json"))
+    set_aside = max((segments.set_aside_of(each) or 0 for each in there), default=0)
+    return segments.manifest_name(batch_id, set_aside)
 
 
 def _sum(shards: Sequence[ShardResult]) -> Tokens:

@@ -84,7 +84,8 @@ class Keeper:
         freed = await self._ledger.take_back(now, but=self._owner)
         if freed:
             log.warning("took back %d shards whose lease had ended", freed)
-        await end_batches(self._ledger, self._store, self._clock, await self._ledger.finished())
+        finished = await self._ledger.finished()
+        await end_batches(self._ledger, self._store, self._clock, finished, is_sweep=True)
         await self._archive(now)
         await self._ledger.forget_creates(now)
         if self._tidy is not None:

@@ -41,6 +41,8 @@ class Opened(NamedTuple):
     """Whether its requests are as they were accepted."""
     has_gained: bool
     """Whether the last attempt left results."""
+    lost: int
+    """How many of its requests that have no result are given up."""
 
 
 class Opening:
@@ -178,7 +180,7 @@ class Opening:
             adopted = adopt(self._store, claim, frozenset(read_ids(data, is_whole=is_whole)))
         has_gained = len(adopted.extents) > len(claim.frozen)
         records: Iterable[Record]
-        lost = given_up(claim, has_gained=has_gained)  # and not looked at
+        lost = given_up(claim, has_gained=has_gained, damages=adopted.damages)  # not looked at
         if is_whole and lost < claim.requests:
             records = unseen(read_records(data), lost, adopted.covered)
         else:  # the ids suffice, and each has a check of its own
@@ -187,7 +189,8 @@ class Opening:
         if len(requests) != claim.requests:
             raise DamagedError(f"shard {claim.batch}/{claim.index} holds {len(requests)} requests")
         alone = is_suspected(claim, has_gained=has_gained) and not lost
-        return Opened(ShardRun(claim, requests, adopted, is_suspected=alone), is_whole, has_gained)
+        shard = ShardRun(claim, requests, adopted, is_suspected=alone)
+        return Opened(shard, is_whole, has_gained, lost)
 
 
 def _held(claim: Claim, *, at_risk: bool) -> Held:

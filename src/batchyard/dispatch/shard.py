@@ -231,6 +231,11 @@ class ShardRun:
         return self._adopted.damage
 
     @property
+    def damages(self) -> int:
+        """Return how many attempts have left results that the disk has damaged since."""
+        return self._adopted.damages
+
+    @property
     def extents(self) -> tuple[Extent, ...]:
         """Return the bytes that are the result of the shard, when all is written."""
         own = () if self.appender is None else self.appender.extents()

@@ -15,6 +15,11 @@ is, after `limits.FAILURES_MAX`.
 
 What does not count: an end that a worker was told of (a restart in order), an end because the store
 failed, a full disk, a database that is away, and any attempt that made no call or left a result.
+Who ends for such a reason says so (`spare`), and where it is the ledger itself that has failed, a
+note beside its file says it to the next start.
+
+The ledger counts: `take_back` and `release` of a dead owner add a failure where the last renewal
+said `at_risk`, `adopt` ends the row, `absolve` takes one back. What follows from the count is here.
 """
 
 from __future__ import annotations
@@ -136,8 +141,17 @@ def is_suspected(claim: Claim, *, has_gained: bool) -> bool:
     return claim.failures >= limits.FAILURES_TO_SET_APART and not has_gained
 
 
-def given_up(claim: Claim, *, has_gained: bool) -> int:
-    """Return how many requests of a shard that have no result are not tried again."""
+def given_up(claim: Claim, *, has_gained: bool, damages: int = 0) -> int:
+    """Return how many requests of a shard that have no result are not tried again.
+
+    Args:
+        claim: of the shard.
+        has_gained: whether the last attempt left results.
+        damages: attempts of which the disk has damaged results: to try again would cost as much
+            each time, and come to nothing.
+    """
+    if damages >= limits.DAMAGES_MAX:
+        return claim.requests
     if has_gained or claim.failures < limits.FAILURES_TO_GIVE_UP:
         return 0
     return 1 if claim.failures < limits.FAILURES_MAX else claim.requests
@@ -155,17 +169,24 @@ def give_up(shard: ShardRun, number: int) -> None:
     """End the next requests of a shard as `errored`."""
     if not number:
         return
-    failures = shard.claim.failures
-    text = (
-        f"Given up: the process that worked on this part of the batch ended {failures} times in a "
-        "row, each time before it had another result of it"
-    )
+    text = _why(shard)
     task = asyncio.current_task()
     assert task is not None
     requests = 0
     while requests < number and (request := shard.take(task)) is not None:
         shard.fail(request.custom_id, "api_error", text, None)
         requests += 1
-    log.error(
-        "gave up shard=%s/%d: %d failures in a row, %d requests", *shard.key, failures, requests
+    if requests:
+        log.error("gave up shard=%s/%d: %d requests. %s", *shard.key, requests, text)
+
+
+def _why(shard: ShardRun) -> str:
+    if shard.damages >= limits.DAMAGES_MAX:
+        return (
+            f"Given up: {shard.damages} times the disk of the server damaged results of this part "
+            "of the batch, so what was lost is not sent again"
+        )
+    return (
+        f"Given up: the process that worked on this part of the batch ended {shard.claim.failures} "
+        "times in a row, each time before it had another result of it"
     )

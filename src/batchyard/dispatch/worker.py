@@ -24,7 +24,7 @@ from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
 from batchyard.dispatch.sharing import Sharing, Size
-from batchyard.dispatch.suspects import Suspects, give_up, given_up
+from batchyard.dispatch.suspects import Suspects, give_up
 from batchyard.dispatch.turns import Turns
 from batchyard.dispatch.waiting import Waiting, in_pool
 from batchyard.errors import DiskFull, Overloaded, StoreError, shown
@@ -109,7 +109,7 @@ class Worker:
         self._sharing = Sharing(self.owner, ledger, clock, accounts, self._size_of)
         self._suspects = Suspects(self.owner, ledger, self._renew)
         self._opening = Opening(self.owner, ledger, store, clock, accounts, self._leaving)
-        self._canceled: set[str] = set()
+        self._canceled, self._told = set[str](), dict[tuple[str, int, int], bool]()
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._busy = 0
         self._calls: set[asyncio.Task[None]] = set()
@@ -362,7 +362,7 @@ class Worker:
         opened = await self._opening.open(claim)
         if opened is None or self._leaving.is_set():
             return  # given back with the rest
-        shard, is_whole, has_gained = opened
+        shard = opened.shard
         earlier = self._held.get(shard.key)
         if earlier is not None:  # lost, and claimed again before a renewal could tell
             self._lose(earlier)
@@ -373,11 +373,11 @@ class Worker:
         elif void or claim.expires_us <= self._clock.now_us():
             self._stop(shard, "expired")
         else:
-            give_up(shard, given_up(claim, has_gained=has_gained))
+            give_up(shard, opened.lost)
         if shard.is_done:
             self._recorder.note(shard)
             return
-        if not is_whole:
+        if not opened.is_whole:
             self._opening.tell_damage(claim, UNSENT)
             return
         pool = self._pool(claim.pool)
@@ -390,7 +390,8 @@ class Worker:
     def _fill(self, pool: Pool) -> None:
         """Start slots for what is unsent, up to the pool's number and the process's."""
         ready = pool.turns.ready(pool.slots)
-        for _ in range(min(pool.slots - pool.busy, ready, self._calls_max - self._busy)):
+        free = pool.slots - pool.busy + pool.aside
+        for _ in range(min(free, ready, self._calls_max - self._busy)):
             pool.busy += 1
             self._busy += 1
             task = self._group.create_task(self._slot(pool))
@@ -407,7 +408,7 @@ class Worker:
                     await self._recorder.room()
                 if not pool.gate.is_open:
                     await pool.gate.wait()
-                if pool.busy > pool.slots:
+                if pool.busy - pool.aside > pool.slots:
                     break  # another worker has this slot now
                 taken = pool.take(task)
                 if taken is None:
@@ -442,14 +443,21 @@ class Worker:
     # Holding ----------------------------------------------------------------------------------
 
     async def _renewing(self) -> None:
+        """Renew leases when it is time, and do each second what needs no row of each shard."""
+        due_s = self._clock.monotonic_s()
         while True:
             await self._clock.sleep(limits.RENEW_INTERVAL_S)
             self._drained.clear()
             for pool in list(self._pools.values()):
                 pool.tick()
+            now_s = self._clock.monotonic_s()
+            is_due = now_s >= due_s
+            if is_due:
+                due_s = now_s + self._ledger.renew_s - limits.RENEW_INTERVAL_S / 2  # rounds go late
             if self._held or self._opening:
                 with self._activity.piece():
-                    await self._renew()
+                    await self._renew(is_due=is_due)
+            self._end_late()
             if self._sharing.has_asked or (self._is_one_of_several and self._pools):
                 with self._activity.piece(), contextlib.suppress(DiskFull):
                     await self._share()
@@ -485,7 +493,8 @@ class Worker:
         """Return a time to wait, such that several workers do not all look at once."""
         return seconds * self._rng.uniform(0.5, 1.5) if self._is_one_of_several else seconds
 
-    async def _renew(self) -> None:
+    async def _renew(self, *, is_due: bool = True) -> None:
+        """Renew all leases; where that is not due, tell of those whose risk has changed."""
         shards = dict(self._held)
         now, now_s, excuses = (
             self._clock.now_us(),
@@ -496,6 +505,12 @@ class Worker:
         held = [
             replace(h, at_risk=False) if excuses((h.batch, h.index), now_s) else h for h in held
         ]
+        # What the ledger was told of the risk of each attempt, by batch, index and number.
+        known, self._told = self._told, {(h.batch, h.index, h.attempt): h.at_risk for h in held}
+        if not is_due:  # a claim is at risk before anything is told
+            held = [h for h in held if h.at_risk != known.get((h.batch, h.index, h.attempt), True)]
+        if not held:
+            return
         try:
             renewed = await self._ledger.renew(self.owner, now + limits.LEASE_US, held)
         except DiskFull:
@@ -503,22 +518,28 @@ class Worker:
         kept = {(row.batch, row.index): row for row in renewed}
         lost = [each for each in held if each.at_risk and (each.batch, each.index) not in kept]
         self._opening.renewed(held, kept)
-        for key, shard in shards.items():
-            if self._held.get(key) is not shard:
-                continue  # committed meanwhile, or claimed anew
+        for key in [(each.batch, each.index) for each in held]:
+            shard = shards.get(key)
+            if shard is None or self._held.get(key) is not shard:
+                continue  # being opened, committed meanwhile, or claimed anew
             row = kept.get(key)
             if row is None:
                 self._lose(shard)
             elif row.canceled:
                 self._stop(shard, "canceled")
-            elif shard.claim.expires_us <= now:
-                self._stop(shard, "expired")
-            if shard.deadline_s <= self._clock.monotonic_s():
-                shard.abandon()
-                self._recorder.note(shard)
         if lost:
             with contextlib.suppress(DiskFull):
                 await self._ledger.absolve([(e.batch, e.index, e.attempt) for e in lost])
+
+    def _end_late(self) -> None:
+        """Stop what has expired, and end the calls whose grace is over."""
+        now_us, now_s = self._clock.now_us(), self._clock.monotonic_s()
+        for shard in list(self._held.values()):
+            if shard.claim.expires_us <= now_us:
+                self._stop(shard, "expired")
+            if shard.deadline_s <= now_s:
+                shard.abandon()
+                self._recorder.note(shard)
 
     def _stop(self, shard: ShardRun, reason: StopReason) -> None:
         shard.stop(reason, self._clock.monotonic_s() + limits.DRAIN_GRACE_S)

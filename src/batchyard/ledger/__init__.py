@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Never, Protocol
 
 from batchyard.fairness import EQUAL
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batchyard.model import Batch, Counts, Extent, Priority, ShardPlan, Tokens
 
 
-EMPTY: Mapping[str, str] = MappingProxyType({})
+EMPTY: Mapping[str, Never] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +203,7 @@ class ShardResult:
     """The result of one shard, for the manifest of its batch."""
 
     index: int
+    attempt: int
     extents: tuple[Extent, ...]
     tokens: Tokens
 
@@ -216,6 +217,8 @@ class Ledger(Protocol):
 
     poll_s: float
     """How often, in seconds, another process may look for news."""
+    renew_s: float
+    """How often, in seconds, a worker renews its leases."""
 
     async def create(
         self,
@@ -406,8 +409,20 @@ class Ledger(Protocol):
             DamagedError: its results are not as many as its requests.
         """
 
-    async def end_all(self, ends: Sequence[tuple[str, Tokens]], now_us: int) -> frozenset[str]:
+    async def end_all(
+        self,
+        ends: Sequence[tuple[str, Tokens]],
+        now_us: int,
+        *,
+        attempts: Mapping[str, int] = EMPTY,
+    ) -> frozenset[str]:
         """End several batches, each as `end` does, or none of them; return those that ended now.
+
+        Args:
+            ends: the batches, and the tokens of each.
+            now_us: the time.
+            attempts: the sum of the attempts at the shards of a batch, as they were when its
+                manifest was made; it does not end if one has been taken up again since.
 
         Raises:
             DamagedError: the results of one are not as many as its requests.

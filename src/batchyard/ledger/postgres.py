@@ -39,6 +39,7 @@ class PostgresLedger(SqlLedger):
 
     is_concurrent = True
     poll_s = limits.SHARED_POLL_S
+    renew_s = limits.SHARED_RENEW_INTERVAL_S
 
     def __init__(self, url: str, clock: Clock, *, database_time: bool = True) -> None:
         """Connect, and make or migrate the tables.

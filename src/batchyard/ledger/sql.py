@@ -443,6 +443,7 @@ class SqlLedger:
             return [
                 ShardResult(
                     index=row["idx"],
+                    attempt=row["attempt"],
                     extents=columns.load_extents(row["manifest"]),
                     tokens=columns.load_tokens(row["tokens"]),
                 )
@@ -465,13 +466,24 @@ class SqlLedger:
         """
         return batch_id in await self.end_all([(batch_id, tokens)], now_us)
 
-    async def end_all(self, ends: Sequence[tuple[str, Tokens]], now_us: int) -> frozenset[str]:
+    async def end_all(
+        self,
+        ends: Sequence[tuple[str, Tokens]],
+        now_us: int,
+        *,
+        attempts: Mapping[str, int] = EMPTY,
+    ) -> frozenset[str]:
         """End several batches, or none of them; see the protocol."""
 
         def run(t: Transaction) -> frozenset[str]:
             ended = set()
             for batch_id, tokens in sorted(ends):  # locks in one order
-                bound = {"batch": batch_id, "now": now_us, "tokens": columns.dump_tokens(tokens)}
+                bound = {
+                    "batch": batch_id,
+                    "now": now_us,
+                    "tokens": columns.dump_tokens(tokens),
+                    "attempts": attempts.get(batch_id, -1),
+                }
                 row = t.one("end", bound)
                 if row is None:
                     continue

@@ -41,6 +41,7 @@ class SqliteLedger(SqlLedger):
     """The ledger of one machine. The caller holds the lock on its directory."""
 
     poll_s = limits.NEWS_POLL_S
+    renew_s = limits.RENEW_INTERVAL_S
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchyard import crash
 from batchyard.errors import DamagedError, DiskFull, StoreError
-from batchyard.ledger.sqlite_file import SQL, connect
+from batchyard.ledger.sqlite_file import SQL, connect, note_failure
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -76,6 +76,8 @@ class Connection:
         self._begin = "BEGIN IMMEDIATE"
         self._gate: int | None = None
         """A descriptor of the directory; who writes holds a lock on it."""
+        self._written: Path | None = None
+        """The file, if this one writes to it."""
         self._failed = asyncio.Event()
         self._broken = False
         self._error: StoreError | None = None
@@ -93,6 +95,8 @@ class Connection:
         """
         if read_only:
             self._begin = "BEGIN"
+        else:
+            self._written = path
         if shared:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             self._gate = os.open(path.parent, flags)
@@ -161,6 +165,8 @@ class Connection:
                     log.warning("the ledger waits: another program holds its file")
                     continue
                 self._broken = True
+                if self._written is not None:
+                    note_failure(self._written, f"the ledger failed: {error}")
                 raise StoreError(f"the ledger failed: {error}") from error
             return answer
         raise AssertionError("the last try returns or raises")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -112,10 +114,40 @@ def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Conn
             elif version < SCHEMA_VERSION:
                 _migrate(db, version)
             if not joins:
+                if failure_of(path).exists():
+                    db.execute(SQL["spare_all"])
                 db.execute(SQL["take_back_all"], {"apart_from": limits.FAILURES_TO_SET_APART})
                 db.execute(SQL["shares_clear"])
+        if not joins:
+            with contextlib.suppress(OSError):  # then the next end counts for nothing either
+                failure_of(path).unlink(missing_ok=True)
     db.row_factory = sqlite3.Row
     return db
+
+
+def failure_of(path: Path) -> Path:
+    """Return where it is noted that writing to a ledger has failed, for the next start."""
+    return path.with_suffix(".failed")
+
+
+def note_failure(path: Path, why: str) -> None:
+    """Note beside a ledger that writing to it has failed, if so much can still be written. Blocks.
+
+    Whoever worked then ends for that, and not for its shards. The ledger cannot be told any more:
+    nothing is written to it after a failure. What a crash of the machine takes of the note is none
+    of its business, so it is not synced.
+
+    Args:
+        path: of the ledger.
+        why: for people.
+    """
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        descriptor = os.open(failure_of(path), flags, 0o600)
+        try:
+            os.write(descriptor, f"{why}\n".encode())
+        finally:
+            os.close(descriptor)
 
 
 def _quoted(path: Path) -> str:

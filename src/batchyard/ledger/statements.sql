@@ -270,6 +270,10 @@ WHERE state = 1
 -- The owner ends for a reason that is none of its shards.
 UPDATE shards SET at_risk = 0 WHERE owner = :owner AND state = 1
 
+-- name: spare_all
+-- All owners ended for a reason that is none of their shards.
+UPDATE shards SET at_risk = 0 WHERE state = 1
+
 -- name: absolve
 -- A worker that lives has lost this attempt: that it was taken from it is no failure of the shard.
 UPDATE shards SET failures = CASE WHEN failures > 0 THEN failures - 1 ELSE 0 END
@@ -338,7 +342,7 @@ WHERE id = :batch AND ended_us IS NULL
   AND NOT EXISTS (SELECT 1 FROM shards WHERE batch = :batch AND state < 2)
 
 -- name: manifest
-SELECT idx, manifest, tokens FROM shards WHERE batch = :batch ORDER BY idx
+SELECT idx, attempt, manifest, tokens FROM shards WHERE batch = :batch ORDER BY idx
 
 -- name: reopen
 -- A done shard whose results the disk has damaged; its manifest is what the next attempt adopts.
@@ -347,6 +351,7 @@ UPDATE shards SET state = 0, owner = NULL, inflight = 0, tokens = '[0,0,0,0]',
 WHERE batch = :batch AND idx = :idx AND state = 2
 
 -- name: end
+-- Not if a shard was taken up again since the manifest was made: that was another one's attempt.
 UPDATE batches SET ended_us = greatest(:now, created_us, coalesce(cancel_us, 0)), tokens = :tokens,
   succeeded = (SELECT coalesce(sum(succeeded), 0) FROM shards WHERE batch = :batch),
   errored = (SELECT coalesce(sum(errored), 0) FROM shards WHERE batch = :batch),
@@ -354,6 +359,8 @@ UPDATE batches SET ended_us = greatest(:now, created_us, coalesce(cancel_us, 0))
   expired = (SELECT coalesce(sum(expired), 0) FROM shards WHERE batch = :batch)
 WHERE id = :batch AND ended_us IS NULL
   AND NOT EXISTS (SELECT 1 FROM shards WHERE batch = :batch AND state < 2)
+  AND (:attempts < 0
+    OR :attempts = (SELECT coalesce(sum(attempt), 0) FROM shards WHERE batch = :batch))
 RETURNING requests, succeeded + errored + canceled + expired AS results
 
 -- name: shards_delete

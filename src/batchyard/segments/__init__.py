@@ -4,7 +4,8 @@ Layout of a batch, where `<h2>` are two digits of a hash that spread the names:
 
     <h2>/<batch>/requests        written once: the requests in dispatch order (see `requests.py`)
     <h2>/<batch>/r/<shard>.<attempt>.<nonce>   appended to by one attempt of one worker only
-    <h2>/<batch>/manifest.json   written once, at the end
+    <h2>/<batch>/manifest.json   written once, at the end; `manifest.<n>.json` where n extents had
+                                 been set aside until then, since they were damaged: the most count
 
 In an object store, which cannot append, a result segment is a row of objects: see `objects.py`.
 Nothing is ever rewritten, and only what a full disk has cut short is truncated away. Names are made
@@ -15,6 +16,7 @@ thread.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TYPE_CHECKING, Protocol
 
 from batchyard import ids
@@ -36,9 +38,24 @@ def requests_name(batch_id: str) -> str:
     return f"{batch_prefix(batch_id)}/requests"
 
 
-def manifest_name(batch_id: str) -> str:
-    """Return the name of the manifest."""
-    return f"{batch_prefix(batch_id)}/manifest.json"
+_MANIFEST = re.compile(r"(?:.*/)?manifest(?:\.([1-9][0-9]{0,8}))?\.json")
+
+
+def manifest_name(batch_id: str, set_aside: int = 0) -> str:
+    """Return the name of a manifest.
+
+    Args:
+        batch_id: of the batch.
+        set_aside: how many extents of it had been damaged, and set aside, until then.
+    """
+    number = f".{set_aside}" if set_aside else ""
+    return f"{batch_prefix(batch_id)}/manifest{number}.json"
+
+
+def set_aside_of(name: str) -> int | None:
+    """Return the number in the name of a manifest; None if it is no such name."""
+    found = _MANIFEST.fullmatch(name)
+    return None if found is None else int(found[1] or 0)
 
 
 def results_prefix(batch_id: str, shard: int) -> str:
@@ -49,6 +66,11 @@ def results_prefix(batch_id: str, shard: int) -> str:
 def result_name(batch_id: str, shard: int, attempt: int) -> str:
     """Return a new name for a result segment that one attempt at a shard writes."""
     return f"{results_prefix(batch_id, shard)}{attempt}.{ids.nonce()}"
+
+
+def attempt_of(name: str) -> int:
+    """Return which attempt has written a result segment."""
+    return int(name.rpartition("/")[2].split(".")[1])
 
 
 class Appender(Protocol):

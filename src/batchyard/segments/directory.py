@@ -157,6 +157,8 @@ class DirectorySegments:
                 found = [e.name for e in entries if e.name.startswith(start) and e.is_file()]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StoreError(f"cannot list segments {prefix}: {error}") from error
         return sorted(f"{parent}/{name}" for name in found)
 
     def sync(self, name: str) -> None:

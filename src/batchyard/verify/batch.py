@@ -65,11 +65,11 @@ class BatchCheck:
             for rule, text in rows.shard_problems(shard, self._row):
                 self._add(rule, text, shard=shard.idx)
         self._fences({shard.idx: shard.attempt for shard in shards})
-        if self._files.has_manifest and any(shard.state != DONE for shard in shards):
+        if self._files.manifest is not None and any(shard.state != DONE for shard in shards):
             self._add(
                 Rule.MANIFEST_EARLY,
                 "there is a manifest, and not all shards are done",
-                segment=segments.manifest_name(self._row.id),
+                segment=segments.manifest_name(self._row.id, self._files.manifest),
             )
         self._report.summary.shards += len(shards)
         name = segments.requests_name(self._row.id)
@@ -201,11 +201,12 @@ class BatchCheck:
 
     def _manifest(self) -> Sequence[Extent] | None:
         """Return the extents of a batch that has ended, None when they cannot be read."""
-        name = segments.manifest_name(self._row.id)
+        name = segments.manifest_name(self._row.id, self._files.manifest or 0)
         try:
             batch, extents = self._read_manifest(name)
         except DamagedError as error:
-            rule = Rule.MANIFEST_DAMAGED if self._files.has_manifest else Rule.MANIFEST_MISSING
+            is_there = self._files.manifest is not None
+            rule = Rule.MANIFEST_DAMAGED if is_there else Rule.MANIFEST_MISSING
             self._add(rule, str(error), segment=name)
             return None
         except StoreError as error:

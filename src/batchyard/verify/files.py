@@ -25,11 +25,11 @@ GIVEN_UP = "given-up"
 """Where the files of batches are that an operator has given up. Nobody looks at them any more."""
 _FILES = frozenset(
     {FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal", "lock", "server.json", "server.new"}
-    | {"ballast"}
+    | {"ballast", "ledger.failed"}
 )
 _OTHERS = 0o077  # files are made 0600, directories 0700
 _SPREAD = re.compile(r"[0-9a-f]{2}")
-_TEMPORARY = re.compile(r"\.(requests|manifest\.json)\.[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\.(requests|manifest(\.[0-9]+)?\.json)\.[0-9a-f]{16}")
 
 
 @dataclass(slots=True)
@@ -37,7 +37,8 @@ class BatchFiles:
     """The segments of one batch."""
 
     exists: bool = True
-    has_manifest: bool = False
+    manifest: int | None = None
+    """The number of the manifest that counts; None if there is none."""
     results: set[str] = field(default_factory=set)
     """Last name parts of its result segments."""
 
@@ -110,9 +111,10 @@ class Tree:
                 self._report.add(
                     Rule.LEFTOVER, "of a file that was being written", batch=batch, segment=name
                 )
-            elif entry.name not in {"requests", "manifest.json"}:
+            elif (number := segments.set_aside_of(entry.name)) is not None:
+                found.manifest = max(found.manifest or 0, number)
+            elif entry.name != "requests":
                 self._stranger(entry.name, name, batch)
-            found.has_manifest = found.has_manifest or entry.name == "manifest.json"
         for entry in self._list(self.root / prefix / "r", f"{prefix}/r"):
             name = f"{prefix}/r/{entry.name}"
             is_file = stat.S_ISREG(self._mode(entry, name))
