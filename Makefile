@@ -97,7 +97,7 @@ demo/readmes/.complete: | .venv/.ready
 SUITES := .suites/python-2/.ready .suites/python-0/.ready .suites/typescript/.ready
 
 test: .venv/.ready .venv-sdk0/.ready .venv-openapi/.ready .venv-ray/.ready $(SUITES) strace postgres
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Power cuts at every moment of several recordings, segments and ledger torn at every byte, system
 # calls that fail at every place: an hour. It prints its figures.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,43 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # No deadline: it would be an assert on the wall clock. A failure prints how to repeat it.
 settings.register_profile("batchyard", deadline=None, print_blob=True)
 settings.load_profile("batchyard")
+
+TESTS = Path(__file__).parent
+# What takes longest in one file, which one process works off: begun first, so that at the end none
+# is busy alone.
+LONGEST = (
+    "cluster/test_ray.py",
+    "crash/test_random_kills.py",
+    "crash/test_kill_stores.py",
+    "crash/test_kill_workers.py",
+    "crash/test_kill_points.py",
+    "client/test_killed_servers.py",
+    "client/test_killed.py",
+    "client/test_local.py",
+    "compat/test_openapi.py",
+    "compat/test_python_suite.py",
+    "disk/test_io_errors.py",
+    "disk/test_power_cuts.py",
+    "disk/test_torn_segments.py",
+    "sim/test_interleavings.py",
+    "sim/test_limits.py",
+    "sim/test_machine.py",
+    "sim/test_sabotage.py",
+    "sim/test_sim.py",
+    "server/test_probe_faults.py",
+    "server/test_workers.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return three processes for two processors: about half of what tests do is to wait."""
+    return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING
 
+from helpers_relay import Relay, ends_both
+
 if TYPE_CHECKING:
-    from typing import Self
+    import socket
 
 _SLOW_DOWN = (
     b"HTTP/1.1 503 Slow Down\r\ncontent-type: application/xml\r\ncontent-length: 0\r\n"
@@ -17,13 +17,11 @@ _SLOW_DOWN = (
 )
 
 
-class Line:
+class Line(Relay):
     """A port that leads to another one."""
 
     def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = []
+        super().__init__(port)
         self._whole = threading.Event()
         self._whole.set()
         self.delay_s = 0.0
@@ -31,7 +29,6 @@ class Line:
         self.refuses = False
         """Whether each HTTP request is answered with 503 instead of being passed on."""
         self.refused = 0
-        self.port: int = self._listener.getsockname()[1]
 
     def cut(self) -> None:
         """Let nothing pass any more, and tell nobody."""
@@ -41,35 +38,18 @@ class Line:
         """Let pass what has gathered, and all that comes."""
         self._whole.set()
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.mend()
-        for each in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)  # wakes the threads that wait on it
-            each.close()
+        super().__exit__(*exc)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self._sockets.append(client)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            self._whole.wait()
-            server = socket.create_connection(("127.0.0.1", self._target))
-            self._sockets.append(server)
-            back = threading.Thread(target=self._pass, args=(server, client), daemon=True)
-            back.start()
-            self._pass(client, server, asks=True)
+    def serve(self, client: socket.socket) -> None:
+        self._whole.wait()
+        server = self.connect()
+        threading.Thread(target=self._pass, args=(server, client), daemon=True).start()
+        self._pass(client, server, asks=True)
 
     def _pass(self, source: socket.socket, target: socket.socket, *, asks: bool = False) -> None:
-        with contextlib.suppress(OSError):
+        with ends_both(source, target):
             while data := source.recv(65_536):
                 if self.delay_s:
                     time.sleep(self.delay_s)
@@ -79,6 +59,3 @@ class Line:
                     source.sendall(_SLOW_DOWN)
                     break
                 target.sendall(data)
-        for each in (source, target):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)

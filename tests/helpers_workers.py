@@ -48,13 +48,13 @@ def workers_yard(
 
 
 def pids_of(yard: Yard) -> list[int]:
-    """Return the process ids of the workers of a yard."""
+    """Return the process ids of the workers of a yard that live."""
     assert yard.process is not None
     pid = yard.process.pid
     found: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         found += map(int, children.read_text().split())
-    return sorted(found)
+    return sorted(filter(is_alive, found))
 
 
 def wait_workers(yard: Yard, number: int = 2, *, but: int | None = None) -> list[int]:

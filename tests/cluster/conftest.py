@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from store.fixtures import postgres_ledger as ledger
+from store.fixtures import url
 from store.making import stop_servers
+
+__all__ = ["ledger", "url"]
 
 
 def pytest_sessionfinish() -> None:

@@ -13,27 +13,15 @@ from batchyard.errors import ConfigError
 from batchyard.ledger import backlog
 from batchyard.ledger.backlog import BacklogReader
 from batchyard.ledger.open_work import Taken, Waiting
-from batchyard.ledger.postgres import PostgresLedger
 from batchyard.model import Counts
-from store.making import LEASE, add, make_commit, make_held, postgres_url, take
+from store.making import LEASE, add, make_commit, make_held, take
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
+
+    from batchyard.ledger.postgres import PostgresLedger
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return postgres_url(tmp_path)
-
-
-@pytest.fixture
-async def ledger(url: str) -> AsyncIterator[PostgresLedger]:
-    opened = PostgresLedger(url, SystemClock(), database_time=False)
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

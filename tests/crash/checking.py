@@ -27,6 +27,13 @@ def errors_in(data: Path) -> list[str]:
     return [f"{f.rule} {f.where}: {f.text}" for f in findings if f.level == "error"]
 
 
+def assert_no_defect(yard: Yard) -> None:
+    """Check that the log of a yard tells of no error in its own code."""
+    log = yard.read_log()
+    assert "Traceback" not in log, log
+    assert "defect" not in log, log
+
+
 def kill(yard: Yard) -> None:
     """Kill a yard, and check what it leaves."""
     yard.kill()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crash.checking import assert_holds
+from crash.checking import assert_holds, assert_no_defect
 from helpers_upstream import Upstream
 from helpers_yard import Yard
 
@@ -27,6 +27,4 @@ def yard(upstream: Upstream, tmp_path: Path) -> Iterator[Yard]:
     with Yard(tmp_path / "data", upstream.url, slots=16) as running:
         yield running
     assert_holds(running.data)
-    log = running.read_log()
-    assert "Traceback" not in log, log
-    assert "defect" not in log, log
+    assert_no_defect(running)

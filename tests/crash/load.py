@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crash.checking import assert_holds
+from crash.checking import assert_holds, assert_no_defect
 from helpers_upstream import DEADLINE_S, Exchange, Upstream, follow_prompt, text_of
 from helpers_yard import BATCHES, HEADERS, Yard, request
 
@@ -208,8 +208,16 @@ def check(yard: Yard, journal: Journal) -> None:
 
 
 @contextmanager
-def clients_on(yard: Yard, upstream: Upstream, journal: Journal) -> Iterator[Callable[[], None]]:
+def clients_on(
+    yard: Yard, upstream: Upstream, journal: Journal, *, leave_s: float = DEADLINE_S
+) -> Iterator[Callable[[], None]]:
     """Let clients work on a yard that comes and goes, and is dead in the end.
+
+    Args:
+        yard: what they speak to.
+        upstream: of that yard.
+        journal: what they write down.
+        leave_s: how long one of them may take to end.
 
     Yields:
         What raises when one of them has failed.
@@ -228,7 +236,7 @@ def clients_on(yard: Yard, upstream: Upstream, journal: Journal) -> Iterator[Cal
         for client in clients:
             client.leaving.set()
         for client in clients:
-            client.join(DEADLINE_S)
+            client.join(leave_s)
         if yard.process is not None:
             yard.kill()
     assert_well()
@@ -240,9 +248,7 @@ def assert_kept(yard: Yard, journal: Journal) -> None:
         check(yard, journal)
         assert yard.stop() == 0
     assert_holds(yard.data)
-    log = yard.read_log()
-    assert "Traceback" not in log, log
-    assert "defect" not in log, log
+    assert_no_defect(yard)
 
 
 def figures(upstream: Upstream, journal: Journal) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pytest
 from crash.checking import assert_holds
 from crash.load import SEED, Journal, Latency, assert_kept, clients_on, figures
 from helpers_upstream import Upstream
-from helpers_workers import SHORT, pids_of, wait_free, wait_workers, workers_yard
+from helpers_workers import SHORT, is_alive, pids_of, wait_free, wait_workers, workers_yard
 from helpers_yard import poll
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def strike(kind: str, rng: random.Random, yard: Yard) -> None:
         victim = rng.choice(pids)
         if kind == "worker":
             os.kill(victim, signal.SIGKILL)
+            poll(lambda: not is_alive(victim), yard.read_log)  # it is nobody's next victim
             return
         os.kill(victim, signal.SIGSTOP)
         time.sleep(FROZEN_S)  # the moment itself: nothing is waited for

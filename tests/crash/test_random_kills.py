@@ -23,14 +23,12 @@ import pytest
 
 from crash.checking import assert_holds
 from crash.forking import ForkedYard, Zygote
-from crash.load import SEED, Client, Journal, Latency, assert_kept, check, clients_on, figures
+from crash.load import SEED, Journal, Latency, assert_kept, clients_on, figures
 from helpers_upstream import Upstream
 from helpers_yard import Yard, poll
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["SEED", "Client", "Journal", "Latency", "check"]
 
 KILLS_USUAL = 120
 KILLS = int(os.environ.get("BATCHYARD_CRASH_KILLS", KILLS_USUAL))

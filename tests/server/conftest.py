@@ -22,7 +22,8 @@ def upstream() -> Iterator[Upstream]:
 @pytest.fixture(scope="session")
 def shared_yard(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     data = tmp_path_factory.mktemp("shared") / "data"
-    with Yard(data, upstream.url, bounds=QUICK) as yard:
+    bounds = QUICK | {"limits:UNREAD_TIMEOUT_S": 1.0}
+    with Yard(data, upstream.url, bounds=bounds) as yard:
         yield yard
 
 

@@ -325,6 +325,7 @@ def bad(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "limits:BATCH_BODY_BYTES_MAX": CAP,
         "limits:BATCH_REQUESTS_MAX": 1_000,
         "limits:HEAD_TIMEOUT_S": 0.2,
+        "limits:UNREAD_TIMEOUT_S": 1.0,
         "server.guard:BODY_IDLE_S": 0.2,
     }
     with Yard(tmp_path_factory.mktemp("bad") / "data", upstream.url, bounds=bounds) as yard:

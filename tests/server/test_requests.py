@@ -298,6 +298,7 @@ def bad_yard(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> It
         "limits:BATCH_BODY_BYTES_MAX": 1 << 20,
         "limits:BATCH_REQUESTS_MAX": 1_000,
         "limits:MESSAGE_BODY_BYTES_MAX": 1 << 16,
+        "limits:UNREAD_TIMEOUT_S": 1.0,
         "server.guard:BODY_IDLE_S": 0.2,
     }
     with Yard(data, upstream.url, bounds=bounds) as yard:

@@ -18,8 +18,9 @@ from psycopg.rows import dict_row
 from batchyard.errors import StoreError
 from batchyard.ledger.postgres import PostgresLedger
 from batchyard.segments.objects import ObjectSegments
+from helpers_inline import InlineExecutor
 from sim.watching import Row, Watch
-from sim.world import InlineExecutor, Process, World
+from sim.world import Process, World
 from store.making import postgres_url
 
 if TYPE_CHECKING:

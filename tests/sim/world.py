@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import random
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from batchyard.segments.requests import Records, plan_shards, sizes_of
 from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Call, Failure, FailureKind, Outcome, Reply
 from batchyard.verify import Finding, check
+from helpers_inline import InlineExecutor
 from sim.watching import Watch
 
 if TYPE_CHECKING:
@@ -41,21 +41,6 @@ if TYPE_CHECKING:
 WORKSPACES = ("wrkspc_a", "wrkspc_b", "wrkspc_c")
 # A canceled or expired shard is noticed at the next renewal; frozen workers are judged apart.
 NOTICE_US = 2 * limits.SECOND_US
-
-
-class InlineExecutor(ThreadPoolExecutor):
-    """Runs what is submitted at once, in the caller's thread."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - it is passed on
-            future.set_exception(error)
-        return future
 
 
 class PowerCutSegments:
@@ -296,6 +281,10 @@ class World:
     answered: set[str] = field(default_factory=set)
     """Requests with a final answer that no crash has taken away."""
     calls_of: dict[str, int] = field(default_factory=dict)
+    windows_s: Sequence[int] = (20, 300, 86_400, 86_400)
+    """How long batches have, by chance."""
+    sizes: Sequence[int] = (1, 2, 5, 20, 60)
+    """How many requests."""
     frozen_until_us: int = 0
     processes: list[Process] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
@@ -412,7 +401,7 @@ class World:
         rng = self.rng
         chosen = requests is not None  # then nothing of it is left to chance
         batch_id = ids.from_number("msgbatch", rng.getrandbits(128))
-        custom_ids = [f"r{n}" for n in range(requests or rng.choice([1, 2, 5, 20, 60]))]
+        custom_ids = [f"r{n}" for n in range(requests or rng.choice(self.sizes))]
         invalid = {c for c in custom_ids if not chosen and rng.random() < 0.03}
         models = rng.choices(
             ["alpha", "beta", "beta-2", "gamma"], [8, 4, 2, 0.3], k=rng.randint(1, 3)
@@ -455,7 +444,7 @@ class World:
         self.store.put(segments.requests_name(batch_id), records.chunks())
         shards = records.shards()
         now = self.clock.now_us()
-        window = window_s if chosen else rng.choice([20, 300, 86_400, 86_400])
+        window = window_s if chosen else rng.choice(self.windows_s)
         batch = Batch(
             id=batch_id,
             workspace=workspace or rng.choice(WORKSPACES),

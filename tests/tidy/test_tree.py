@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import LONGEST
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "batchyard"
 MODULE_LINES_MAX = 600
@@ -181,3 +183,7 @@ def test_the_tests_do_not_sleep() -> None:
         for path in sorted((ROOT / "tests" / layer).rglob("*.py")):
             for call in calls(path):
                 assert dotted(call.func) != "time.sleep", f"{path}:{call.lineno}"
+
+
+def test_what_is_begun_first_is_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).exists()] == []
