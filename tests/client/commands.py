@@ -18,12 +18,19 @@ import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from client.fake_api import FakeApi
+
+OPTIONS = ["docs", "--prompt", "p.j2", "--model", "claude-opus-4-8", "--max-tokens", "50",
+           "--out", "reports", "--sample", "0", "--yes"]  # fmt: skip
 HURRY = {"BATCHYARD_TEST_HURRY": "20"}
 
 _PROGRAM = """
 import importlib, json, os, pkgutil, signal, sys, threading
 import batchyard.cli.main, batchyard.client
+from batchyard.client.running import watching
 from batchyard.client.running.session import Session
 
 for package in (batchyard.cli, batchyard.client):
@@ -34,6 +41,10 @@ def hurry(times):
     whole = threading.Event.wait
     threading.Event.wait = lambda event, timeout=None: whole(event, timeout and timeout / times)
     Session.__init__.__kwdefaults__["grace_s"] /= times
+    for name in ("INTERVAL_S", "INTERVAL_MAX_S", "INTERVAL_S_PER_REQUEST"):
+        setattr(watching, name, getattr(watching, name) / times)  # what is due goes by the clock
+    backoff = watching.backoff
+    watching.backoff = lambda failures: backoff(failures) / times
 
 for line in sys.stdin:
     call = json.loads(line)
@@ -82,3 +93,8 @@ def batchyard(*arguments: str, **environment: str) -> subprocess.CompletedProces
         process.stdin.flush()
         code = int(process.stdout.readline())
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+def run_documents(server: FakeApi, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run over the documents of the fixture of that name."""
+    return batchyard("run", *OPTIONS, "--base-url", server.url, *more)

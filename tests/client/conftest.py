@@ -39,6 +39,27 @@ def server() -> Iterator[FakeApi]:
     api.close()
 
 
+@pytest.fixture
+def paid() -> Iterator[FakeApi]:
+    """A yard that charges the price of a batch."""
+    api = FakeApi(is_yard=True, billing="batch", follows_time=True)
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three documents and a prompt in the folder of now, and a key; see `run_documents`."""
+    (tmp_path / "docs").mkdir()
+    for name in ("a.md", "b.md", "c.md"):
+        (tmp_path / "docs" / name).write_text(f"text of {name}")
+    (tmp_path / "p.j2").write_text("About {{ text }}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    monkeypatch.setenv("BATCHYARD_TEST_HURRY", "50")
+    return tmp_path
+
+
 @dataclass
 class WaitingClock:
     """Stands still, except when somebody waits; the server's time goes along."""

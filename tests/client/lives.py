@@ -60,10 +60,18 @@ class Life:
             (self.path / "docs" / f"n{number:02}.md").write_text(f"text of {number}")
         (self.path / "p.j2").write_text(f"Life {self.draw.getrandbits(40)}: about {{{{ text }}}}")
         self.out = self.path / "reports"
+        self._story: list[str] = []
         self._before = {batch["id"] for batch in self._listed()}
 
     def live(self) -> int:
         """Kill the run several times, let it end, and check what there is; return the kills."""
+        try:
+            return self._lived()
+        except AssertionError:
+            print("\n".join(["what happened:", *self._story, *self._told()]))
+            raise
+
+    def _lived(self) -> int:
         kills = 0
         for _ in range(self.draw.randrange(1, KILLS_MAX + 1)):
             if self.draw.random() < 0.5:
@@ -84,12 +92,19 @@ class Life:
         return kills
 
     def _run(self, **environment: str) -> subprocess.CompletedProcess[str]:
-        return batchyard(
+        done = batchyard(
             "run", str(self.path / "docs"), "--prompt", str(self.path / "p.j2"), "--model", MODEL,
             "--max-tokens", "400", "--out", str(self.out), "--base-url", self.link.url, "--yes",
             "--sample", "0", "--shard-size", "5", "--format", "md", "--format", "jsonl",
             ANTHROPIC_API_KEY="k", BATCHYARD_TEST_HURRY="50", **environment,
         )  # fmt: skip
+        self._story.append(f"{environment} {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def _told(self) -> list[str]:
+        """Return what the journal says, and the batches of this life that the server has."""
+        lines = Files(self.out).journal.read_text().splitlines()
+        return [*lines, *(str(each) for each in self._listed() if each["id"] not in self._before)]
 
     def check(self) -> None:
         """Compare the files of the run with what the server holds.

@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 import termios
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from batchyard import __version__
 from batchyard.cli import main
+from batchyard.cli.sections import SECTIONS
 from batchyard.client.running.folder import Files, Lock
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored
@@ -336,8 +338,8 @@ SLOW = {"rich", "jinja2", "pyreqwest", "starlette", "sqlite3", "concurrent.futur
     [
         (["--help"], SLOW | {"msgspec", "batchyard.client"}),
         (["--version"], SLOW | {"batchyard.client"}),
-        (["ls"], SLOW),
-        (["status", "no-folder"], SLOW),
+        (["ls"], SLOW | {"batchyard.client.results.collect"}),
+        (["status", "no-folder"], SLOW | {"batchyard.client.results.collect", "batchyard.models"}),
         (["run", "--help"], SLOW | {"batchyard.client"}),
     ],
 )
@@ -370,6 +372,22 @@ def test_the_list_of_commands_names_functions_that_are_there_and_fits_80_columns
         found = getattr(importlib.import_module(f"batchyard.cli.{module}"), function)
         assert found.__doc__
     assert "Did you mean 'run'?" in batchyard("rn").stderr
+
+
+def test_the_help_of_a_run_has_each_option_in_one_section_of_80_columns(documents: Path):
+    sections = list(chain.from_iterable(SECTIONS.values()))
+    shown = {}
+    for name in ("run", "plan"):
+        done = batchyard(name, "--help", COLUMNS="80")
+        assert done.returncode == 0
+        assert all(len(line) <= 80 for line in done.stdout.splitlines())
+        assert f"batchyard {name} notes/" in done.stdout
+        shown[name] = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", done.stdout, re.MULTILINE))
+
+    assert len(set(sections)) == len(sections)
+    assert shown["run"] | shown["plan"] == set(sections)
+    assert {"--prompt", "--budget"} <= shown["run"]
+    assert "--budget" not in shown["plan"]
 
 
 def test_the_plan_says_what_a_folder_leaves_out_and_what_is_empty(documents: Path, server: FakeApi):

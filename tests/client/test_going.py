@@ -18,34 +18,13 @@ from batchyard.client.problems import BudgetReached, InputError
 from batchyard.client.running import notify
 from batchyard.client.running.folder import Files
 from batchyard.client.running.session import Session
-from client.commands import batchyard
+from client.commands import OPTIONS, batchyard, run_documents
 from client.fake_api import FakeApi, errored, succeeded
 
-OPTIONS = ["docs", "--prompt", "p.j2", "--model", "claude-opus-4-8", "--max-tokens", "50",
-           "--out", "reports", "--sample", "0", "--yes"]  # fmt: skip
-
 
 @pytest.fixture
-def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "docs").mkdir()
-    for name in ("a.md", "b.md", "c.md"):
-        (tmp_path / "docs" / name).write_text(f"text of {name}")
-    (tmp_path / "p.j2").write_text("About {{ text }}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
-    monkeypatch.setenv("BATCHYARD_TEST_HURRY", "50")
-    return tmp_path
-
-
-@pytest.fixture
-def server() -> "FakeApi":
-    api = FakeApi(is_yard=True, billing="batch", follows_time=True)
-    yield api
-    api.close()
-
-
-def run(server: FakeApi, *more: str) -> subprocess.CompletedProcess[str]:
-    return batchyard("run", *OPTIONS, "--base-url", server.url, *more)
+def server(paid: FakeApi) -> FakeApi:
+    return paid
 
 
 def sent(server: FakeApi) -> list[list[str]]:
@@ -54,7 +33,7 @@ def sent(server: FakeApi) -> list[list[str]]:
 
 def test_retry_starts_one_more_round_by_hand(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": errored("api_error", "no"), "a_Dmd_R1": errored("api_error", "no")}
-    first = run(server, "--retries", "0")
+    first = run_documents(server, "--retries", "0")
 
     one = batchyard("retry", "reports", "--yes")
     two = batchyard("retry", "reports", "--yes")
@@ -62,14 +41,14 @@ def test_retry_starts_one_more_round_by_hand(documents: Path, server: FakeApi):
 
     assert (first.returncode, one.returncode, two.returncode, none.returncode) == (3, 3, 0, 0)
     assert sent(server)[1:] == [["a_Dmd_R1"], ["a_Dmd_R2"]]
-    assert "round 1: again 1 retryable" in one.stdout
+    assert "round 1: sent again, 1 failed at the server" in one.stdout
 
 
 def test_what_needs_a_fix_is_sent_again_with_a_change_and_never_without(
     documents: Path, server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     server.outcomes = {"a_Dmd": errored("invalid_request_error", "too long")}
-    run(server)
+    run_documents(server)
 
     same = batchyard("retry", "reports", "--with-change")
     (documents / "p.j2").write_text("In short: {{ text }}")
@@ -91,7 +70,7 @@ def test_what_needs_a_fix_is_sent_again_with_a_change_and_never_without(
 
 def test_what_was_canceled_comes_back_on_request(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": {"type": "canceled"}}
-    run(server)
+    run_documents(server)
 
     without = batchyard("retry", "reports", "--yes")
     with_it = batchyard("retry", "reports", "--canceled", "--yes")
@@ -101,7 +80,7 @@ def test_what_was_canceled_comes_back_on_request(documents: Path, server: FakeAp
 
 
 def test_a_reached_budget_has_its_exit_code_and_says_how_to_go_on(documents: Path, server: FakeApi):
-    stopped = run(server, "--budget", "0.001", "--shard-size", "1")
+    stopped = run_documents(server, "--budget", "0.001", "--shard-size", "1")
     further = batchyard("attach", "reports", "--budget", "5")
 
     assert stopped.returncode == 4
@@ -114,7 +93,7 @@ def test_a_reached_budget_has_its_exit_code_and_says_how_to_go_on(documents: Pat
 def test_a_budget_for_nothing_is_refused_before_anything_is_written(
     documents: Path, server: FakeApi
 ):
-    refused = run(server, "--budget", "0.0001")
+    refused = run_documents(server, "--budget", "0.0001")
 
     assert refused.returncode == 4
     assert "nothing was sent: the first 1 requests may cost $0.00" in refused.stderr
@@ -132,22 +111,22 @@ def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_written(
     tools = '[{"type": "web_search_20250305", "name": "web_search"}]'
     (documents / "tools.json").write_text(tools)
 
-    refused = run(server, "--budget", "5", *more)
+    refused = run_documents(server, "--budget", "5", *more)
 
     assert refused.returncode == 2
     assert "a budget of $5.00 cannot be kept" in refused.stderr
     assert not (documents / "reports").exists()
-    assert run(server, *more).returncode == 0, "nothing of the budget is left behind"
+    assert run_documents(server, *more).returncode == 0, "nothing of the budget is left behind"
 
 
 @pytest.mark.parametrize("command", ["run", "attach"])
 def test_a_budget_is_raised_lowered_and_taken_back(documents: Path, server: FakeApi, command: str):
     def again(*more: str) -> int:
         if command == "run":
-            return run(server, "--shard-size", "1", *more).returncode
+            return run_documents(server, "--shard-size", "1", *more).returncode
         return batchyard("attach", "reports", *more).returncode
 
-    run(server, "--budget", "0.001", "--shard-size", "1")
+    run_documents(server, "--budget", "0.001", "--shard-size", "1")
     sent_by = [len(server.batches)]
     for more in (["--budget", "0.0045"], ["--budget", "0.0042"], [], ["--no-budget"]):
         assert again(*more) == (0 if more == ["--no-budget"] else 4)
@@ -161,7 +140,7 @@ def test_a_budget_is_raised_lowered_and_taken_back(documents: Path, server: Fake
 
 def test_with_yes_the_rest_follows_a_good_pilot_and_not_a_bad_one(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": succeeded("", stop="refusal")}
-    bad = run(server, "--pilot", "1")
+    bad = run_documents(server, "--pilot", "1")
     waiting = len(server.batches)
     approved = batchyard("attach", "reports", "--approve")
 
@@ -172,7 +151,7 @@ def test_with_yes_the_rest_follows_a_good_pilot_and_not_a_bad_one(documents: Pat
     assert sent(server) == [["a_Dmd"], ["b_Dmd", "c_Dmd"]]
 
     server.outcomes = {}
-    good = run(server, "--pilot", "1", "--fresh")
+    good = run_documents(server, "--pilot", "1", "--fresh")
     assert good.returncode == 0, good.stderr
     assert "likely for the other 2" in good.stdout
     assert sent(server)[2:] == [["a_Dmd"], ["b_Dmd", "c_Dmd"]]
@@ -186,7 +165,7 @@ def test_a_command_is_told_of_the_end_without_a_shell(documents: Path, server: F
     )
     script.chmod(0o755)
 
-    done = run(server, "--notify", f"{script} '$(touch stolen)'")
+    done = run_documents(server, "--notify", f"{script} '$(touch stolen)'")
 
     assert done.returncode == 0, done.stderr
     receipt = str(documents / "reports" / "receipt.json")
@@ -197,7 +176,7 @@ def test_a_command_is_told_of_the_end_without_a_shell(documents: Path, server: F
 
 
 def test_a_notice_that_fails_changes_nothing_of_the_end(documents: Path, server: FakeApi):
-    done = run(server, "--notify", "false", "--webhook", "http://127.0.0.1:9/x")
+    done = run_documents(server, "--notify", "false", "--webhook", "http://127.0.0.1:9/x")
 
     assert done.returncode == 0
     assert "nobody was told: false ended with 1" in done.stderr
@@ -216,7 +195,7 @@ def test_a_notice_that_fails_changes_nothing_of_the_end(documents: Path, server:
 def test_an_option_that_is_not_usable_is_refused_before_anything_is_sent(
     documents: Path, server: FakeApi, options: list[str], text: str
 ):
-    done = run(server, *options)
+    done = run_documents(server, *options)
 
     assert done.returncode == 2
     assert text in done.stderr
@@ -277,7 +256,7 @@ def test_an_address_gets_the_receipt_and_is_asked_again_when_it_fails(
 
 def test_ls_shows_state_counts_and_cost_of_all_runs(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": errored("invalid_request_error", "no")}
-    run(server)
+    run_documents(server)
     server.fail("list", 401)
     batchyard("run", *[o if o != "reports" else "other" for o in OPTIONS], "--base-url", server.url)
 
@@ -356,12 +335,12 @@ def test_a_budget_in_python(documents: Path, server: FakeApi):
 
 def test_after_a_budget_stop_the_counts_add_up_to_the_inputs(documents: Path, server: FakeApi):
     more = ["--shard-size", "1", "--format", "md", "--format", "jsonl"]
-    run(server, "--budget", "0.001", *more)
+    run_documents(server, "--budget", "0.001", *more)
     stopped = batchyard("report", "reports")
     receipt = json.loads((documents / "reports" / "receipt.json").read_bytes())
     rows = (documents / "reports" / "results.jsonl").read_bytes().splitlines()
     errors = (documents / "reports" / "errors.jsonl").read_bytes().splitlines()
-    done = run(server, "--no-budget", *more)
+    done = run_documents(server, "--no-budget", *more)
 
     assert stopped.returncode == 4
     assert "done reports   1 saved · 2 not sent" in stopped.stdout
@@ -378,12 +357,14 @@ def test_after_a_budget_stop_the_counts_add_up_to_the_inputs(documents: Path, se
 
 
 def test_a_rerun_that_its_budget_stops_counts_each_document_once(documents: Path, server: FakeApi):
-    run(server, "--shard-size", "1")
+    run_documents(server, "--shard-size", "1")
     (documents / "docs" / "a.md").write_text("another text")
     for name in ("x.md", "y.md"):
         (documents / "docs" / name).write_text("a new one")
     (documents / "docs" / "y.md").write_text("a newer one")
-    stopped = run(server, "--shard-size", "1", "--allow-input-change", "--budget", "0.0123")
+    stopped = run_documents(
+        server, "--shard-size", "1", "--allow-input-change", "--budget", "0.0123"
+    )
 
     assert stopped.returncode == 4
     receipt = json.loads((documents / "reports" / "receipt.json").read_bytes())
@@ -406,9 +387,11 @@ def test_a_wrong_address_is_corrected_while_nothing_is_there(
     documents: Path, server: FakeApi, other: FakeApi, command: str
 ):
     server.fail("create", 404)
-    wrong = run(server, "--budget", "5")
+    wrong = run_documents(server, "--budget", "5")
     right = (
-        run(other) if command == "run" else batchyard("attach", "reports", "--base-url", other.url)
+        run_documents(other)
+        if command == "run"
+        else batchyard("attach", "reports", "--base-url", other.url)
     )
 
     assert wrong.returncode == 3
@@ -427,7 +410,7 @@ def test_a_run_with_batches_at_one_server_does_not_go_to_another_unasked(
 ):
     def at_other(*more: str) -> subprocess.CompletedProcess[str]:
         if command == "run":
-            return run(other, *more)
+            return run_documents(other, *more)
         return batchyard("attach", "reports", "--base-url", other.url, *more)
 
     batchyard("run", *OPTIONS, "--base-url", server.url, BATCHYARD_CRASH_AT="created_recorded")
@@ -447,20 +430,20 @@ def test_a_run_with_batches_at_one_server_does_not_go_to_another_unasked(
 def test_other_names_for_reports_that_are_written_are_refused(
     documents: Path, server: FakeApi, more: list[str]
 ):
-    run(server)
-    renamed = run(server, *more)
+    run_documents(server)
+    renamed = run_documents(server, *more)
 
     assert renamed.returncode == 2
     assert f"{more[0]} was" in renamed.stderr
     assert "and the reports are written" in renamed.stderr
-    assert run(server).returncode == 0
+    assert run_documents(server).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["../..", "../{{ stem }}.md", "a/../../b.md", "/tmp/{{ stem }}"])
 def test_a_template_of_names_cannot_lead_out_of_the_folder(
     documents: Path, server: FakeApi, name: str
 ):
-    refused = run(server, "--name", name)
+    refused = run_documents(server, "--name", name)
 
     assert refused.returncode == 2
     assert f"--name {name}: names are below the output folder" in refused.stderr
@@ -536,12 +519,12 @@ def test_a_report_tells_its_tries_and_what_all_of_them_cost(documents: Path, ser
 
 
 def test_what_a_rerun_adds_can_have_a_pilot_of_its_own(documents: Path, server: FakeApi):
-    run(server, "--pilot", "1")
+    run_documents(server, "--pilot", "1")
     for name in ("d.md", "e.md", "f.md"):
         (documents / "docs" / name).write_text(f"text of {name}")
     server.outcomes = {"d_Dmd_R1": succeeded("", stop="refusal")}
 
-    bad = run(server, "--pilot", "1")
+    bad = run_documents(server, "--pilot", "1")
     waiting = sent(server)
     done = batchyard("attach", "reports", "--approve")
 
@@ -603,7 +586,7 @@ def test_a_folder_that_cannot_be_written_is_refused_as_an_option():
 def test_a_model_that_changed_is_named_and_not_called_a_changed_document(
     documents: Path, server: FakeApi
 ):
-    run(server)
+    run_documents(server)
     options = [o if o != "claude-opus-4-8" else "claude-opus-4-88" for o in OPTIONS]
     refused = batchyard("run", *options, "--base-url", server.url)
 

@@ -48,6 +48,8 @@ def test_a_batch_becomes_files_errors_and_a_receipt(tmp_path: Path, server: Fake
     done = taken(server, "msgbatch_01")
 
     assert done.returncode == 3, done.stderr
+    assert "next: the same `batchyard import` with `--requests FILE`" in done.stdout
+    assert "batchyard retry" not in done.stdout, "it would be refused"
     assert (tmp_path / "got" / "request-1.md").read_text() == "Report on request-1.\n"
     assert (tmp_path / "got" / "__" / "x.md").read_text() == "Report on ../x.\n"
     [line] = (tmp_path / "got" / "errors.jsonl").read_text().splitlines()

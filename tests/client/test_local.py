@@ -48,8 +48,11 @@ def test_a_local_run_needs_no_key_and_says_what_it_is(documents: Path):
     assert len(list((documents / "reports").glob("*.md"))) == 12
 
 
-# All other points, at random: `test_killed_servers.py`.
-@pytest.mark.parametrize("point", ["create_answered:2", "report_written:6"])
+# One point of each kind: the call is not made, made and not recorded, recorded, and while saving.
+# All others, at random: `test_killed_servers.py`.
+@pytest.mark.parametrize(
+    "point", ["after_intent", "create_answered:2", "created_recorded:3", "report_written:6"]
+)
 def test_a_killed_local_run_goes_on_with_one_batch_per_shard(documents: Path, point: str):
     killed = command(point)
     again = command()

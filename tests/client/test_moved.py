@@ -8,10 +8,10 @@ import pytest
 from msgspec import structs
 
 from batchyard.client.problems import InputsChanged
-from batchyard.client.running import budget, folding, journal
+from batchyard.client.running import billing, folding, journal
 from batchyard.client.running.folder import Files
 from batchyard.client.running.session import Session
-from client.commands import batchyard
+from client.commands import batchyard, run_documents
 from client.fake_api import FakeApi, succeeded
 
 if TYPE_CHECKING:
@@ -21,21 +21,7 @@ if TYPE_CHECKING:
 
     from client.conftest import Bench
 
-OPTIONS = ["docs", "--prompt", "p.j2", "--model", "claude-opus-4-8", "--max-tokens", "50",
-           "--out", "reports", "--sample", "0", "--yes", "--shard-size", "1"]  # fmt: skip
 A, B = "http://127.0.0.1:1", "http://127.0.0.1:2"
-
-
-@pytest.fixture
-def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "docs").mkdir()
-    for name in ("a.md", "b.md", "c.md"):
-        (tmp_path / "docs" / name).write_text(f"text of {name}")
-    (tmp_path / "p.j2").write_text("About {{ text }}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
-    monkeypatch.setenv("BATCHYARD_TEST_HURRY", "50")
-    return tmp_path
 
 
 @pytest.fixture
@@ -45,15 +31,8 @@ def simulated() -> Iterator[FakeApi]:
     api.close()
 
 
-@pytest.fixture
-def paid() -> Iterator[FakeApi]:
-    api = FakeApi(is_yard=True, billing="batch", follows_time=True)
-    yield api
-    api.close()
-
-
 def run(server: FakeApi, *more: str) -> subprocess.CompletedProcess[str]:
-    return batchyard("run", *OPTIONS, "--base-url", server.url, *more)
+    return run_documents(server, "--shard-size", "1", *more)
 
 
 def test_a_budget_holds_at_a_server_that_charges_after_one_that_did_not(
@@ -120,9 +99,9 @@ def created(shard: int) -> list[journal.Event]:
     ]
 
 
-def collected(shard: int, billing: str) -> list[journal.Event]:
+def collected(shard: int, said: str | None, *, assumed: bool = False) -> list[journal.Event]:
     return [
-        journal.Ended(shard=shard, counts={}, billing=billing),
+        journal.Ended(shard=shard, counts={}, billing=said, assumed=assumed),
         journal.Downloaded(shard=shard, bytes=1),
         journal.Collected(shard=shard),
     ]
@@ -133,10 +112,10 @@ def test_how_a_server_charges_is_known_again_when_the_run_comes_back_to_it():
     away = [*at_a, journal.Moved(base_url=B)]
     back = [*away, *created(1), *collected(1, "standard"), journal.Moved(base_url=A)]
 
-    assert budget.tier_of(folding.fold(at_a)) == "simulated"
-    assert budget.tier_of(folding.fold(away)) is None
-    assert budget.tier_of(folding.fold(back[:-1])) == "standard"
-    assert budget.tier_of(folding.fold(back)) == "simulated"
+    assert billing.known(folding.fold(at_a)) == "simulated"
+    assert billing.known(folding.fold(away)) is None
+    assert billing.known(folding.fold(back[:-1])) == "standard"
+    assert billing.known(folding.fold(back)) == "simulated"
 
 
 def test_a_batch_whose_results_came_from_the_new_address_counts_as_there():
@@ -145,7 +124,22 @@ def test_a_batch_whose_results_came_from_the_new_address_counts_as_there():
     state = folding.fold([*moved, *collected(0, "batch")])
 
     assert state.shards[0].server == B
-    assert budget.tier_of(state) == "batch"
+    assert billing.known(state) == "batch"
+
+
+@pytest.mark.parametrize(
+    ("said", "is_assumed", "presumed"),
+    [("batch", True, "batch"), (None, False, "standard"), ("standard", False, "standard")],
+)
+def test_a_server_that_did_not_say_how_it_charges_is_taken_as_its_receipt_takes_it(
+    said: str | None, is_assumed: bool, presumed: str
+):
+    before = [STARTED, *created(0)]
+    after = [*before, *collected(0, said, assumed=is_assumed)]
+
+    assert billing.presumed(folding.fold(before)) == "batch"
+    assert billing.known(folding.fold(after)) == (None if said is None or is_assumed else said)
+    assert billing.presumed(folding.fold(after)) == presumed
 
 
 def doubtful(bench: Bench) -> Session:

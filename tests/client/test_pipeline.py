@@ -163,10 +163,12 @@ def test_whoever_adopts_takes_the_oldest_and_gives_it_back_when_it_is_not_ours(
     assert bench.reports() == REPORTS
 
 
+@pytest.mark.parametrize("faults", [(), (503,)])
 def test_whoever_resubmits_does_not_wait_and_the_batch_that_turns_up_is_kept_and_its_twin_canceled(
-    bench: Bench, server: FakeApi
+    bench: Bench, server: FakeApi, faults: tuple[int, ...]
 ):
     server.fail("create", "drop")
+    server.fail("results", *faults)
     server.hide_created = True
     server.polls = 300
 

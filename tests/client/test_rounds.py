@@ -7,7 +7,7 @@ import pytest
 from batchyard.client.planning.plan import Request, pack
 from batchyard.client.problems import Detached, Paused
 from batchyard.client.results import finals, formats
-from batchyard.client.running import budget, folder, journal, offers, rounds
+from batchyard.client.running import billing, budget, folder, journal, offers, rounds
 from batchyard.client.running.tags import tagged
 from client.conftest import Bench
 from client.fake_api import FakeApi, errored, succeeded
@@ -284,7 +284,7 @@ def test_rounds_never_spend_beyond_the_ceiling_that_was_approved(bench: Bench, s
     assert len(server.batches) == 1
     assert receipt.classes == {"truncated": 3}
     assert paid(bench) <= bench.approved[0]
-    assert any("3 truncated not sent again: more than" in u.text for u in bench.updates)
+    assert any("3 cut short not sent again: more than" in u.text for u in bench.updates)
 
 
 def test_as_many_as_fit_in_what_was_approved_are_sent_again_with_a_larger_limit(
@@ -332,7 +332,7 @@ def test_a_round_by_hand_costs_what_was_shown_for_it_and_no_more(bench: Bench, s
     bench.run()
     before = paid(bench)
 
-    offer = offers.make(bench.files, bench.files.read_state())
+    offer = offers.make(bench.files, bench.files.read_state(), "batch")
     writer = bench.writer()
     pipeline = bench.pipeline(writer)
     pipeline.repeat(room=offer.micros)
@@ -344,6 +344,24 @@ def test_a_round_by_hand_costs_what_was_shown_for_it_and_no_more(bench: Bench, s
     state = bench.files.read_state()
     assert offer.micros is not None
     assert state.approved == (before + offer.micros,) * 2
+
+
+@pytest.mark.parametrize(("said", "is_dear"), [(None, True), ("standard", True), ("batch", False)])
+def test_what_a_round_may_cost_at_a_yard_follows_how_it_charges(
+    bench: Bench, server: FakeApi, said: str | None, is_dear: bool
+):
+    server.is_yard, server.billing = True, said
+    server.outcomes = {"a_Dmd": CUT}
+    bench.approved = (0, 0)
+    bench.run()
+    state = bench.files.read_state()
+
+    offer = offers.make(bench.files, state, billing.presumed(state))
+
+    cheap = offers.make(bench.files, state, "batch")
+    assert offer.micros is not None
+    assert cheap.micros is not None
+    assert (offer.micros > cheap.micros > 0) == is_dear
 
 
 @pytest.mark.parametrize("failure", [errored("api_error", "no"), {"type": "expired"}])

@@ -1,13 +1,18 @@
 """What a terminal is given: bounded, escaped, and one line when something changed."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from batchyard.cli import planned, render
+from batchyard.cli import ending, planned, render
 from batchyard.cli.panel import Panel
+from batchyard.client.inputs.documents import files
+from batchyard.client.inputs.template import Template
 from batchyard.client.planning.compare import Row
+from batchyard.client.planning.plan import Settings, make
 from batchyard.client.planning.pricing import Price
 from batchyard.client.results import receipt
 from batchyard.client.results.collect import Outcome
@@ -72,19 +77,17 @@ def test_text_of_others_cannot_act_on_the_terminal():
     assert r"[red]bad\x1b[2J[/red]" in text
 
 
-def test_the_ending_counts_every_written_report_as_saved(capsys: pytest.CaptureFixture[str]):
+def test_the_ending_counts_every_written_report_as_saved():
     config = Config(model="m", max_tokens=1, prompt="p", prompt_sha256="0", shard_requests=9)
     state = State("r", config, (Shard(index=0, requests=4, bytes=1, sha256=""),), 1)
     kinds = ("succeeded", "truncated", "paused", "refused")
     outcomes = [Outcome(key=k, custom_id=k, class_=k, type=k) for k in kinds]
     done = receipt.make(state, [(0, outcome) for outcome in outcomes], 2)
 
-    render.ending("reports", done, [], errors="errors.jsonl")
+    lines = ending.lines("reports", done, [], errors="errors.jsonl")
 
     assert done.saved == 3
-    assert capsys.readouterr().out == (
-        "done reports   3 saved (1 paused, 1 cut short) · 1 refused\n"
-    )
+    assert lines == ["done reports   3 saved (1 paused, 1 cut short) · 1 refused"]
 
 
 def test_plain_lines_say_a_thing_once(capsys: pytest.CaptureFixture[str]):
@@ -145,3 +148,36 @@ def test_a_comparison_that_is_too_wide_is_two_tables(
     assert [line.split()[0] for line in narrow if line] == ["model", *names, "model", *names]
     assert narrow[0].split()[-1] == "input"
     assert narrow[4].split()[1:] == ["output", "cap", "cache", "from"]
+
+
+def test_an_event_has_counts_only_where_something_is_counted(capsys: pytest.CaptureFixture[str]):
+    events = render.Events()
+    events.update(Update(kind="notice", text="busy"))
+    events.update(Update(kind="progress", shard=0, done=0, total=5))
+
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert told == [
+        {"event": "notice", "text": "busy"},
+        {"event": "progress", "shard": 0, "done": 0, "total": 5},
+    ]
+
+
+def test_only_what_differs_of_the_first_lines_is_shown_of_a_further_prompt(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.md").write_text(f"text of {name}")
+    (tmp_path / "p.j2").write_text("Do this.\nAnd that.\n{{ text }}\nThank you.")
+    settings = Settings(model="claude-opus-4-8", max_tokens=10)
+    documents = files(str(tmp_path / "*.md")).read(outside=tmp_path / "out")
+    plan = make(documents, Template(tmp_path / "p.j2"), None, settings)
+
+    render.prompts(plan)
+    short = capsys.readouterr().out
+    render.prompts(plan, whole=True)
+    whole = capsys.readouterr().out
+
+    assert short.count("| Do this.") == 1
+    assert "  | … 2 lines as in the first\n  | text of b\n" in short
+    assert whole.count("| Do this.") == 2

@@ -10,40 +10,18 @@ import pytest
 from batchyard import Run, files
 from batchyard.client.problems import BudgetReached
 from batchyard.client.running.folder import Files
-from client.commands import batchyard
+from client.commands import batchyard, run_documents
 from client.fake_api import FakeApi, errored
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
     from pathlib import Path
 
-OPTIONS = ["docs", "--prompt", "p.j2", "--model", "claude-opus-4-8", "--max-tokens", "50",
-           "--out", "reports", "--sample", "0", "--yes"]  # fmt: skip
 UNPAID = errored("invalid_request_error", "Your credit balance is too low to access the API")
 
 
 @pytest.fixture
-def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "docs").mkdir()
-    for name in ("a.md", "b.md", "c.md"):
-        (tmp_path / "docs" / name).write_text(f"text of {name}")
-    (tmp_path / "p.j2").write_text("About {{ text }}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
-    monkeypatch.setenv("BATCHYARD_TEST_HURRY", "50")
-    return tmp_path
-
-
-@pytest.fixture
-def server() -> Iterator[FakeApi]:
-    api = FakeApi(is_yard=True, billing="batch", follows_time=True)
-    yield api
-    api.close()
-
-
-def run(server: FakeApi, *more: str) -> subprocess.CompletedProcess[str]:
-    return batchyard("run", *OPTIONS, "--base-url", server.url, *more)
+def server(paid: FakeApi) -> FakeApi:
+    return paid
 
 
 def job(server: FakeApi) -> Run:
@@ -59,7 +37,7 @@ def test_a_run_that_was_sent_in_full_and_waits_for_credit_can_be_shown(
     documents: Path, server: FakeApi
 ):
     server.outcomes = {"a_Dmd": UNPAID}
-    stopped = run(server)
+    stopped = run_documents(server)
 
     shown = batchyard("report", "reports")
     with job(server) as again:
@@ -81,7 +59,7 @@ def test_a_run_whose_budget_ends_before_a_further_round_can_be_shown(
 ):
     server.outcomes = {"a_Dmd": errored("api_error", "no")}
     # The first round may cost less than this, its two answers cost more.
-    stopped = run(server, "--budget", "0.005")
+    stopped = run_documents(server, "--budget", "0.005")
 
     shown = batchyard("report", "reports")
     with job(server) as again:
@@ -101,7 +79,7 @@ def test_while_something_is_under_way_nobody_is_told_that_the_run_waits(
     documents: Path, server: FakeApi
 ):
     server.outcomes = {"a_Dmd": UNPAID}
-    run(server)
+    run_documents(server)
     batchyard("attach", "reports", BATCHYARD_CRASH_AT="created_recorded")
 
     shown = batchyard("report", "reports")
@@ -121,9 +99,9 @@ def twenty(documents: Path) -> Path:
 def test_a_pilot_that_fits_in_the_budget_is_sent_although_the_first_ten_would_not(
     twenty: Path, server: FakeApi
 ):
-    whole = run(server, "--budget", "0.003")
+    whole = run_documents(server, "--budget", "0.003")
     none = len(server.batches)
-    pilot = run(server, "--budget", "0.003", "--pilot", "2")
+    pilot = run_documents(server, "--budget", "0.003", "--pilot", "2")
 
     assert (whole.returncode, none) == (4, 0)
     assert "nothing was sent" not in pilot.stderr
@@ -141,4 +119,4 @@ def test_a_pilot_that_is_refused_leaves_no_folder(twenty: Path, server: FakeApi)
     assert not refused
     assert (found.documents, found.left) == (2, 18)
     assert server.bodies
-    assert run(server, "--pilot", "2", "--budget", "0.0001", "--fresh").returncode == 4
+    assert run_documents(server, "--pilot", "2", "--budget", "0.0001", "--fresh").returncode == 4

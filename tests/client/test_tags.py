@@ -9,7 +9,7 @@ from batchyard.client.inputs.custom_ids import Decoded, from_custom_id
 from batchyard.client.planning.plan import Request, Shard, pack
 from batchyard.client.running import journal, tags
 from client.conftest import Bench, WaitingClock
-from client.fake_api import FakeApi
+from client.fake_api import FakeApi, errored
 
 
 def shard_of(*ids: str, text: str = "x") -> Shard:
@@ -69,6 +69,9 @@ def test_the_mark_goes_where_there_is_room_for_it():
         (["b", "a"], ["a_R0-1234", "b"], False),
         (["b"], ["a_R0-1234", "b"], True),
         (["c"], ["a_R0-1234", "b"], False),
+        (["c", "b"], ["a_R0-1234", "b"], False),
+        (["c", "a_R0-1234"], ["a_R0-1234", "b"], True),
+        (["b_R1-9999", "c_R1"], ["a_R1-1234", "b_R1", "c_R1"], False),
         (["a", "b"], ["a", "b"], True),
     ],
 )
@@ -117,3 +120,25 @@ def test_two_runs_over_the_same_documents_never_take_each_others_batch(
 def intend(writer) -> None:
     """Record the create call that was made, as the run does before it."""
     writer.record(journal.Intent(shard=0, generation=0, key="k"))
+
+
+def test_a_round_of_another_run_over_some_of_the_same_documents_is_not_taken_for_ours(
+    bench: Bench, server: FakeApi
+):
+    """Same size, same moment, ids in common, and the answer to our own create call is lost."""
+    ours = ("a_Dmd", "b_Dmd", "sub_-c_Dmd")
+    server.outcomes = {each: errored("api_error", "no") for each in ours}
+    server.fail("create", None, "drop")
+    theirs = ("b_Dmd_R1-9999", "d_Dmd_R1", "sub_-c_Dmd_R1")
+    server.accept([{"custom_id": each, "params": {"model": "m"}} for each in theirs])
+
+    bench.run()
+
+    state = bench.files.read_state()
+    assert [shard.batch for shard in state.shards] == ["msgbatch_02", "msgbatch_03"]
+    assert len(server.batches) == 3
+    assert bench.reports() == {
+        "a.md": "Report on a_Dmd_R1.\n",
+        "b.md": "Report on b_Dmd_R1.\n",
+        "sub/c.md": "Report on sub_-c_Dmd_R1.\n",
+    }

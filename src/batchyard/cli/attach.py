@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchyard.cli import render
-from batchyard.cli.exits import Exit, guarded
+from batchyard.cli.exits import WAITING, Exit, guarded
 from batchyard.cli.options import Approving, Back, Moving, grouped
 from batchyard.cli.outliving import outliving
 from batchyard.cli.status import Folder, Json, opened
@@ -14,12 +14,6 @@ from batchyard.cli.terms import Going  # noqa: TC001 - the options are read from
 if TYPE_CHECKING:
     from batchyard.cli.pilots import Approval
     from batchyard.client.running.session import Session
-
-_CODES = {
-    "budget": Exit.BUDGET_REACHED,
-    "billing": Exit.NEEDS_ATTENTION,
-    "pilot": Exit.NEEDS_ATTENTION,
-}
 
 
 @grouped
@@ -60,6 +54,6 @@ def report(folder: Folder, as_json: Json = False) -> None:
             raise InputError(f"{folder} is not finished; `batchyard attach {folder}` continues")
         work.show_end(folder, files, state, done, as_json=as_json)
         if done.waits_for is not None:
-            raise SystemExit(_CODES[done.waits_for])
+            raise SystemExit(WAITING[done.waits_for])
         if not done.is_complete:
             raise SystemExit(Exit.NEEDS_ATTENTION)

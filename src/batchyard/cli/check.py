@@ -107,10 +107,6 @@ def _sentence(summary: Summary) -> str:
     seen = ", ".join(
         f"{fields[name]:,} {name}" for name in ("batches", "shards", "requests", "results")
     )
-    notes = f" ({_count(summary.notes, 'note')})" if summary.notes else ""
-    verdict = _count(summary.errors, "error") if summary.errors else "all holds"
+    notes = f" ({render.count(summary.notes, 'note')})" if summary.notes else ""
+    verdict = render.count(summary.errors, "error") if summary.errors else "all holds"
     return f"checked {seen}: {verdict}{notes}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

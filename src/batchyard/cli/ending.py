@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchyard import price
-from batchyard.client.results.collect import SAVED
+from batchyard.client.results.classes import SAVED, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from batchyard.client.results.receipt import Receipt
     from batchyard.client.running.offers import Offer
 
-WORDS = {
-    "truncated": "cut short",
-    "paused": "paused",
-    "refused": "refused",
-    "empty": "without text",
-    "invalid": "invalid",
-    "needs_fix": "needs fix",
-    "billing": "billing paused",
-    "retryable": "failed at the server",
-    "expired": "expired",
-    "canceled": "canceled",
-    "missing": "missing",
-    "not_sent": "not sent",
-}
 # What can be done about each; `{command}` sends again what can succeed, `{retry}` is it in quotes.
 NEXT = {
     "truncated": "{retry} sends them again with a larger limit{price}",
@@ -55,6 +41,8 @@ _OVER = {
     "paused": "continued often enough: change the prompt",
     "invalid": "asked often enough: make the schema or the prompt clearer",
 }
+# The same where only answers are known, and not what was asked.
+_ASK = "the same `batchyard import` with `--requests FILE` makes it possible to send them again"
 # What those wait for that were never sent.
 _WAITS = {
     "budget": "attach the run with a larger `--budget USD`, or with `--no-budget`",
@@ -85,7 +73,7 @@ def lines(
     failures: Iterable[Outcome],
     *,
     errors: str,
-    retry: str = "batchyard retry",
+    retry: str | None = "batchyard retry",
     offer: Offer | None = None,
 ) -> list[str]:
     """Return how a run ended: the counts, then the causes with a sample and the next step of each.
@@ -95,7 +83,7 @@ def lines(
         receipt: of the run.
         failures: the last word on every document that is not answered in full.
         errors: the file that lists them.
-        retry: the command that sends again what can succeed.
+        retry: the command that sends again what can succeed; None where the requests are not known.
         offer: what that would send and cost; None when it is not known.
     """
     found = [headline(name, receipt)]
@@ -127,8 +115,10 @@ def lines(
     return found
 
 
-def _next(kind: str, retry: str, offer: Offer | None) -> str:
+def _next(kind: str, retry: str | None, offer: Offer | None) -> str:
     """Return the next step for a class, with what it may cost where that was paid before."""
+    if retry is None:
+        return _ASK if "{" in NEXT[kind] else NEXT[kind]
     if offer is not None and kind in _OVER and not offer.again.get(kind):
         return _OVER[kind]
     price_of = ""

@@ -12,8 +12,10 @@ from batchyard.cli import render
 from batchyard.errors import BatchyardError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from batchyard.client.running.journal import Wait
 
 
 class Exit(IntEnum):
@@ -26,6 +28,14 @@ class Exit(IntEnum):
     BUDGET_REACHED = 4
     DETACHED = 5
     INTERRUPTED = 130
+
+
+WAITING: Mapping[Wait, Exit] = {
+    "budget": Exit.BUDGET_REACHED,
+    "billing": Exit.NEEDS_ATTENTION,
+    "pilot": Exit.NEEDS_ATTENTION,
+}
+"""The exit code of a run whose rest waits."""
 
 
 @contextmanager
@@ -46,9 +56,9 @@ def guarded(out: Path | None = None) -> Iterator[None]:
     except problems.Detached as error:
         render.aside(error.message)
         raise SystemExit(Exit.DETACHED) from None
-    except problems.BudgetReached as error:
+    except problems.Paused as error:
         render.complain(error.message)
-        raise SystemExit(Exit.BUDGET_REACHED) from None
+        raise SystemExit(WAITING[error.waits_for]) from None
     except problems.InputError as error:
         render.complain(error.message)
         raise SystemExit(Exit.USAGE) from None

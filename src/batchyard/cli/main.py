@@ -38,6 +38,7 @@ COMMANDS = {
     "probe": ("probe", "probe", "Ask any server the contract, point by point."),
     "check": ("check", "check", "Check a yard's data directory, without changing it."),
 }
+_SECTIONED = frozenset({"run", "plan"})
 _BEGIN = (
     "Begin with `batchyard plan FOLDER --prompt FILE --model M --max-tokens N --out\n"
     "DIR`, which sends nothing; `--local` needs no key, and its model is simulated.\n"
@@ -63,7 +64,7 @@ class _Commands(typer.core.TyperGroup):
         if isinstance(asked, typer.Typer):  # it has commands of its own
             return typer.main.get_command(asked)
         found = typer.Typer(add_completion=False, rich_markup_mode=None)
-        found.command(cmd_name)(asked)
+        found.command(cmd_name, cls=_class_of(cmd_name))(asked)
         return typer.main.get_command(found)
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
@@ -71,6 +72,14 @@ class _Commands(typer.core.TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([(name, about) for name, (_, _, about) in COMMANDS.items()])
         formatter.write(f"\n{_BEGIN}\n")
+
+
+def _class_of(name: str) -> type[typer.core.TyperCommand]:
+    if name not in _SECTIONED:
+        return typer.core.TyperCommand
+    from batchyard.cli.sections import Sectioned  # noqa: PLC0415 - only these need it
+
+    return Sectioned
 
 
 def _print_version(is_asked: bool) -> None:

@@ -18,6 +18,7 @@ import typer
 from batchyard import limits
 
 SAMPLE_DEFAULT = 60
+SAMPLE_HELP = "Requests whose tokens the server counts, for nothing; 0 sends none of them."
 
 
 @dataclass(kw_only=True)
@@ -42,7 +43,7 @@ class What:
     ] = None
     prompt: Annotated[
         Path,
-        typer.Option(help="Jinja2 template of the prompt; {{ text }}, {{ name }}, {{ path }}."),
+        typer.Option(help="Jinja2 template of the prompt; {{text}}, {{name}}, {{path}}."),
     ]
     model: Annotated[str, typer.Option(help="Model, as the server knows it.")]
     max_tokens: Annotated[int, typer.Option(min=1, help="Output tokens of a report, at most.")]
@@ -212,14 +213,7 @@ class Again:
 class Planning:
     """How the plan is made."""
 
-    sample: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Requests whose tokens the server counts, for nothing; 0 sends none of them.",
-        ),
-    ] = SAMPLE_DEFAULT
+    sample: Annotated[int, typer.Option(min=0, metavar="N", help=SAMPLE_HELP)] = SAMPLE_DEFAULT
 
 
 @dataclass(kw_only=True)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from batchyard import price
 from batchyard.cli import render
-from batchyard.cli.ending import WORDS
 from batchyard.client.problems import NeedsAttention
-from batchyard.client.results import formats
+from batchyard.client.results import classes, formats
 from batchyard.client.running import pilot
 
 if TYPE_CHECKING:
@@ -69,14 +68,11 @@ def _emit(found: Findings) -> None:
 
 
 def _print(out: Path, found: Findings, files: Files) -> None:
-    classes = ", ".join(
-        f"{count:,} {WORDS.get(name, name)}" for name, count in sorted(found.classes.items())
-    )
     valid = found.documents - found.failed
     rows = [
         (
             f"pilot {out.name}"[: render.LABEL_CHARS - 1],
-            f"{found.documents:,} documents: {classes}",
+            f"{render.count(found.documents, 'document')}: {classes.named(found.classes)}",
         ),
         ("whole answers", f"{valid:,} of {found.documents:,}"),
     ]

@@ -40,7 +40,7 @@ def show(
         standing: how this is to the run that is in the folder.
     """
     tokens, settings = plan.tokens, plan.settings
-    shards = _count(len(plan.shards), "shard")
+    shards = render.count(len(plan.shards), "shard")
     rows = [
         (f"plan {name}", f"{_documents(plan)}, {shards}, {_bytes(plan.size)}"),
         ("model", f"{settings.model}, at most {settings.max_tokens:,} output tokens each"),
@@ -54,13 +54,16 @@ def show(
         rows.append(("warning", f"{settings.model} is not a known model; the closest is {closest}"))
     if plan.empty:
         named = ", ".join(plan.empty[:_NAMED]) + (", …" if len(plan.empty) > _NAMED else "")
-        text = f"{_count(len(plan.empty), 'document')} without any text ({named}), sent as they are"
+        are = "it is" if len(plan.empty) == 1 else "they are"
+        text = (
+            f"{render.count(len(plan.empty), 'document')} without any text ({named}), sent as {are}"
+        )
         rows.append(("empty", text))
     if plan.skipped:
         rows.append(("skipped", _skipped(plan.skipped)))
     rows += [("change", note) for note in (standing.notes if standing is not None else ())]
     if standing is not None and standing.kind != "new" and standing.changes.same:
-        same = _count(standing.changes.same, "document")
+        same = render.count(standing.changes.same, "document")
         more = "" if standing.kind == "more" else ": nothing would be sent"
         rows.append(("kept", f"{same} as before, not sent and not paid again{more}"))
     cache = explain(plan.advice)
@@ -102,7 +105,7 @@ def comparison(rows: Sequence[Row]) -> None:
     _columns_of(cells)
     for row in rows:
         if row.refused:
-            render.say(f"{row.model} refuses {_count(row.refused, 'request')}: {row.why}")
+            render.say(f"{row.model} refuses {render.count(row.refused, 'request')}: {row.why}")
 
 
 def _widths(cells: Sequence[tuple[str, ...]]) -> list[int]:
@@ -126,7 +129,7 @@ def _columns_of(cells: Sequence[tuple[str, ...]]) -> None:
 def _skipped(by_ending: Mapping[str, int]) -> str:
     named = ", ".join(f"{ending} {count:,}" for ending, count in list(by_ending.items())[:_NAMED])
     more = ", …" if len(by_ending) > _NAMED else ""
-    total = _count(sum(by_ending.values()), "file")
+    total = render.count(sum(by_ending.values()), "file")
     how = " or name a file to take its rows" if ROW_SUFFIXES & by_ending.keys() else ""
     return f"{total} ({named}{more}): a folder gives its text files; use a glob for others{how}"
 
@@ -172,12 +175,8 @@ def _interval(tokens: Tokens) -> str:
 
 def _documents(plan: Plan) -> str:
     requests = len(plan.requests)
-    text = _count(plan.documents, "document")
-    return text if requests == plan.documents else f"{text} in {_count(requests, 'request')}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    text = render.count(plan.documents, "document")
+    return text if requests == plan.documents else f"{text} in {render.count(requests, 'request')}"
 
 
 def _output_tokens(tokens: Tokens) -> str:

@@ -7,6 +7,7 @@ draws but does not print by itself either: it is handed the console here.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import shlex
 import shutil
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from batchyard.client.planning.plan import Plan
-    from batchyard.client.results.collect import Outcome
-    from batchyard.client.results.receipt import Receipt
+    from batchyard.client.planning.preview import Prompt
     from batchyard.client.running.journal import Shard
-    from batchyard.client.running.offers import Offer
     from batchyard.client.running.updates import Update
 
 LABEL_CHARS = 16
@@ -151,7 +150,7 @@ def prompts(plan: Plan, *, whole: bool = False) -> None:
     """Print some rendered prompts, the first lines of each or all of them."""
     from batchyard.client.planning import preview  # noqa: PLC0415 - the run, which is there
 
-    system = ""
+    system, first = "", None
     for prompt in preview.prompts(plan):
         if prompt.system and prompt.system != system:
             system = prompt.system
@@ -159,16 +158,24 @@ def prompts(plan: Plan, *, whole: bool = False) -> None:
             _text(system, whole=whole)
         note = f" ({prompt.note})" if prompt.note else ""
         say(f"prompt of {prompt.key}{note}")
-        _text(prompt.text, whole=whole)
+        _text(prompt.text, whole=whole, first=first)
+        first = first or prompt
 
 
-def _text(text: str, *, whole: bool) -> None:
+def _text(text: str, *, whole: bool, first: Prompt | None = None) -> None:
+    """Print a text; of the first lines of a cut one, those that differ from another prompt's."""
     lines = text.splitlines() or [""]
+    if first is not None and not whole:
+        same = zip(lines, first.text.splitlines(), strict=False)
+        skipped = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], same))
+        if 1 < skipped < len(lines):
+            say(f"  | … {count(skipped, 'line')} as in the first")
+            lines = lines[skipped:]
     shown = lines if whole else [_cut(line) for line in lines[:_PROMPT_LINES]]
     for line in shown:
         say(f"  | {line}")
     if len(lines) > len(shown):
-        say(f"  | … and {_count(len(lines) - len(shown), 'more line')}")
+        say(f"  | … and {count(len(lines) - len(shown), 'more line')}")
 
 
 def _cut(line: str) -> str:
@@ -180,22 +187,6 @@ def _cut(line: str) -> str:
         if used > room:
             return shown[: max(0, at - 1)] + "…"
     return shown
-
-
-def ending(
-    name: str,
-    receipt: Receipt,
-    failures: Iterable[Outcome],
-    *,
-    errors: str,
-    retry: str = "batchyard retry",
-    offer: Offer | None = None,
-) -> None:
-    """Print how a run ended, except for its money, which the caller prints last."""
-    from batchyard.cli.ending import lines  # noqa: PLC0415 - the run, which ends here
-
-    for line in lines(name, receipt, failures, errors=errors, retry=retry, offer=offer):
-        fitted(line)
 
 
 def fitted(line: str) -> None:
@@ -286,7 +277,8 @@ class Events:
         fields: dict[str, object] = {"event": update.kind}
         for name in ("shard", "batch", "done", "total", "text"):
             value = getattr(update, name)
-            if value not in {None, ""}:
+            counts_nothing = name in {"done", "total"} and not update.total
+            if value not in {None, ""} and not counts_nothing:
                 fields[name] = value
         emit(fields)
 
@@ -326,7 +318,7 @@ def _line(update: Update) -> str | None:
     more = f" ({update.text})" if update.text else ""
     match update.kind:
         case "sending":
-            return f"{where}sending {_count(update.total, 'request')}"
+            return f"{where}sending {count(update.total, 'request')}"
         case "created":
             return f"{where}{update.batch} created{more}"
         case "progress":
@@ -343,5 +335,6 @@ def _line(update: Update) -> str | None:
             return f"{where}{update.text}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Return a number of things: `1 document`, `2,000 documents`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchyard.cli import render
-from batchyard.cli.ending import WORDS
 from batchyard.cli.exits import guarded
 from batchyard.cli.options import Again, Back, grouped
 from batchyard.cli.outliving import outliving
@@ -28,7 +27,7 @@ def retry(back: Back, again: Again, going: Going) -> None:
     with guarded(folder), outliving():
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
         from batchyard.client.problems import InputError  # noqa: PLC0415
-        from batchyard.client.running import changed, offers  # noqa: PLC0415
+        from batchyard.client.running import billing, changed, offers  # noqa: PLC0415
         from batchyard.client.running.rounds import CANCELED  # noqa: PLC0415
 
         going.check()
@@ -50,7 +49,8 @@ def retry(back: Back, again: Again, going: Going) -> None:
                 else:
                     render.say(change.text)
             elif all(shard.is_settled for shard in session.state.shards):
-                offer = offers.make(session.files, session.state, also)
+                charges = billing.presumed(session.state)
+                offer = offers.make(session.files, session.state, charges, also)
                 room[0] = offer.micros
                 approve(folder, offer, yes=again.yes, as_json=as_json)
             if again.canceled:
@@ -69,15 +69,15 @@ def approve(folder: Path, offer: Offer, *, yes: bool, as_json: bool) -> None:
         InputError: it may not, or there is nobody to ask.
     """
     from batchyard.client.problems import InputError  # noqa: PLC0415
+    from batchyard.client.results import classes  # noqa: PLC0415
 
     if not offer.again:
         return
     cost = "cost unknown" if offer.micros is None else f"at most {dollars(offer.micros)}"
-    kinds = ", ".join(f"{count:,} {WORDS.get(kind, kind)}" for kind, count in offer.again.items())
     if as_json:
         render.emit({"event": "offer", "again": dict(offer.again), "micros": offer.micros})
     else:
-        render.say(f"again {folder.name}: {kinds}; {cost}")
+        render.say(f"again {folder.name}: {classes.named(offer.again)}; {cost}")
     if yes:
         return
     if as_json or not render.can_ask():

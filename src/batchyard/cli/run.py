@@ -41,7 +41,8 @@ def run(
 ) -> None:
     """Write a report for every document.
 
-    The same command continues an interrupted run, and sends what is new to a finished one.
+    Shows the plan and asks first. The same command continues an interrupted run, and sends what
+    is new to a finished one.
     """
     with guarded(what.out), outliving():
         _use_models(where.models)
@@ -193,14 +194,14 @@ def _job(what: What, parameters: Parameters, where: Where, starting: Starting | 
 
 
 def _announce(session: Session, standing: Standing, *, as_json: bool) -> None:
-    from batchyard.client.results import collect  # noqa: PLC0415
+    from batchyard.client.results import classes  # noqa: PLC0415
 
     state = session.state
     sent = sum(1 for shard in state.shards if shard.batch)
     over = sum(1 for shard in state.shards if shard.is_settled)
     how = "is finished" if state.finished_us is not None else "continues"
     created = f"{sent} of {len(state.shards)} batches created, {over} collected"
-    kinds = collect.counted(state.classes)
+    kinds = classes.counted(state.classes)
     if kinds:
         created += " (" + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + ")"
     lines = [f"{session.files.out} {how}: {created}", *standing.notes]

@@ -11,7 +11,6 @@ import typer
 from batchyard.cli import render
 from batchyard.cli.exits import guarded
 from batchyard.cli.terms import Going
-from batchyard.price import dollars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,7 +65,7 @@ def status(
             caching.show(cache, base_url, as_json=as_json)
             return
         from batchyard.client.problems import InputError  # noqa: PLC0415
-        from batchyard.client.results import collect  # noqa: PLC0415
+        from batchyard.client.results import classes  # noqa: PLC0415
 
         if base_url is not None:
             raise InputError(
@@ -87,7 +86,7 @@ def status(
                         "requests": shard.requests,
                         "done": live[shard.index].done if shard.index in live else None,
                         "paused": live[shard.index].paused if shard.index in live else {},
-                        "counts": collect.counted(shard.classes),
+                        "counts": classes.counted(shard.classes),
                     }
                 )
             return
@@ -111,6 +110,7 @@ def ls(as_json: Json = False) -> None:
     """List the runs that were started here, the latest first: state, counts, cost."""
     with guarded():
         from batchyard.client.running import registry  # noqa: PLC0415
+        from batchyard.price import dollars  # noqa: PLC0415
 
         listed = [registry.look(known) for known in registry.known()]
         if as_json:
@@ -130,12 +130,12 @@ def ls(as_json: Json = False) -> None:
         for each in listed:
             parts = [each.word]
             if each.documents:
-                parts.append(_count(each.documents, "document"))
+                parts.append(render.count(each.documents, "document"))
                 parts += [f"{count:,} {kind}" for kind, count in each.counts.items()]
                 cost = each.paid_micros
                 parts.append("cost unknown" if cost is None else f"paid {dollars(cost)}")
             line = ", ".join(parts)
-            render.fitted(f"{each.known.started_at[:16]}  {each.known.path!s:<{width}}  {line}")
+            render.fitted(f"{each.known.started_at[:16]}Z  {each.known.path!s:<{width}}  {line}")
 
 
 def cancel(folder: Folder, as_json: Json = False) -> None:
@@ -235,19 +235,15 @@ def _live(files: Files, state: State) -> dict[int, _Live]:
 
 
 def _headline(state: State, *, is_running: bool) -> str:
-    from batchyard.client.results import collect  # noqa: PLC0415
+    from batchyard.client.results import classes  # noqa: PLC0415
     from batchyard.client.running import registry  # noqa: PLC0415
 
     shards = [shard for shard in state.shards if shard.phase != "replaced"]
     over = sum(1 for shard in shards if shard.is_settled)
-    kinds = collect.counted(state.classes)
-    parts = [registry.word(state, is_running=is_running), _count(state.documents, "document")]
+    kinds = classes.counted(state.classes)
+    parts = [registry.word(state, is_running=is_running), render.count(state.documents, "document")]
     parts += [f"{count:,} {kind}" for kind, count in kinds.items()]
     return ", ".join([*parts, f"{over} of {len(shards)} shards collected"])
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _shard_line(shard: Shard, live: _Live | None) -> str:
@@ -260,7 +256,7 @@ def _shard_line(shard: Shard, live: _Live | None) -> str:
         "collected": "collected",
         "withdrawn": "canceled",
     }
-    parts = [f"shard {shard.index}", _count(shard.requests, "request"), words[shard.phase]]
+    parts = [f"shard {shard.index}", render.count(shard.requests, "request"), words[shard.phase]]
     if shard.why == "pilot":
         parts[0] += " (pilot)"
     elif shard.round:
@@ -268,9 +264,9 @@ def _shard_line(shard: Shard, live: _Live | None) -> str:
     if live is not None:
         parts.append(f"{live.done:,} done")
     if shard.classes:
-        from batchyard.client.results import collect  # noqa: PLC0415
+        from batchyard.client.results import classes  # noqa: PLC0415
 
-        kinds = collect.counted(shard.classes)
+        kinds = classes.counted(shard.classes)
         parts.append(", ".join(f"{count:,} {kind}" for kind, count in kinds.items()))
     if shard.batch:
         parts.append(shard.batch)

@@ -18,6 +18,7 @@ NO_BUDGET_HELP = "Take back the budget that an earlier command gave."
 RETRIES_HELP = "Rounds in which what failed and can succeed is sent again. [default: 3]"
 ORPHAN_HELP = "What to do about a create call without an answer, where the server cannot tell."
 NOTIFY_HELP = "Command that is run at the end, without a shell; BATCHYARD_RECEIPT names the file."
+PILOT_HELP = "Send N documents first, show what came, and ask before the rest."
 WEBHOOK_HELP = "Address that gets the receipt at the end, as a POST of JSON."
 
 Budget = Annotated[str | None, typer.Option(metavar="USD", help=BUDGET_HELP)]
@@ -88,11 +89,4 @@ class Going:
 class Piloting:
     """Whether a few documents go first."""
 
-    pilot: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Send N documents first, show what came, and ask before the rest.",
-        ),
-    ] = 0
+    pilot: Annotated[int, typer.Option(min=0, metavar="N", help=PILOT_HELP)] = 0

@@ -8,12 +8,11 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from batchyard.cli import pilots, render
-from batchyard.cli.ending import money_rows
+from batchyard.cli import ending, pilots, render
 from batchyard.cli.exits import Exit
-from batchyard.client.problems import BudgetReached, Detached, Paused
-from batchyard.client.results import collect, finals, receipt
-from batchyard.client.running import offers, rounds
+from batchyard.client.problems import Detached, Paused
+from batchyard.client.results import classes, finals, receipt
+from batchyard.client.running import billing, offers, rounds
 from batchyard.client.running.session import Session
 
 if TYPE_CHECKING:
@@ -92,8 +91,7 @@ def go_on(
             saved = receipt.read(session.files)
             if saved is not None:
                 show_end(out, session.files, session.state, saved, as_json=as_json)
-            is_budget = isinstance(paused, BudgetReached)
-            told(going, out, "budget" if is_budget else "billing", stop, as_json=as_json)
+            told(going, out, paused.waits_for, stop, as_json=as_json)
             raise
         show_end(out, session.files, session.state, done, as_json=as_json)
         word = "finished" if done.is_complete else "attention"
@@ -131,13 +129,13 @@ def show_end(out: Path, files: Files, state: State, done: Receipt, *, as_json: b
         again = None if offer is None else {"again": dict(offer.again), "micros": offer.micros}
         render.emit({"event": "done", "receipt": done, "retry": again})
         return
-    waits = None if done.waits_for is None else receipt.REASONS[done.waits_for]
-    last = (final.outcome for final in finals.finals(files, state, waits=waits))
+    last = (final.outcome for final in finals.finals(files, state, waits_for=done.waits_for))
     failures = (outcome for outcome in last if outcome.class_ != "succeeded")
-    retry = f"{render.program()} retry {_quoted(out)}"
+    retry = f"{render.program()} retry {_quoted(out)}" if _knows_requests(state) else None
     errors = str(out / "errors.jsonl")
-    render.ending(out.name, done, failures, errors=errors, retry=retry, offer=offer)
-    render.table(money_rows(done))
+    for line in ending.lines(out.name, done, failures, errors=errors, retry=retry, offer=offer):
+        render.fitted(line)
+    render.table(ending.money_rows(done))
     render.fitted(f"reports in {out}/   receipt in {out / 'receipt.json'}")
     render.fitted(receipt.money_line(done))
 
@@ -146,9 +144,13 @@ def _offer(files: Files, state: State, done: Receipt) -> Offer | None:
     """Return what `retry` would send, where some of it would be paid once more; None elsewhere."""
     if rounds.PAID_AGAIN.isdisjoint(done.classes):
         return None
-    if state.config is None or state.config.imported == "results":
-        return None  # the requests are not known
-    return offers.make(files, state)
+    if not _knows_requests(state):
+        return None
+    return offers.make(files, state, billing.presumed(state))
+
+
+def _knows_requests(state: State) -> bool:
+    return state.config is not None and state.config.imported != "results"
 
 
 class _Driver:
@@ -188,7 +190,7 @@ def _watched(
 ) -> Receipt:
     def saved() -> tuple[int, int]:
         state = session.state
-        return collect.counted(state.classes).get("saved", 0), state.documents
+        return classes.counted(state.classes).get("saved", 0), state.documents
 
     name = session.files.out.name
     screen = render.screen(name, session.state.shards, saved=saved, as_json=as_json)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 BASE_URL_DEFAULT = "https://api.anthropic.com"
 YARD_HEADER = "batchyard-version"
 CALL_TIMEOUT_S = 60.0
-COUNT_TIMEOUT_S = 20.0
+ASK_TIMEOUT_S = 20.0
 CREATE_ANSWER_TIMEOUT_S = 600.0  # what the official clients wait
 UPLOAD_BYTES_PER_S_MIN = 100_000
 STALL_TIMEOUT_S = 300.0
@@ -188,20 +188,7 @@ class Api:
         Raises:
             ApiError, Unreachable: refused, or not answered in time.
         """
-        request = (
-            self._client.post(self._address() + "/v1/messages/count_tokens")
-            .header("content-type", "application/json")
-            .timeout(timedelta(seconds=COUNT_TIMEOUT_S))
-        )
-        if self._betas:
-            request = request.header("anthropic-beta", ",".join(self._betas))
-        try:
-            answer = self._read(request.body_bytes(body).build().send())
-        except PyreqwestError as error:
-            raise Unreachable(f"{self.base_url}: {_reason(error)}") from None
-        if answer.status != 200:
-            raise ApiError(answer)
-        return decode(answer.body, TokenCount).input_tokens
+        return decode(self._asked("count_tokens", body), TokenCount).input_tokens
 
     def billing(self, body: bytes) -> str | None:
         """Return how a yard would charge the requests of a create body; None when not known.
@@ -214,18 +201,7 @@ class Api:
         """
         if not self.is_yard:
             return None
-        request = (
-            self._client.post(self._address() + "/v1/messages/batches/validate")
-            .header("content-type", "application/json")
-            .timeout(timedelta(seconds=COUNT_TIMEOUT_S))
-        )
-        try:
-            answer = self._read(request.body_bytes(body).build().send())
-        except PyreqwestError as error:
-            raise Unreachable(f"{self.base_url}: {_reason(error)}") from None
-        if answer.status != 200:
-            raise ApiError(answer)
-        found = decode(answer.body, Validation)
+        found = decode(self._asked("batches/validate", body), Validation)
         return None if found.invalid else found.billing
 
     def cancel(self, batch_id: str) -> Batch:
@@ -322,6 +298,27 @@ class Api:
         if self._locate is not None:
             self._base_url = self._locate()
         return self._base_url
+
+    def _asked(self, what: str, body: bytes) -> bytes:
+        """Return the answer to a question that costs nothing; one attempt.
+
+        Raises:
+            ApiError, Unreachable: refused, or not answered in time.
+        """
+        request = (
+            self._client.post(f"{self._address()}/v1/messages/{what}")
+            .header("content-type", "application/json")
+            .timeout(timedelta(seconds=ASK_TIMEOUT_S))
+        )
+        if self._betas:
+            request = request.header("anthropic-beta", ",".join(self._betas))
+        try:
+            answer = self._read(request.body_bytes(body).build().send())
+        except PyreqwestError as error:
+            raise Unreachable(f"{self.base_url}: {_reason(error)}") from None
+        if answer.status != 200:
+            raise ApiError(answer)
+        return answer.body
 
     def _get(self, path: str) -> Answer:
         return self._repeated("GET", path)

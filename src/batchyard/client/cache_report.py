@@ -14,7 +14,19 @@ class CacheTokens(msgspec.Struct, frozen=True):
     written_1h: int = 0
 
 
-class CacheGroup(msgspec.Struct, frozen=True):
+class _Counts(msgspec.Struct, frozen=True):
+    """What groups and batches have in common; `hit_rate` is None without anything to hit."""
+
+    requests: int
+    succeeded: int
+    hits: int
+    writes: int
+    tokens: CacheTokens
+    hit_rate: float | None
+    saved_micros: int | None
+
+
+class CacheGroup(_Counts, frozen=True):
     """Requests that share a prefix, or for one reason share none."""
 
     prefix: str
@@ -22,29 +34,15 @@ class CacheGroup(msgspec.Struct, frozen=True):
     ttl: str
     prefix_bytes: int
     example: str
-    requests: int
-    succeeded: int
-    hits: int
-    writes: int
-    tokens: CacheTokens
-    hit_rate: float | None
-    saved_micros: int | None
     reason: str | None
     explanation: str | None
 
 
-class CacheReport(msgspec.Struct, frozen=True):
+class CacheReport(_Counts, frozen=True):
     """What prompt caching has done for a batch."""
 
     id: str
     billing: str
-    requests: int
     marked: int
-    succeeded: int
-    hits: int
-    writes: int
-    tokens: CacheTokens
-    hit_rate: float | None
-    saved_micros: int | None
     groups: list[CacheGroup]
     has_more: bool

@@ -246,7 +246,9 @@ class Importer:
             except (ApiError, Unreachable) as error:
                 is_final = isinstance(error, ApiError) and error.http_status in _FINAL
                 if is_final or not told:
-                    raise NeedsAttention(f"{api.base_url}: {name}: {error.message}") from None
+                    # Who did not answer is named by the failure itself.
+                    where = f"{api.base_url}: " if isinstance(error, ApiError) else ""
+                    raise NeedsAttention(f"{where}{name}: {error.message}") from None
                 failures += 1
                 self._tell(f"{name}: {error.message}")
                 delay = backoff(failures)

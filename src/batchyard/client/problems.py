@@ -5,7 +5,12 @@ The command line turns each into an exit code; the texts say what, where and wha
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from batchyard.errors import BatchyardError
+
+if TYPE_CHECKING:
+    from batchyard.client.running.journal import Wait
 
 
 class InputError(BatchyardError):
@@ -35,9 +40,13 @@ class NeedsAttention(BatchyardError):
 class Paused(NeedsAttention):
     """The run does not go on until a person pays, or allows more; everything else is saved."""
 
+    waits_for: Wait = "billing"
+
 
 class BudgetReached(Paused):
     """What is left may cost more than the budget has left."""
+
+    waits_for = "budget"
 
 
 class ServerRefuses(NeedsAttention):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchyard.client.results import collect
+from batchyard.client.results import classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ class Report:
         """Return the report, read from the disk; None when there is none."""
         if self.path is not None:
             return self.path.read_text(encoding="utf-8")
-        return self._answer() if self.status in collect.SAVED else None
+        return self._answer() if self.status in classes.SAVED else None
 
     @property
     def value(self) -> Any:

@@ -13,7 +13,7 @@ import msgspec
 
 from batchyard.client.inputs.documents import RUN, Document, Sources, content_hash
 from batchyard.client.problems import InputError
-from batchyard.client.results import collect, finals
+from batchyard.client.results import classes, finals
 from batchyard.client.results.columns import Reader
 from batchyard.client.results.formats import Answers
 from batchyard.client.results.outputs import clean, without_suffix
@@ -86,7 +86,7 @@ def notices(source: str) -> list[str]:
     """
     out = Path(source.removeprefix(RUN))
     _, state = _finished(out)
-    missing = {name: count for name, count in state.classes.items() if name not in collect.SAVED}
+    missing = {name: count for name, count in state.classes.items() if name not in classes.SAVED}
     if not missing:
         return []
     total = sum(missing.values())

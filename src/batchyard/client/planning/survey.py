@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from batchyard import wire
 from batchyard.client.answers import ApiError, Unreachable
 from batchyard.client.planning import plan as planning
 from batchyard.client.planning.earlier import with_earlier
-from batchyard.client.running.local import HOSTED, is_hosted, is_simulated
+from batchyard.client.running import billing
+from batchyard.client.running.local import HOSTED, is_hosted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +47,7 @@ def settled(
         sample: how many requests to have counted; 0 for none.
         api_key: default `ANTHROPIC_API_KEY`.
     """
-    plan = replace(with_earlier(plan, config, out), billing=known_billing(config))
+    plan = replace(with_earlier(plan, config, out), billing=billing.of_server(config))
     server = _server(config, api_key)
     if sample and server is not None:
         from batchyard.client.api import Api  # noqa: PLC0415 - the HTTP client, only when needed
@@ -63,13 +63,6 @@ def settled(
     elif sample and not config.local:
         plan = replace(plan, notices=[*plan.notices, "token counts are estimates: no API key"])
     return planning.with_cache(plan)
-
-
-def known_billing(config: Config) -> Billing | None:
-    """Return how the server of a run charges, as far as that is known without asking it."""
-    if config.local:
-        return "simulated" if is_simulated(config.upstreams) else "standard"
-    return "batch" if urlsplit(config.base_url or "").hostname == HOSTED else None
 
 
 def asked_billing(names: Iterable[str], api: Api) -> Billing | None:

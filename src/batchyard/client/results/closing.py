@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batchyard.client.results.finals import Final, Repeats
     from batchyard.client.results.formats import Answers, Row, Writer
     from batchyard.client.running.folder import Files
-    from batchyard.client.running.journal import State
+    from batchyard.client.running.journal import State, Wait
 
     Charge = Callable[[int, Outcome], int | None]
 
@@ -39,7 +39,7 @@ def write(
     *,
     charge: Charge,
     spent: Mapping[str, int | None],
-    waits: str | None = None,
+    waits_for: Wait | None = None,
 ) -> None:
     """Write errors, tables and audit record; on return they are durable.
 
@@ -49,7 +49,7 @@ def write(
         found: the documents that were sent again.
         charge: returns what an outcome of a shard was charged, in micro-dollars.
         spent: what the earlier tries of such documents were charged, by key.
-        waits: why some documents were never sent; None when all were.
+        waits_for: what documents that were never sent wait for; None when all were.
 
     Raises:
         InputError: a format needs an extra that is not installed.
@@ -62,7 +62,7 @@ def write(
         for writer in writers:
             stack.enter_context(closing(writer))
         rows = Rows(files, state, answers, columns, charge, spent)
-        documents = finals(files, state, found, waits=waits)
+        documents = finals(files, state, found, waits_for=waits_for)
         durable.write(files.out / ERRORS_FILE, _errors(rows, documents, writers))
         for writer in writers:
             writer.finish()

@@ -11,13 +11,14 @@ import mmap
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from batchyard import crash, price, wire
 from batchyard.client.inputs.custom_ids import from_custom_id
 from batchyard.client.results import again
+from batchyard.client.results.classes import SAVED, Class
 from batchyard.client.running import durable
 from batchyard.errors import shown
 
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
     Keeping = Callable[["Outcome"], "Outcome"]
     Entries = Mapping[str, DocumentEntry | Sequence[DocumentEntry]]
 
-Class = Literal[
-    "succeeded", "truncated", "paused", "refused", "empty", "invalid", "needs_fix", "billing",
-    "retryable", "expired", "canceled", "missing", "not_sent",
-]  # fmt: skip
-# Whose report is on disk, although the last two are not complete.
-SAVED: frozenset[Class] = frozenset({"succeeded", "truncated", "paused"})
 _ANSWERED = SAVED | {"refused", "empty", "invalid"}
 
 _RETRYABLE = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
@@ -348,16 +343,6 @@ def read_outcomes(files: Files, shard: int) -> Iterator[Outcome]:
     """Yield what became of the documents of a collected shard."""
     for line in _lines(files.outcomes(shard)):
         yield _outcome.decode(line)
-
-
-def counted(classes: Mapping[str, int]) -> dict[str, int]:
-    """Return how many documents are saved, need attention, are canceled; from their classes."""
-    sums: dict[str, int] = {}
-    for name, count in classes.items():
-        word = "canceled" if name == "canceled" else "need attention"
-        word = "saved" if name in SAVED else word
-        sums[word] = sums.get(word, 0) + count
-    return {word: sums[word] for word in ("saved", "need attention", "canceled") if word in sums}
 
 
 def is_whole(path: Path, requests: int) -> bool:

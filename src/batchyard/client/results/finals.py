@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
     from batchyard.client.results.collect import Outcome
     from batchyard.client.running.folder import DocumentEntry, Files
-    from batchyard.client.running.journal import State
+    from batchyard.client.running.journal import State, Wait
 
 _SHARDS_OPEN = 4
+_REASONS: Mapping[Wait, str] = {
+    "budget": "the budget is reached",
+    "billing": "the account has to be paid first",
+    "pilot": "somebody has to look at the pilot first",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ def unsent(files: Files, state: State) -> Iterator[DocumentEntry]:
 
 
 def finals(
-    files: Files, state: State, found: Repeats | None = None, *, waits: str | None = None
+    files: Files, state: State, found: Repeats | None = None, *, waits_for: Wait | None = None
 ) -> Iterator[Final]:
     """Yield the last word on every document that has one, in the order of the inputs.
 
@@ -115,21 +120,22 @@ def finals(
         files: of the run.
         state: what its journal says.
         found: the documents that were sent again, if that is known.
-        waits: why some were never sent; they come too then, as `not_sent`.
+        waits_for: what those that were never sent wait for; they come too then, as `not_sent`.
 
     Raises:
         JournalError: a file of the run is not what it was.
     """
     found = found or repeats(files, state)
     again = dict(found.where)
-    never = set() if waits is None else {entry.key for entry in unsent(files, state)}
+    never = set() if waits_for is None else {entry.key for entry in unsent(files, state)}
     with Outcomes(files) as outcomes:
         for entry in files.read_documents(len(state.shards)):
             if entry.key in never:
                 if state.shards[entry.shard].phase is Phase.PLANNED:
+                    assert waits_for is not None
                     outcome = collect.Outcome(
                         key=entry.key, custom_id=entry.custom_id, class_="not_sent",
-                        type="not_sent", reason=waits,
+                        type="not_sent", reason=_REASONS[waits_for],
                     )  # fmt: skip
                     yield Final(entry, outcome, entry.shard, 0)
                 continue

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, Self, get_ar
 
 from batchyard import wire
 from batchyard.client.problems import InputError, JournalError
-from batchyard.client.results import collect
+from batchyard.client.results import classes, collect
 from batchyard.client.results.outputs import TABLES
 from batchyard.client.running import durable
 from batchyard.errors import shown
@@ -39,7 +39,7 @@ EACH = frozenset({"md", "json"})
 NAMES = TABLES
 
 # Of whom a row has the text: an invalid answer is worth a look.
-_WITH_TEXT = collect.SAVED | {"invalid"}
+_WITH_TEXT = classes.SAVED | {"invalid"}
 # A spreadsheet would take a cell that begins so for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _RESULTS_OPEN = 8

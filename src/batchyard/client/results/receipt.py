@@ -11,7 +11,7 @@ tell its usage, makes the sum unknown, never smaller.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,7 +19,7 @@ from batchyard import models, price, wire
 from batchyard.client.results.collect import Outcome, read_outcomes
 from batchyard.client.results.outputs import RECEIPT_FILE
 from batchyard.client.running import durable
-from batchyard.client.running.journal import Phase
+from batchyard.client.running.journal import Phase, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from batchyard.client.running.journal import State
 
 BATCH, STANDARD, SIMULATED = "batch", "standard", "simulated"
-Wait = Literal["budget", "billing", "pilot"]
-REASONS: Mapping[Wait, str] = {
-    "budget": "the budget is reached",
-    "billing": "the account has to be paid first",
-    "pilot": "somebody has to look at the pilot first",
-}
 
 
 class ModelSums(msgspec.Struct, kw_only=True):
@@ -144,25 +138,6 @@ def charged(outcome: Outcome, model_id: str, billing: str | None) -> int | None:
     return cost(outcome, model_id, "batch" if billing == BATCH else "standard")
 
 
-def waits_for(state: State) -> Wait | None:
-    """Return what keeps the rest of a run from being sent while nothing is under way.
-
-    What was not answered for want of credit is part of the rest, also when all shards were sent.
-    """
-    if state.finished_us is not None or any(shard.is_at_server for shard in state.shards):
-        return None
-    # Nothing goes on by itself for what was refused elsewhere, before the run was imported.
-    is_ours = state.config is None or state.config.imported is None or state.round > 0
-    if is_ours and state.classes.get("billing"):
-        return "billing"
-    waiting = [shard for shard in state.shards if shard.phase is Phase.PLANNED]
-    if not waiting:
-        return None
-    if any(map(state.is_held, waiting)):
-        return "pilot"
-    return None if state.terms.budget_micros is None else "budget"
-
-
 def make(
     state: State,
     outcomes: Iterable[tuple[int, Outcome]],
@@ -218,7 +193,7 @@ def _summed(
         basis="+".join(sorted({shard.billing or STANDARD for shard in used})) or "none",
         basis_source="assumed" if is_assumed else "server",
         documents=sum(classes.values()),
-        waits_for=waits_for(state),
+        waits_for=state.waits_for,
         requests=requests,
         repeated_calls=_total(shard.repeated_calls for shard in used) if used else None,
         saved=saved,
@@ -256,11 +231,10 @@ def write(files: Files, state: State, finished_us: int) -> Receipt:
                 spent[outcome.key] = _plus(spent.get(outcome.key, 0), charge(index, outcome))
             yield index, outcome
 
-    waits = waits_for(state)
-    unsent = 0 if waits is None else sum(1 for _ in finals.unsent(files, state))
+    waits_for = state.waits_for
+    unsent = 0 if waits_for is None else sum(1 for _ in finals.unsent(files, state))
     receipt = make(state, outcomes(), finished_us, is_last=found.is_last, unsent=unsent)
-    reason = None if waits is None else REASONS[waits]
-    closing.write(files, state, found, charge=charge, spent=spent, waits=reason)
+    closing.write(files, state, found, charge=charge, spent=spent, waits_for=waits_for)
     text = msgspec.json.format(wire.encode(receipt), indent=2)
     durable.write(files.out / RECEIPT_FILE, [text, b"\n"])
     return receipt
@@ -286,10 +260,8 @@ def standing(files: Files, state: State) -> Receipt | None:
     if state.finished_us is not None:
         return done
     batches = [shard.batch for shard in state.shards if shard.batch]
-    waits = waits_for(state)
-    return (
-        done if waits is not None and done.waits_for == waits and done.batches == batches else None
-    )
+    is_as_then = done.waits_for == state.waits_for and done.batches == batches
+    return done if state.waits_for is not None and is_as_then else None
 
 
 def read(files: Files) -> Receipt | None:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from batchyard import price, wire
 from batchyard.client.planning import estimate, plan
 from batchyard.client.problems import BudgetReached, InputError
-from batchyard.client.results import receipt
 from batchyard.client.running.journal import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from batchyard.client.running.journal import Config, Shard, State
-
-Tier = Literal["batch", "standard", "simulated"]
+    from batchyard.client.running.journal import Shard, State
+    from batchyard.model import Billing
 
 # An image costs at most about this, a page of a PDF file its text and its picture.
 # Source: the API's vision and PDF pages.
@@ -44,38 +42,13 @@ class Standing:
     reserved: int
 
 
-def tier_of(state: State, config: Config | None = None) -> Tier | None:
-    """Return how the server charges, as it said with a batch of the run; None when none did.
-
-    What another server said, where the run was before, does not count.
-
-    Args:
-        state: of the run.
-        config: names the server; None for the one where the run is.
-    """
-    config = config or state.config
-    server = None if config is None else config.base_url
-    for shard in reversed(state.shards):
-        if shard.server != server:
-            continue
-        if shard.billing is not None and not shard.billing_assumed:
-            match shard.billing:
-                case receipt.SIMULATED:
-                    return "simulated"
-                case receipt.BATCH:
-                    return "batch"
-                case _:
-                    return "standard"
-    return None
-
-
-def ceiling(params: dict[str, Any], tier: Tier) -> int | None:
+def ceiling(params: dict[str, Any], billing: Billing) -> int | None:
     """Return what one request can cost, in micro-dollars; None when there is no bound.
 
     The output is taken in full, the input as estimated with its spread, and nothing as read from
     a cache. Unknown prices, and tools that the server runs as often as it likes, have no bound.
     """
-    if tier == "simulated":
+    if billing == "simulated":
         return 0
     if any(str(tool.get("type", "")).startswith(_SERVER_TOOLS) for tool in _tools(params)):
         return None
@@ -92,21 +65,21 @@ def ceiling(params: dict[str, Any], tier: Tier) -> int | None:
         output_tokens=int(params.get("max_tokens") or 0),
         us=params.get("inference_geo") == "us",
     )
-    return price.cost_micros(model, usage, tier)
+    return price.cost_micros(model, usage, billing)
 
 
-def ceilings(body: Path, tier: Tier) -> Iterator[int | None]:
+def ceilings(body: Path, billing: Billing) -> Iterator[int | None]:
     """Yield the ceiling of each request in a create body."""
     with body.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     for entry in wire.split(memoryview(view)):
-        yield ceiling(wire.decode(bytes(entry.params)), tier)
+        yield ceiling(wire.decode(bytes(entry.params)), billing)
 
 
-def of_shard(body: Path, tier: Tier) -> int | None:
+def of_shard(body: Path, billing: Billing) -> int | None:
     """Return the ceiling of a shard; None when one of its requests has none."""
     total = 0
-    for micros in ceilings(body, tier):
+    for micros in ceilings(body, billing):
         if micros is None:
             return None
         total += micros
@@ -175,13 +148,13 @@ def cut(body: Path, entries: Sequence[Any], count: int) -> list[plan.Shard]:
     return [*first, *plan.pack(requests[count:], len(requests))]
 
 
-def check(approved: plan.Plan, limit: int, tier: Tier, *, spent: int = 0) -> None:
+def check(approved: plan.Plan, limit: int, billing: Billing, *, spent: int = 0) -> None:
     """Refuse a budget that cannot be kept, or that lets nothing be sent; writes nothing.
 
     Args:
         approved: what would be sent, in this order.
         limit: the budget in micro-dollars.
-        tier: how the server charges, the cheaper list as long as it is not known.
+        billing: how the server charges, the cheaper list as long as it is not known.
         spent: what earlier rounds of the run have cost.
 
     Raises:
@@ -189,7 +162,7 @@ def check(approved: plan.Plan, limit: int, tier: Tier, *, spent: int = 0) -> Non
         BudgetReached: not even the first requests fit.
     """
     shards = approved.shards
-    if tier == "simulated" or not shards:
+    if billing == "simulated" or not shards:
         return
     first = shards[0].requests
     # Only rows with parameters of their own can differ in their tools.
@@ -201,10 +174,10 @@ def check(approved: plan.Plan, limit: int, tier: Tier, *, spent: int = 0) -> Non
             "sends it all the same"
         )
     count = min(PIECE_REQUESTS_MIN, max(1, len(first) // 2))
-    least = sum(ceiling(wire.decode(request.params), tier) or 0 for request in first[:count])
+    least = sum(ceiling(wire.decode(request.params), billing) or 0 for request in first[:count])
     if spent + least > limit:
         before = f", and {price.dollars(spent)} is spent" if spent else ""
-        all_of_it = approved.synchronous if tier == "standard" else approved.batch
+        all_of_it = approved.synchronous if billing == "standard" else approved.batch
         assert all_of_it is not None
         raise BudgetReached(
             f"nothing was sent: the first {count:,} requests may cost {price.dollars(least)}, the "

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from batchyard.client.inputs.documents import RUN, STDIN, Sources
 from batchyard.client.inputs.template import Template
 from batchyard.client.planning import plan as planning
-from batchyard.client.planning.survey import known_billing
 from batchyard.client.problems import InputError
-from batchyard.client.running import budget, rounds
+from batchyard.client.running import billing, rounds
 
 if TYPE_CHECKING:
     from batchyard.client.planning.plan import Plan, Settings
@@ -94,9 +93,9 @@ def prepare(
         )
     names = {key: entry.output for key, entry in before.items()}
     some = planning.subset(made, changed, round_=state.round + 1, names=names)
-    tier = budget.tier_of(state) or known_billing(config) or "standard"
-    cost = some.batch if tier == "batch" else some.synchronous
-    micros = 0 if tier == "simulated" else None if cost is None else cost.ceiling
+    charges = billing.presumed(state)
+    cost = some.batch if charges == "batch" else some.synchronous
+    micros = 0 if charges == "simulated" else None if cost is None else cost.ceiling
     return Change(some, len(changed), len(wanted) - len(changed), micros)
 
 

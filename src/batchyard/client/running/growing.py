@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchyard.client.results import again
+from batchyard.client.results import again, classes
 from batchyard.client.running import budget, folder, rounds
 from batchyard.client.running.updates import Pace, Update
 
@@ -80,8 +80,8 @@ class Growth:
             found.shards, "retry", state.round + 1, found=found, by_hand=is_asked,
             approved=approved,
         )  # fmt: skip
-        kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(found.again.items()))
-        self._pace.tell(Update(kind="notice", text=f"round {state.round + 1}: again {kinds}"))
+        text = f"round {state.round + 1}: sent again, {classes.named(found.again)}"
+        self._pace.tell(Update(kind="notice", text=text))
         return True
 
     def _bound(self) -> rounds.Bound:
@@ -98,7 +98,7 @@ class Growth:
         assert limit is not None
         body = self._files.requests(index)
         spent = self._purse.standing().spent
-        micros = [each or 0 for each in budget.ceilings(body, self._purse.tier)]
+        micros = [each or 0 for each in budget.ceilings(body, self._purse.billing)]
         count = budget.piece(micros, limit - spent)
         if not count:
             return False

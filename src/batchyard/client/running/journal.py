@@ -35,6 +35,8 @@ FORMATS_READ = frozenset({1, FORMAT})  # 2 has `extended`, and the terms of a ru
 RETRIES_DEFAULT = 3
 Why = Literal["first", "pilot", "rest", "retry", "rerun"]
 OrphanPolicy = Literal["adopt", "wait", "resubmit", "fail"]
+Wait = Literal["budget", "billing", "pilot"]
+"""What the rest of a run waits for: a larger budget, a paid account, a look at its pilot."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -386,6 +388,26 @@ class State:
     def at_server(self) -> int:
         """Count the shards that were sent, or may have been, and are not collected."""
         return sum(shard.is_at_server or shard.is_doubtful for shard in self.shards)
+
+    @property
+    def waits_for(self) -> Wait | None:
+        """Return what keeps the rest of the run from being sent while nothing is under way.
+
+        What was not answered for want of credit is part of the rest, also when all shards were
+        sent.
+        """
+        if self.finished_us is not None or any(shard.is_at_server for shard in self.shards):
+            return None
+        # Nothing goes on by itself for what was refused elsewhere, before the run was imported.
+        is_ours = self.config is None or self.config.imported is None or self.round > 0
+        if is_ours and self.classes.get("billing"):
+            return "billing"
+        waiting = [shard for shard in self.shards if shard.phase is Phase.PLANNED]
+        if not waiting:
+            return None
+        if any(map(self.is_held, waiting)):
+            return "pilot"
+        return None if self.terms.budget_micros is None else "budget"
 
     def is_held(self, shard: Shard) -> bool:
         """Whether a shard waits until somebody has looked at the pilot."""

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from batchyard import wire
 from batchyard.client.results import again
-from batchyard.client.running import budget, local, rounds
+from batchyard.client.running import budget, rounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batchyard.client.running.folder import Files
     from batchyard.client.running.journal import State
+    from batchyard.model import Billing
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,13 @@ class Offer:
     prices: Mapping[str, int | None]
 
 
-def make(files: Files, state: State, also: frozenset[str] = frozenset()) -> Offer:
+def make(files: Files, state: State, billing: Billing, also: frozenset[str] = frozenset()) -> Offer:
     """Return what a round would send.
 
     Args:
         files: of the run.
         state: of a run whose shards are all collected.
+        billing: how its server charges.
         also: classes that are otherwise not sent again.
 
     Raises:
@@ -45,12 +47,9 @@ def make(files: Files, state: State, also: frozenset[str] = frozenset()) -> Offe
     """
     config = state.config
     assert config is not None
-    tier = budget.tier_of(state) or ("standard" if config.local else "batch")
-    if config.local and local.is_simulated(config.upstreams):
-        tier = "simulated"
 
     def ceiling(params: bytes) -> int | None:
-        return budget.ceiling(wire.decode(params), tier)
+        return budget.ceiling(wire.decode(params), billing)
 
     found = rounds.gather(
         files,

@@ -11,7 +11,7 @@ from batchyard import wire
 from batchyard.client.planning.survey import asked_billing
 from batchyard.client.problems import InputError
 from batchyard.client.results import collect, receipt
-from batchyard.client.running import budget, local
+from batchyard.client.running import billing, budget
 from batchyard.client.running.journal import Phase
 from batchyard.price import dollars
 
@@ -27,7 +27,7 @@ class Purse:
     def __init__(self, writer: Journal, api: Api) -> None:
         self._writer = writer
         self._api = api
-        self._ceilings: dict[tuple[int, budget.Tier], int | None] = {}
+        self._ceilings: dict[tuple[int, Billing], int | None] = {}
         self._offered: Billing | None = None
         self._has_asked = False
 
@@ -37,26 +37,24 @@ class Purse:
         return self._writer.state.terms.budget_micros
 
     @property
-    def tier(self) -> budget.Tier:
+    def billing(self) -> Billing:
         """Return how the server charges: the dearer list for a yard that does not say it.
 
         Anybody else is taken to give the discount of a batch.
         """
-        config = self._writer.state.config
-        if config is not None and config.local and local.is_simulated(config.upstreams):
-            return "simulated"
-        known = budget.tier_of(self._writer.state)
+        known = billing.known(self._writer.state)
         if known is not None:
             return known
         if not self._api.is_yard:
             return "batch"
+        config = self._writer.state.config
         if not self._has_asked and config is not None and config.override is None:
             self._has_asked, self._offered = True, asked_billing([config.model], self._api)
         return self._offered or "standard"
 
     def ceiling(self, index: int) -> int | None:
         """Return what a shard can cost, None when that has no bound."""
-        key = (index, self.tier)
+        key = (index, self.billing)
         if key not in self._ceilings:
             body = self._writer.files.requests(index)
             self._ceilings[key] = budget.of_shard(body, key[1])
@@ -99,14 +97,14 @@ class Purse:
 
         Nothing that is simulated has a price. Below zero when more was spent than was approved.
         """
-        tier = self.tier
-        if tier == "simulated":
+        charges = self.billing
+        if charges == "simulated":
             return 0
         approved = self._writer.state.approved
         if approved is None:
             return None
         now = self.standing()
-        return approved[tier == "standard"] - now.spent - now.reserved
+        return approved[charges == "standard"] - now.spent - now.reserved
 
     def approved_with(self, micros: int | None) -> tuple[int, int] | None:
         """Return what is approved when `micros` more are; None when that is not known."""
@@ -118,7 +116,7 @@ class Purse:
 
     def ceiling_of(self, params: bytes) -> int | None:
         """Return what a request can cost, None when that has no bound."""
-        return budget.ceiling(wire.decode(params), self.tier)
+        return budget.ceiling(wire.decode(params), self.billing)
 
     def explain(self, index: int) -> str:
         """Return why nothing more is sent, and what goes on.
@@ -127,7 +125,7 @@ class Purse:
             index: of the next shard.
         """
         state, files = self._writer.state, self._writer.files
-        micros = [each or 0 for each in budget.ceilings(files.requests(index), self.tier)]
+        micros = [each or 0 for each in budget.ceilings(files.requests(index), self.billing)]
         spent = self.standing().spent
         left = sum(shard.requests for shard in state.shards if shard.phase is Phase.PLANNED)
         least = min(len(micros), budget.PIECE_REQUESTS_MIN)
@@ -143,9 +141,9 @@ class Purse:
         """Return what the answers of a shard cost, None when one of them does not tell."""
         config = self._writer.state.config
         assert config is not None
-        total, billing = 0, self._writer.state.shards[index].billing
+        total, charges = 0, self._writer.state.shards[index].billing
         for outcome in collect.read_outcomes(self._writer.files, index):
-            micros = receipt.charged(outcome, config.model, billing)
+            micros = receipt.charged(outcome, config.model, charges)
             if micros is None:
                 return None
             total += micros

@@ -11,7 +11,7 @@ import msgspec
 
 from batchyard import wire
 from batchyard.client.problems import JournalError
-from batchyard.client.results import collect
+from batchyard.client.results import classes
 from batchyard.client.running import durable
 from batchyard.client.running.folder import Files
 
@@ -95,7 +95,7 @@ def look(known: Known) -> Listed:
         costs = [shard.cost_micros for shard in state.shards if shard.phase == "collected"]
         paid = None if None in costs else sum(cost or 0 for cost in costs)
         is_running = state.finished_us is None and files.is_running()
-        kinds = collect.counted(state.classes)
+        kinds = classes.counted(state.classes)
         return Listed(known, word(state, is_running=is_running), state.documents, kinds, paid)
     except (JournalError, OSError):
         return Listed(known, "not readable")
@@ -111,6 +111,7 @@ def word(state: State, *, is_running: bool) -> str:
         return "not sent"
     if any(shard.is_at_server for shard in state.shards):
         return "at the server"
-    if any(map(state.is_held, state.shards)):
-        return "after the pilot"
-    return "not finished"
+    # Who stopped for a budget and who was killed before the next batch look the same from here.
+    return {"pilot": "after the pilot", "billing": "not paid"}.get(
+        state.waits_for or "", "not finished"
+    )

@@ -18,7 +18,7 @@ from batchyard import wire
 from batchyard.client.inputs.custom_ids import to_custom_id
 from batchyard.client.planning import plan
 from batchyard.client.planning.spool import Spool
-from batchyard.client.results import again, collect, finals
+from batchyard.client.results import again, classes, collect, finals
 from batchyard.client.running.journal import Phase
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ class _Gathered:
                 prices[kind] = _plus(prices.get(kind, 0), micros)
         notes = [*notes]
         if left:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
-            notes.append(f"{kinds} not sent again: {TOO_DEAR}")
+            notes.append(f"{classes.named(left)} not sent again: {TOO_DEAR}")
         return Round(plan.pack(requests, requests_max), self.counts, notes, total, left, prices)
 
 
@@ -221,7 +220,8 @@ def gather(
             notes.append(f"all {shard.requests:,} requests of shard {index} expired")
     if largest:
         requests_max = min(requests_max, max(_EXPIRED_REQUESTS_MIN, -(-largest // 2)))
-    notes += [f"{count:,} {kind} not sent again: {why}" for (kind, why), count in stops.items()]
+    for (kind, why), count in stops.items():
+        notes.append(f"{classes.named({kind: count})} not sent again: {why}")
     return gathered.round(requests_max, notes)
 
 

@@ -381,8 +381,10 @@ class Sender:
             )
             if not fits:
                 continue
-            if not self._is_ours(index, batch):
-                self._foreign[index].add(batch.id)
+            is_ours = self._is_ours(index, batch)
+            if not is_ours:
+                if is_ours is False:  # where its results did not come, it is looked at again
+                    self._foreign[index].add(batch.id)
                 continue
             kept, given_up = (batch.id, shard.batch)
             if shard.phase is not Phase.CREATED:  # it has ended as well: there is nothing to save

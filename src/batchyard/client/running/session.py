@@ -19,9 +19,8 @@ import msgspec
 from batchyard import wire
 from batchyard.client.planning import rerun
 from batchyard.client.planning.plan import subset
-from batchyard.client.planning.survey import known_billing
 from batchyard.client.problems import InputError, InputsChanged
-from batchyard.client.running import budget, folder, journal, local, registry, rounds
+from batchyard.client.running import billing, budget, folder, journal, local, registry, rounds
 from batchyard.client.running import pilot as pilots
 from batchyard.client.running.pipeline import Pipeline
 from batchyard.client.running.sending import GRACE_S
@@ -343,9 +342,9 @@ class Session:
         if limit is None or standing.kind == "same":
             return
         plan = standing.plan
-        tier = plan.billing or known_billing(config) or budget.tier_of(state, config) or "batch"
+        charges = plan.billing or billing.known(state, config) or "batch"
         spent = budget.standing(state, lambda _: None).spent
-        budget.check(pilots.split(plan, pilot)[0], limit, tier, spent=spent)
+        budget.check(pilots.split(plan, pilot)[0], limit, charges, spent=spent)
 
     def listen(self, tell: Callable[[Update], None]) -> None:
         """Send what a screen may show there, from now on."""

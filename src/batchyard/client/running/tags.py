@@ -68,22 +68,24 @@ def confirms(results: Path, ids: Collection[str]) -> bool:
     """Whether a file of results is that of a batch of these ids.
 
     It is when it has the marked id; when it has that id with another mark, or none, it is of
-    another run. Without any of these, as in the journals of older versions, one id is enough.
+    another run. Without any of these, as when a line is missing, it is when it has ids of the
+    batch and no others: a round of another run over the same documents shares only some of them.
 
     Args:
         results: as received.
         ids: of all requests of the batch.
     """
     marked = {plain(each): each for each in ids if _TAG.search(each)}
-    is_known = False
+    known = unknown = 0
     with results.open("rb") as file:
         for line in file:
             try:
                 custom_id = _id.decode(line).custom_id
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
-            is_known = is_known or custom_id in ids
             ours = marked.get(plain(custom_id))
             if ours is not None:
                 return ours == custom_id
-    return is_known
+            known += custom_id in ids
+            unknown += custom_id not in ids
+    return known > 0 and unknown == 0
