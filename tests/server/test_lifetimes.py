@@ -18,7 +18,7 @@ SECOND_US = 1_000_000
 def test_at_expiry_each_request_ends_as_what_it_was(upstream: Upstream, tmp_path: Path) -> None:
     """Answered, tried in vain, held by the upstream beyond the grace, or never sent."""
     bounds = QUICK | {"limits:PROCESSING_WINDOW_US": 4 * SECOND_US, "limits:DRAIN_GRACE_S": 0.5}
-    prompts = ["life-done", "life-tried|529:0", "life-held|hold:life"]
+    prompts = ["life-done", "life-tried|529", "life-held|hold:life"]
     unsent = [f"life-unsent-{n}" for n in range(4)]
     with Yard(tmp_path / "data", upstream.url, bounds=bounds, slots=2) as yard:
         batch = yard.create([request(prompt) for prompt in [*prompts, *unsent]])
