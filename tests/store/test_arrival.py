@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import io
 import json
 import random
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +18,6 @@ from batchyard.server import uploads
 from batchyard.server.uploads import Arrival, Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 ROUTES = Routes([Route("up", ("a*",)), Route("down")])
@@ -137,36 +133,6 @@ def test_a_batch_that_is_abandoned_leaves_nothing_and_is_not_accepted(tmp_path: 
     arrival.add([body[len(body) // 2 :]])
     assert arrival.accept(ROUTES) is None
     assert store.batches() == []
-
-
-def test_a_spool_that_fails_waits_until_no_thread_is_at_the_body(tmp_path: Path) -> None:
-    """Else the file would be closed, and the draft removed, under a thread."""
-    may_go, has_gone = threading.Event(), threading.Event()
-
-    class Slow(Arrival):
-        def add(self, chunks: Sequence[bytes]) -> None:
-            assert may_go.wait(30.0)
-            has_gone.set()
-
-    class Full(io.BytesIO):
-        def write(self, data: object) -> int:
-            raise OSError(errno.ENOSPC, "no room")
-
-    async def story() -> None:
-        store = DirectorySegments(tmp_path / "segments")
-        spool = uploads._Spool(Full(), Slow(BATCH, store, tmp_path))
-        await spool.add(bytes(limits.SPOOL_PIECE_BYTES))
-        resting = asyncio.ensure_future(spool.rest())
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert not resting.done()
-        may_go.set()
-        await resting
-        assert has_gone.is_set()
-        with pytest.raises(OSError, match="no room"):
-            spool.finish()
-
-    asyncio.run(story())
 
 
 def test_an_empty_body_is_told(tmp_path: Path) -> None:

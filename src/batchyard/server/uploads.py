@@ -121,7 +121,7 @@ class _Spool:
             piece, self._chunks, self._length = self._chunks, [], 0
             if self._writing is not None:
                 await asyncio.shield(self._writing)
-            self._writing = asyncio.ensure_future(self._take(piece))
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._take, piece))
 
     async def rest(self) -> None:
         """Wait until no thread is at the file, which may be closed then."""
@@ -142,17 +142,10 @@ class _Spool:
             self._arrival.last = self._chunks
         return self._digest.digest()
 
-    async def _take(self, chunks: list[bytes]) -> None:
-        """Write a piece while it arrives in another thread; return when both have ended.
-
-        To write and to digest take no lock of the interpreter: together it is as fast as arriving.
-        """
-        doing = [asyncio.to_thread(self._write, chunks)]
+    def _take(self, chunks: list[bytes]) -> None:
+        self._write(chunks)
         if self._arrival is not None:
-            doing.append(asyncio.to_thread(self._arrival.add, chunks))
-        for error in await asyncio.gather(*doing, return_exceptions=True):
-            if error is not None:
-                raise error
+            self._arrival.add(chunks)
 
     def _write(self, chunks: list[bytes]) -> None:
         for chunk in chunks:
