@@ -42,7 +42,7 @@ def main() -> None:
         cpu = (server.cost().cpu_s - before.cpu_s) / options.requests * 1_000
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/most") as answer:
             at_once = json.load(answer)["most"]
-        peak, whole = max(memory), yard.peak_rss(server)
+        peak, whole = max(memory), yard.peak_rss(server.process.pid)
     rate, ideal = options.requests / seconds, options.slots / options.latency
     print(
         f"inflight  {options.requests:,} requests, upstream {options.latency:g} s, "

@@ -89,7 +89,7 @@ def work(folder: Path, url: str, shard_size: int) -> None:
         job.submit(plan)
         count = sum(1 for _ in job)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    peak, busy = used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
+    peak, busy = yard.peak_rss("self"), used.ru_utime + used.ru_stime
     print(json.dumps({"seconds": seconds, "peak": peak, "busy": busy, "documents": count}))
 
 

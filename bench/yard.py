@@ -62,9 +62,12 @@ class Running:
         return Cost(ticks / os.sysconf("SC_CLK_TCK"), fields["RssAnon"])
 
 
-def peak_rss(server: Running) -> int:
-    """Return the most memory that a server ever held, in bytes: shared and file pages included."""
-    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
+def peak_rss(pid: int | str) -> int:
+    """Return the most memory that a process ever held, in bytes: shared and file pages included.
+
+    What `getrusage` tells begins with the memory of the parent.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     raise OSError("the kernel does not tell")

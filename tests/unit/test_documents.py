@@ -1,10 +1,15 @@
 """Sources to documents."""
 
+import datetime
 import io
+import tracemalloc
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from batchyard import limits
 from batchyard.client.inputs.documents import Sources, files
 from batchyard.client.problems import InputError
 
@@ -228,3 +233,27 @@ def test_an_error_in_standard_input_names_the_line(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(InputError, match="standard input:2: not JSON"):
         files("-").read()
+
+
+def test_many_documents_are_not_in_memory_and_are_what_was_read(tmp_path: Path):
+    texts = {f"{number:02}.md": f"{number:02}" + "x" * limits.MIB for number in range(96)}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    tracemalloc.start()
+    try:
+        found = files(str(tmp_path)).read()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 80 * limits.MIB < sum(map(len, texts.values()))
+    for name in texts:
+        (tmp_path / name).unlink()
+    assert {document.key: document.fields["text"] for document in found} == texts
+
+
+def test_the_values_of_a_row_are_what_they_were(tmp_path: Path):
+    rows = {"id": ["a"], "text": ["long " * 100], "when": [datetime.date(2026, 11, 22)]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
+    (document,) = files(str(tmp_path / "t.parquet")).read()
+    assert document.fields["when"] == datetime.date(2026, 11, 22)
+    assert document.fields["text"] == "long " * 100

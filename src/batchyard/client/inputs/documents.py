@@ -1,7 +1,8 @@
 """Sources to documents: files, folders, globs, rows of tables and databases, standard input.
 
-Reads everything in a fixed order, so that the same inputs give the same run; text is kept in
-memory, PDF files and images are not. Knows nothing of prompts or batches.
+Reads everything in a fixed order, so that the same inputs give the same run. Text is kept in memory
+while there is little of it, else in a file without a name; PDF files and images stay where they
+are. Knows nothing of prompts or batches.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import pickle
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from batchyard.client.inputs import rows, tables
 from batchyard.client.inputs.media import SUFFIXES as MEDIA_SUFFIXES
 from batchyard.client.inputs.media import Media, read_media
 from batchyard.client.inputs.texts import NotDecodable, decode, known_encoding, read_text
+from batchyard.client.planning.spool import Spool, Spooled
 from batchyard.client.problems import InputError
 from batchyard.errors import shown
 
@@ -40,6 +43,7 @@ STDIN = "-"
 RUN = "run:"  # the output folder of a run, whose reports are documents
 _GLOB = frozenset("*?[")
 _NAMED = 5
+_SHORT_BYTES = 256  # pickled fields that are not worth a place in a file
 _STDIN_HINT = "; rows of JSON are expected: --stdin csv, tsv or text says that it is something else"
 _REMEDY = "convert it, leave it out, or name what all of them are with --encoding"
 
@@ -53,12 +57,25 @@ class Document:
     """
 
     key: str
-    fields: Mapping[str, Any]
+    _fields: Mapping[str, Any] | Spooled
     sha256: str
     source: str
     is_row: bool = False
     media: Media | None = None
     """A PDF file or an image: it stands before the rendered prompt as a content block."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """Return them, from where they are kept."""
+        if isinstance(self._fields, Spooled):
+            found: dict[str, Any] = pickle.loads(bytes(self._fields))  # noqa: S301 - we wrote it
+            return found
+        return self._fields
+
+    def kept_in(self, spool: Spool) -> Document:
+        """Return the same document, with its fields kept there if they are long."""
+        data = pickle.dumps(dict(self.fields), pickle.HIGHEST_PROTOCOL)
+        return replace(self, _fields=spool.add(data)) if len(data) > _SHORT_BYTES else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +98,9 @@ class Sources:
             InputError: nothing matches, a file cannot be read as text, a row has no id, or two
                 documents have the same key.
         """
-        encoding = None if self.encoding is None else known_encoding(self.encoding)
-        found = [*_from_paths(_match(self._paths, outside), self.id_field, encoding)]
-        for pattern in self.patterns:
-            if pattern == STDIN:
-                found += _from_stdin(self.stdin, self.id_field, encoding)
-            elif pattern.startswith(tables.SQL):
-                found += _from_rows(*tables.read_sql(pattern), self.id_field)
-            elif pattern.startswith(RUN):
-                from batchyard.client.inputs import stages  # noqa: PLC0415 - it makes documents
-
-                found += stages.read(pattern, outside=outside)
-        if self.rows:
+        spool = Spool()
+        found = [document.kept_in(spool) for document in self._read(outside)]
+        if self.rows:  # they are in memory anyway
             numbered = ((number, dict(row)) for number, row in enumerate(self.rows, 1))
             found += _from_rows("rows", numbered, self.id_field)
         if not found:
@@ -101,6 +109,20 @@ class Sources:
         found.sort(key=lambda document: document.key)
         _refuse_duplicates(found)
         return found
+
+    def _read(self, outside: Path | None) -> Iterator[Document]:
+        """Yield the documents of the patterns, one after the other."""
+        encoding = None if self.encoding is None else known_encoding(self.encoding)
+        yield from _from_paths(_match(self._paths, outside), self.id_field, encoding)
+        for pattern in self.patterns:
+            if pattern == STDIN:
+                yield from _from_stdin(self.stdin, self.id_field, encoding)
+            elif pattern.startswith(tables.SQL):
+                yield from _from_rows(*tables.read_sql(pattern), self.id_field)
+            elif pattern.startswith(RUN):
+                from batchyard.client.inputs import stages  # noqa: PLC0415 - it makes documents
+
+                yield from stages.read(pattern, outside=outside)
 
     def skipped(self, *, outside: Path | None = None) -> dict[str, int]:
         """Count, by ending, the files of the named folders that are no documents, most first.
