@@ -544,26 +544,37 @@ def test_b49_an_idempotency_key_for_other_content_is_refused(yard: Yard) -> None
     assert (answer.status, answer.headers["x-should-retry"]) == (400, "false")
 
 
+async def guarded(app: Any) -> list[Any]:
+    """Return what is sent where an app behind the guard is asked something."""
+    sent: list[Any] = []
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", b"h")]}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Guard(app, frozenset({"h"}))(scope, None, send)  # type: ignore[arg-type]
+    return sent
+
+
+def test_an_answer_that_the_end_of_the_process_cuts_is_no_defect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60.0)
+
+    assert asyncio.run(guarded(waiting)) == []
+    assert "the server ends" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_b50_a_defect_is_500_with_a_fixed_text(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
-    async def call() -> list[Any]:
-        sent: list[Any] = []
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/v1/models",
-            "headers": [(b"host", b"h")],
-        }
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await Guard(broken, frozenset({"h"}))(scope, None, send)  # type: ignore[arg-type]
-        return sent
-
-    start, body = asyncio.run(call())
+    start, body = asyncio.run(guarded(broken))
     answer = json.loads(body["body"])
     assert (start["status"], answer["error"]["type"]) == (500, "api_error")
     assert answer["error"]["message"] == "Internal server error."

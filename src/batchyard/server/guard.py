@@ -95,6 +95,10 @@ class Guard:
                 log.error("store request_id=%s: %s", request_id, error)  # noqa: TRY400 - it says all
                 error = Internal()
             await error_response(error, request_id)(scope, receive, framed)
+        except asyncio.CancelledError:
+            # Only the end of the process cancels: the store failed, which is told elsewhere. The
+            # connection is aborted; passed on, this would be logged as a defect of ours.
+            log.warning("cut short request_id=%s: the server ends", request_id)
         except Exception:
             log.exception("defect request_id=%s path=%s", request_id, shown(scope["path"]))
             if started:
