@@ -180,8 +180,16 @@ class _Used:
 
 @cache
 def packaged() -> Table:
-    """Return the table of the package."""
-    text = resources.files("batchyard").joinpath("models.toml").read_text(encoding="utf-8")
+    """Return the table of the package, read at the first call.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    file = resources.files("batchyard").joinpath("models.toml")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: the table of models cannot be read: {error.strerror}") from None
     return parse(text, "models.toml")
 
 

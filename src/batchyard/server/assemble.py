@@ -62,8 +62,7 @@ async def opened(
     Raises:
         ConfigError: the data or the table of models cannot be used.
     """
-    if config.models is not None:
-        models.use(config.models)
+    _read_models(config)
     disk = Disk(config.data, config.disk_reserve_bytes)
     disk.take_ballast()
     ledger, store = _stores(config, clock, disk)
@@ -116,8 +115,7 @@ async def opened_worker(
     Raises:
         ConfigError: the data or the table of models cannot be used.
     """
-    if config.models is not None:
-        models.use(config.models)
+    _read_models(config)
     if config.ledger is None:
         disk = Disk(config.data, config.disk_reserve_bytes)
         ledger, store = _stores(config, clock, disk, joins=True)
@@ -133,6 +131,13 @@ async def opened_worker(
         for upstream in upstreams.values():
             await upstream.close()
         await ledger.close()
+
+
+def _read_models(config: Config) -> None:
+    """Read the table of models now: later, a disk that fails would end the work."""
+    if config.models is not None:
+        models.use(config.models)
+    models.table()
 
 
 def _stores(
