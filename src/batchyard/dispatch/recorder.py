@@ -263,7 +263,7 @@ class Recorder:
         self._has_room_for("commits")
         for shard in done:
             if shard.key not in committed.accepted:
-                self._lose(shard, "at its commit")
+                self.lose(shard, " at its commit")
             else:
                 self.close(shard)
                 self._forget(shard)
@@ -299,10 +299,11 @@ class Recorder:
     def _drop_gone(self, gone: Sequence[ShardRun]) -> None:
         """Drop shards whose batch was deleted: they were lost before, and this worker slept."""
         for shard in gone:
-            self._lose(shard, "of a batch that was deleted")
+            self.lose(shard, " of a batch that was deleted")
 
-    def _lose(self, shard: ShardRun, how: str) -> None:
-        log.warning("lost shard=%s/%d %s", *shard.key, how)
+    def lose(self, shard: ShardRun, how: str = "") -> None:
+        """Drop a shard that another worker has; `how` follows in the log."""
+        log.warning("lost shard=%s/%d%s", *shard.key, how)
         shard.lose()
         self.close(shard)
         self._forget(shard)

@@ -365,7 +365,7 @@ class Worker:
         shard = opened.shard
         earlier = self._held.get(shard.key)
         if earlier is not None:  # lost, and claimed again before a renewal could tell
-            self._lose(earlier)
+            self._recorder.lose(earlier)
         self._held[shard.key] = shard
         self._suspects.opened(shard)
         if claim.canceled or claim.batch in self._canceled:
@@ -524,7 +524,7 @@ class Worker:
                 continue  # being opened, committed meanwhile, or claimed anew
             row = kept.get(key)
             if row is None:
-                self._lose(shard)
+                self._recorder.lose(shard)
             elif row.canceled:
                 self._stop(shard, "canceled")
         if lost:
@@ -544,12 +544,6 @@ class Worker:
     def _stop(self, shard: ShardRun, reason: StopReason) -> None:
         shard.stop(reason, self._clock.monotonic_s() + limits.DRAIN_GRACE_S)
         self._recorder.note(shard)
-
-    def _lose(self, shard: ShardRun) -> None:
-        log.warning("lost shard=%s/%d", *shard.key)
-        shard.lose()
-        self._recorder.close(shard)
-        self._forget(shard)
 
     def _forget(self, shard: ShardRun) -> None:
         if self._held.get(shard.key) is shard:
