@@ -31,15 +31,9 @@ SCHEMA = {
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "docs").mkdir()
-    for name in ("a.md", "b.md", "c.md"):
-        (tmp_path / "docs" / name).write_text(f"text of {name}")
-    (tmp_path / "p.j2").write_text("About {{ text }}")
-    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
-    return tmp_path
+def work(documents: Path) -> Path:
+    (documents / "schema.json").write_text(json.dumps(SCHEMA))
+    return documents
 
 
 def run(
