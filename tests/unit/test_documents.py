@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import json
 import tracemalloc
 from pathlib import Path
 
@@ -252,8 +253,23 @@ def test_many_documents_are_not_in_memory_and_are_what_was_read(tmp_path: Path):
 
 
 def test_the_values_of_a_row_are_what_they_were(tmp_path: Path):
-    rows = {"id": ["a"], "text": ["long " * 100], "when": [datetime.date(2026, 11, 22)]}
-    parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
-    (document,) = files(str(tmp_path / "t.parquet")).read()
-    assert document.fields["when"] == datetime.date(2026, 11, 22)
-    assert document.fields["text"] == "long " * 100
+    pairs = pyarrow.map_(pyarrow.string(), pyarrow.int64())
+    values = {
+        "when": pyarrow.array([datetime.date(2026, 11, 22)]),
+        "pairs": pyarrow.array([[("one", 1), ("two", 2)]], pairs),
+        "numbers": pyarrow.array([[1.0, 2.5]]),
+    }
+    for name, array in values.items():
+        (value,) = array.to_pylist()
+        table = pyarrow.table({"id": ["a"], "text": ["long " * 100], name: array})
+        parquet.write_table(table, tmp_path / "t.parquet")
+        (document,) = files(str(tmp_path / "t.parquet")).read()
+        assert repr(document.fields[name]) == repr(value)
+        assert document.fields["text"] == "long " * 100
+
+
+def test_the_values_of_a_long_row_of_json_are_what_they_were(tmp_path: Path):
+    row = {"id": "a", "text": "long " * 100, "of": [1, 2.0, None, True, "ü", {"big": 2**63}]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    (document,) = files(str(tmp_path / "t.jsonl")).read()
+    assert repr({name: document.fields[name] for name in row}) == repr(row)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
-import pickle
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ STDIN = "-"
 RUN = "run:"  # the output folder of a run, whose reports are documents
 _GLOB = frozenset("*?[")
 _NAMED = 5
-_SHORT_BYTES = 256  # pickled fields that are not worth a place in a file
+_SHORT_BYTES = 256  # fields that are not worth a place in a file
 _STDIN_HINT = "; rows of JSON are expected: --stdin csv, tsv or text says that it is something else"
 _REMEDY = "convert it, leave it out, or name what all of them are with --encoding"
 
@@ -68,14 +68,20 @@ class Document:
     def fields(self) -> Mapping[str, Any]:
         """Return them, from where they are kept."""
         if isinstance(self._fields, Spooled):
-            found: dict[str, Any] = pickle.loads(bytes(self._fields))  # noqa: S301 - we wrote it
+            found: dict[str, Any] = json.loads(bytes(self._fields))
             return found
         return self._fields
 
     def kept_in(self, spool: Spool) -> Document:
         """Return the same document, with its fields kept there if they are long."""
-        data = pickle.dumps(dict(self.fields), pickle.HIGHEST_PROTOCOL)
-        return replace(self, _fields=spool.add(data)) if len(data) > _SHORT_BYTES else self
+        fields = dict(self.fields)
+        try:
+            data = json.dumps(fields, ensure_ascii=False).encode()
+        except TypeError:  # a date, a decimal: a template is to see what it is
+            return self
+        if len(data) <= _SHORT_BYTES or json.loads(data) != fields:  # a pair stays a pair
+            return self
+        return replace(self, _fields=spool.add(data))
 
 
 @dataclass(frozen=True, slots=True)
