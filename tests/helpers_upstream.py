@@ -257,7 +257,8 @@ class Upstream:
 
     def number(self, prefix: str) -> int:
         """Return how many calls came whose name begins with `prefix`."""
-        return sum(n for name, n in self.counts.items() if name.startswith(prefix))
+        with self._changed:
+            return sum(n for name, n in self.counts.items() if name.startswith(prefix))
 
     def number_answered(self, prefix: str) -> int:
         """Return how many of them were answered."""

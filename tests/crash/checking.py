@@ -38,3 +38,9 @@ def kill(yard: Yard) -> None:
     """Kill a yard, and check what it leaves."""
     yard.kill()
     assert_holds(yard.data)
+
+
+def written_lines(yard: Yard) -> int:
+    """Return how many whole result lines are in segments."""
+    found = (yard.data / "segments").glob("??/*/r/*")
+    return sum(path.read_bytes().count(b"\n") for path in found)

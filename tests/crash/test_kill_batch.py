@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crash.checking import assert_holds, kill
+from crash.checking import assert_holds, kill, written_lines
 from helpers_upstream import Exchange, Upstream, follow_prompt
 from helpers_yard import BATCHES, Yard, answer_text, assert_answered, poll, request
 
@@ -39,12 +39,6 @@ class Budget:
 
 def prompts_of(prefix: str, number: int) -> list[str]:
     return [f"{prefix}-{n:05}" for n in range(number)]
-
-
-def written_lines(yard: Yard) -> int:
-    """Return how many whole result lines are in segments."""
-    found = (yard.data / "segments").glob("??/*/r/*")
-    return sum(path.read_bytes().count(b"\n") for path in found)
 
 
 def repeated(upstream: Upstream) -> int:
