@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import random
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,18 +12,14 @@ from batchyard import checksum, limits, segments
 from batchyard.dispatch import adopt as adopting
 from batchyard.dispatch.ending import read_manifest
 from batchyard.dispatch.keeper import Keeper
-from batchyard.dispatch.routes import Route, Routes
-from batchyard.dispatch.worker import Worker
-from batchyard.model import Counts, ShardPlan
+from batchyard.model import Counts
 from batchyard.segments.directory import DirectorySegments, FileAppender
-from batchyard.segments.requests import head_of
-from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Reply
-from store.making import NOW, make_batch, make_key
+from store.working import Working
 from store.yards import message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     from batchyard.ledger import Ledger
@@ -34,7 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PARAMS = b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"hi"}]}'
 MOST = limits.DAMAGES_MAX
 
 
@@ -80,40 +72,13 @@ class _Scratched(FileAppender):
             path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
 
 
-class Bad:
+class Bad(Working):
     """A worker on a bad disk, with one batch of two requests."""
 
     def __init__(self, ledger: Ledger, root: Path) -> None:
-        self.ledger, self.store = ledger, Scratching(root)
-        self.clock, self.upstream = ManualClock(NOW), Answering()
-        self.batch = make_batch("a", requests=2)
-        upstreams: Any = {"up": self.upstream}
-        self.worker = Worker(
-            ledger=ledger,
-            store=self.store,
-            upstreams=upstreams,
-            routes=Routes([Route("up")]),
-            slots={"up": 1},
-            clock=self.clock,
-            rng=random.Random(1),
-        )
+        self.disk, self.upstream = Scratching(root), Answering()
+        super().__init__(ledger, self.disk, self.upstream, requests=2, slots=1)
         self.keeper = Keeper(ledger, self.store, self.clock, owner=self.worker.owner)
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        data = b"".join(head_of(name, len(PARAMS)) + PARAMS + b"\n" for name in ("r0", "r1"))
-        self.store.put(segments.requests_name(self.batch.id), [data])
-        shard = ShardPlan(
-            index=0, pool="up/m", offset=0, length=len(data), requests=2, crc=zlib.crc32(data)
-        )
-        assert await self.ledger.create(self.batch, [shard], make_key("a")) is None
-        task = asyncio.create_task(self.worker.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def step(self) -> None:
         """Let a second pass, and all that it brings."""
@@ -154,7 +119,8 @@ async def test_a_disk_that_damages_all_results_is_paid_for_a_few_times_and_never
     ledger: Ledger, tmp_path: Path
 ) -> None:
     bad = Bad(ledger, tmp_path / "s")
-    bad.store.left = 1_000
+    bad.disk.left = 1_000
+    await bad.create()
     async with bad.running():
         await bad.until(lambda: _is(bad, attempt=MOST + 1))
         assert bad.upstream.calls == {"r0": MOST, "r1": MOST}
@@ -165,7 +131,7 @@ async def test_a_disk_that_damages_all_results_is_paid_for_a_few_times_and_never
         await bad.keeper.sweep()
         assert not await bad.is_finished()
         await bad.until(lambda: _is(bad, attempt=MOST + 2))
-        bad.store.left = 0
+        bad.disk.left = 0
         for _ in range(3):
             await bad.step()
         assert not await bad.has_ended()
@@ -193,18 +159,20 @@ async def test_what_can_still_be_read_is_kept_when_the_rest_is_given_up(
     for module in (checksum, adopting):
         monkeypatch.setattr(module, "BLOCK_BYTES", 64)  # a line is several blocks
     bad = Bad(ledger, tmp_path / "s")
-    bad.store.holding, bad.store.left = b'"r1"', MOST
+    bad.disk.holding, bad.disk.left = b'"r1"', MOST
+    await bad.create()
     async with bad.running():
         await bad.until(bad.has_ended)
         found = await bad.results()
         assert (found["r0"]["type"], found["r1"]["type"]) == ("succeeded", "errored")
         assert bad.upstream.calls == {"r0": 1, "r1": MOST}
-        assert bad.store.left == 0
+        assert bad.disk.left == 0
 
 
 async def test_one_damage_less_and_all_is_made_again(ledger: Ledger, tmp_path: Path) -> None:
     bad = Bad(ledger, tmp_path / "s")
-    bad.store.left = MOST - 1
+    bad.disk.left = MOST - 1
+    await bad.create()
     async with bad.running():
         await bad.until(bad.has_ended)
         ended = await ledger.get("w", bad.batch.id)

@@ -5,36 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import random
+import inspect
 import threading
-import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from batchyard import limits, segments
 from batchyard.dispatch.adopt import Adopted
-from batchyard.dispatch.routes import Route, Routes
 from batchyard.dispatch.shard import ShardRun
 from batchyard.dispatch.suspects import Suspects
-from batchyard.dispatch.worker import Worker
 from batchyard.errors import DamagedError
-from batchyard.model import ShardPlan
 from batchyard.segments.directory import DirectorySegments
-from batchyard.segments.requests import head_of
-from batchyard.testing.clock import ManualClock
-from store.making import LEASE, NOW, add, make_batch, make_key, take
+from store.making import LEASE, NOW, add, take
+from store.working import Working
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from batchyard.ledger import Claim, Held, Ledger, Renewed
+    from batchyard.ledger import Claim, Ledger
     from batchyard.upstream import Call, Outcome
 
 pytestmark = pytest.mark.anyio
 
-PARAMS = b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"hi"}]}'
+_IDLE_STEPS = 20
 LONG_AFTER = NOW + 1_000 * limits.LEASE_US
 
 
@@ -66,64 +62,51 @@ class Slow(DirectorySegments):
         return super().read(name, offset, length)
 
 
-class Counting:
-    """A ledger that counts the leases which are renewed."""
+class Watched:
+    """A ledger that counts the leases which are renewed, and the calls that are under way."""
 
     def __init__(self, real: Ledger) -> None:
         self._real = real
         self.renewed = 0
+        self._under_way = 0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
+        found = getattr(self._real, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
 
-    async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
-        self.renewed += len(held)
-        return await self._real.renew(owner, lease_us, held)
+        async def watched(*args: Any, **options: Any) -> Any:
+            self._under_way += 1
+            try:
+                return await found(*args, **options)
+            finally:
+                self._under_way -= 1
+                if name == "renew":
+                    self.renewed += len(args[2])
+
+        return watched
+
+    async def settle(self) -> None:
+        """Wait until nobody calls, and nobody who was answered calls again."""
+        idle = 0
+        while idle < _IDLE_STEPS:
+            await asyncio.sleep(0.001 if self._under_way else 0)
+            idle = 0 if self._under_way else idle + 1
 
 
-class One:
+class One(Working):
     """A batch of one request, and one of several workers."""
 
     def __init__(self, ledger: Ledger, store: DirectorySegments) -> None:
-        self.ledger, self.store = ledger, store
-        self.clock, self.upstream = ManualClock(NOW), Silent()
-        upstreams: Any = {"up": self.upstream}
-        self.worker = Worker(
-            ledger=ledger,
-            store=store,
-            upstreams=upstreams,
-            routes=Routes([Route("up")]),
-            slots={"up": 64},
-            clock=self.clock,
-            rng=random.Random(1),
-            owner="me",
-        )
-
-    async def create(self) -> None:
-        data = head_of("r0", len(PARAMS)) + PARAMS + b"\n"
-        batch = make_batch("a", requests=1)
-        self.store.put(segments.requests_name(batch.id), [data])
-        shard = ShardPlan(
-            index=0, pool="up/m", offset=0, length=len(data), requests=1, crc=zlib.crc32(data)
-        )
-        assert await self.ledger.create(batch, [shard], make_key("a")) is None
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.worker.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        self.upstream, self.watched = Silent(), Watched(ledger)
+        watched: Any = self.watched
+        super().__init__(watched, store, self.upstream, requests=1, slots=64, owner="me")
 
     async def renewals(self, number: int) -> None:
         """Let so many pass, each to its end."""
         for _ in range(number):
             await self.clock.advance(self.ledger.renew_s)
-            await self.ledger.news()  # waits in line behind the renewal, or beside it
-            await asyncio.sleep(0.02)
+            await self.watched.settle()
 
     async def quiet(self) -> None:
         """Wait for what the worker does with the ledger, in threads."""
@@ -152,13 +135,12 @@ async def in_flight(ledger: Ledger, root: Path) -> AsyncIterator[One]:
 async def test_leases_are_renewed_as_often_as_the_ledger_wants_and_hold(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    counting: Any = Counting(ledger)
-    async with in_flight(counting, tmp_path) as one:
-        before = counting.renewed
+    async with in_flight(ledger, tmp_path) as one:
+        before = one.watched.renewed
         for _ in range(60):
             await one.clock.advance(1)
             await one.quiet()
-        assert counting.renewed - before == pytest.approx(60 / ledger.renew_s, abs=1)
+        assert one.watched.renewed - before == pytest.approx(60 / ledger.renew_s, abs=1)
         assert await ledger.take_back(one.clock.now_us(), but="") == 0
 
 
@@ -174,10 +156,9 @@ async def test_a_worker_killed_after_two_renewals_with_a_call_in_flight_is_count
 async def test_a_shard_that_cannot_harm_any_more_is_told_before_its_lease_is_due(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    counting: Any = Counting(ledger)
-    async with in_flight(counting, tmp_path) as one:
-        before = counting.renewed
-        while counting.renewed == before:
+    async with in_flight(ledger, tmp_path) as one:
+        before = one.watched.renewed
+        while one.watched.renewed == before:
             await one.clock.advance(limits.RENEW_INTERVAL_S)
             await one.quiet()
         one.worker.cancel("msgbatch_a")
@@ -279,8 +260,9 @@ async def test_the_last_suspect_is_blamed_for_ten_probations_and_not_for_ever(
     shard = run_of(claim)
     suspects.opened(shard)
     last_s = 10 * limits.PROBATION_S
-    assert not suspects.excuses(shard.key, last_s - 1.0)
-    assert suspects.excuses(shard.key, last_s)
+    held = replace(shard.held(), at_risk=True)
+    assert suspects.to_tell([held], last_s - 1.0, is_due=True)[0].at_risk
+    assert not suspects.to_tell([held], last_s, is_due=True)[0].at_risk
 
 
 async def test_no_other_suspect_is_claimed_while_the_last_one_is_opened(ledger: Ledger) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from batchyard import limits
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from batchyard.dispatch.shard import ShardRun
-    from batchyard.ledger import Claim, Ledger
+    from batchyard.ledger import Claim, Held, Ledger
     from batchyard.segments.requests import Record
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Suspects:
         self._renew = renew
         self._of: list[_Suspect] = []
         self._is_claiming = False
+        self._told: dict[tuple[str, int, int], bool] = {}
+        """What the ledger knows of the risk of each attempt, by batch, index and number."""
 
     async def claim(
         self,
@@ -118,13 +120,27 @@ class Suspects:
             if each.key == shard.key and each.results is None:
                 each.results = shard.counts.total
 
-    def excuses(self, key: tuple[str, int], now_s: float) -> bool:
-        """Whether a shard is one of these and not to blame: a later one is, or none any more.
+    def to_tell(self, held: Sequence[Held], now_s: float, *, is_due: bool) -> list[Held]:
+        """Return what the ledger is to be told of what the worker holds.
 
         Args:
-            key: batch and index.
+            held: all of it.
             now_s: the time.
+            is_due: whether leases are renewed; else only a risk that has changed is told.
         """
+        held = [
+            replace(each, at_risk=False) if self._excuses((each.batch, each.index), now_s) else each
+            for each in held
+        ]
+        known = self._told
+        self._told = {(each.batch, each.index, each.attempt): each.at_risk for each in held}
+        if is_due:
+            return held
+        # A claim is at risk before anything is told.
+        return [h for h in held if h.at_risk != known.get((h.batch, h.index, h.attempt), True)]
+
+    def _excuses(self, key: tuple[str, int], now_s: float) -> bool:
+        """Whether a shard is one of these and not to blame: a later one is, or none any more."""
         of = self._of
         if of and not self._is_claiming:
             is_over = now_s - of[-1].since_s >= _PROBATIONS_OF_LAST * limits.PROBATION_S

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchyard import ids, limits
@@ -109,7 +108,7 @@ class Worker:
         self._sharing = Sharing(self.owner, ledger, clock, accounts, self._size_of)
         self._suspects = Suspects(self.owner, ledger, self._renew)
         self._opening = Opening(self.owner, ledger, store, clock, accounts, self._leaving)
-        self._canceled, self._told = set[str](), dict[tuple[str, int, int], bool]()
+        self._canceled = set[str]()
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._busy = 0
         self._calls: set[asyncio.Task[None]] = set()
@@ -496,19 +495,9 @@ class Worker:
     async def _renew(self, *, is_due: bool = True) -> None:
         """Renew all leases; where that is not due, tell of those whose risk has changed."""
         shards = dict(self._held)
-        now, now_s, excuses = (
-            self._clock.now_us(),
-            self._clock.monotonic_s(),
-            self._suspects.excuses,
-        )
+        now, now_s = self._clock.now_us(), self._clock.monotonic_s()
         held = [*self._opening.held(), *(shard.held() for shard in shards.values())]
-        held = [
-            replace(h, at_risk=False) if excuses((h.batch, h.index), now_s) else h for h in held
-        ]
-        # What the ledger was told of the risk of each attempt, by batch, index and number.
-        known, self._told = self._told, {(h.batch, h.index, h.attempt): h.at_risk for h in held}
-        if not is_due:  # a claim is at risk before anything is told
-            held = [h for h in held if h.at_risk != known.get((h.batch, h.index, h.attempt), True)]
+        held = self._suspects.to_tell(held, now_s, is_due=is_due)
         if not held:
             return
         try:
