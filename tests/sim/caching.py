@@ -69,12 +69,23 @@ class Watched:
     calls: list[tuple[float, str]] = field(default_factory=list)
     instead: Callable[[Call, int], Outcome | float | None] = lambda call, number: None
     """Another outcome for the nth call of all, or seconds that it takes longer."""
+    at_once: int = 0
+    """The most calls that were here at a time."""
     name: str = "sim"
     billing: str = "simulated"
     fetches_urls: bool = True
+    _here: int = 0
 
     async def send(self, call: Call) -> Outcome:
         self.calls.append((self.clock.monotonic_s(), call.custom_id))
+        self._here += 1
+        self.at_once = max(self.at_once, self._here)
+        try:
+            return await self._answer(call)
+        finally:
+            self._here -= 1
+
+    async def _answer(self, call: Call) -> Outcome:
         other = self.instead(call, len(self.calls) - 1)
         if isinstance(other, float):
             await self.clock.sleep(other)
@@ -85,9 +96,11 @@ class Watched:
 
 
 class CacheWorld:
-    """One worker, one model."""
+    """One model, and one worker before it, or several that divide the slots."""
 
-    def __init__(self, root: Path, *, latency: float = 2.0, slots: int = 64) -> None:
+    def __init__(
+        self, root: Path, *, latency: float = 2.0, slots: int = 64, workers: int = 1
+    ) -> None:
         asyncio.get_running_loop().set_default_executor(InlineExecutor())
         self.clock = ManualClock()
         self.store = DirectorySegments(root / "segments")
@@ -96,16 +109,21 @@ class CacheWorld:
         self.model = Watched(Simulated("sim", settings, self.clock), self.clock)
         self.routes = Routes([Route("sim")])
         upstreams: Any = {"sim": self.model}
-        self.worker = Worker(
-            ledger=self.ledger,
-            store=self.store,
-            upstreams=upstreams,
-            routes=self.routes,
-            slots={"sim": slots},
-            clock=self.clock,
-            rng=random.Random(1),
-        )
-        self._running = asyncio.create_task(self.worker.run())
+        self._workers = [
+            Worker(
+                ledger=self.ledger,
+                store=self.store,
+                upstreams=upstreams,
+                routes=self.routes,
+                slots={"sim": slots},
+                clock=self.clock,
+                rng=random.Random(number),
+                owner=None if workers == 1 else f"worker-{number}",
+            )
+            for number in range(1, workers + 1)
+        ]
+        self.worker = self._workers[0]
+        self._running = [asyncio.create_task(worker.run()) for worker in self._workers]
 
     async def create(
         self,
@@ -154,7 +172,7 @@ class CacheWorld:
                 if found.ended_us is not None:
                     break
                 assert self.clock.monotonic_s() - began < within_s, "the batch does not end"
-                assert not self._running.done(), self._running
+                assert not any(task.done() for task in self._running), self._running
                 await self.clock.advance(0.1)
         return self.clock.monotonic_s() - began
 
@@ -177,10 +195,11 @@ class CacheWorld:
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}  # type: ignore[call-overload]
 
     async def close(self) -> None:
-        self.worker.leave()
-        while not self._running.done():
+        for worker in self._workers:
+            worker.leave()
+        while not all(task.done() for task in self._running):
             await self.clock.advance(1)
-        await self._running
+        await asyncio.gather(*self._running)
         await self.ledger.close()
 
 

@@ -47,7 +47,7 @@ def strays(seed: int, refused: dict[str, list[float]], now_s: Callable[[], float
     return instead
 
 
-def seconds(root: Path, latency_s: float, seed: int | None) -> float:
+def seconds(root: Path, latency_s: float, seed: int | None, *, workers: int = 1) -> float:
     """Return after how long 90 % of a batch were accepted, with strays where a seed is given.
 
     The last ones would tell nothing of the speed: some of them may have been told to wait.
@@ -55,13 +55,14 @@ def seconds(root: Path, latency_s: float, seed: int | None) -> float:
     found: list[float] = []
 
     async def story() -> None:
-        world = CacheWorld(root, slots=SLOTS, latency=latency_s)
+        world = CacheWorld(root, slots=SLOTS * workers, latency=latency_s, workers=workers)
         refused: dict[str, list[float]] = {}
         if seed is not None:
             world.model.instead = strays(seed, refused, world.clock.monotonic_s)
         batch = await world.create(requests(REQUESTS))
         await world.end(batch)
         assert world.kinds(batch) == {"succeeded": REQUESTS}
+        assert SLOTS * workers * 0.9 <= world.model.at_once <= SLOTS * workers
         for custom_id, times in refused.items():
             calls = [at_s for at_s, of in world.model.calls if of == custom_id]
             for at_s in times:
@@ -78,14 +79,14 @@ def seconds(root: Path, latency_s: float, seed: int | None) -> float:
     return found[0]
 
 
-@pytest.mark.parametrize("latency_s", [0.2, 1.0])
+@pytest.mark.parametrize(("latency_s", "workers"), [(0.2, 1), (1.0, 1), (1.0, 2)])
 def test_a_pool_with_strays_that_name_a_time_is_nearly_as_fast_as_without(
-    tmp_path_factory: pytest.TempPathFactory, latency_s: float
+    tmp_path_factory: pytest.TempPathFactory, latency_s: float, workers: int
 ) -> None:
     """2 % of the calls are told to wait 5 s: at least 80 % of the speed without them."""
     places = [tmp_path_factory.mktemp(name) for name in ("without", "with")]
-    without = seconds(places[0], latency_s, None)
-    with_strays = seconds(places[1], latency_s, 3)
+    without = seconds(places[0], latency_s, None, workers=workers)
+    with_strays = seconds(places[1], latency_s, 3, workers=workers)
     assert with_strays < without / 0.8, (without, with_strays)
 
 

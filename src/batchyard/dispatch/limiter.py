@@ -121,6 +121,8 @@ class Limiter:
             ceilings: configured limits, shared with other pools of the upstream.
         """
         self.in_flight = 0
+        self.slots = slots
+        """Calls in flight, at most; several workers divide them."""
         self.window = Window(slots)
         self.pace = Pace()
         self.breaker = Breaker()
@@ -153,6 +155,8 @@ class Limiter:
             if now_s < cool_down.until_s:
                 return cool_down.wait_s(now_s)
             self._end_cool_down(now_s)
+        if self.in_flight >= self.slots:
+            return _ANSWER
         window = self.window
         # At a wall it probes now and then; in slow start it doubles each second.
         if self.in_flight >= window.size or (window.wall is not None and window.size < 1e9):

@@ -45,8 +45,6 @@ class Pool:
         self.upstream = upstream
         self.slots = slots
         """Those that this process may fill; where there are several, they divide those of all."""
-        self.part = 1.0
-        """Of the slots and the limits that are configured, what this process has."""
         self.turns = Turns() if turns is None else turns
         self.busy = self.aside = 0
         """Requests in flight, and those of them that wait and have left their slot to others."""
@@ -72,10 +70,9 @@ class Pool:
     def may_step_aside(self) -> bool:
         """Whether a request that waits can leave its slot to others.
 
-        When it goes on, the gate sees to it that no more calls are made than there are slots; not
-        so where workers divide them.
+        When it goes on, the gate sees to it that no more calls are made than there are slots.
         """
-        return self.part == 1.0 and self.aside < self.slots and self.gate.may_repeat
+        return self.aside < self.slots and self.gate.may_repeat
 
     @property
     def is_hungry(self) -> bool:

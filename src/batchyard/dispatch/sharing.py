@@ -120,9 +120,9 @@ class Sharing:
     def _take(self, pool: Pool, granted: Granted) -> None:
         size = self._size_of(pool.name)
         pool.slots = granted.slots if size.is_divided else size.slots
-        pool.part = pool.slots / size.slots
         limiter = pool.gate.limiter
-        limiter.part = max(pool.part, _PART_MIN)
+        limiter.part = max(pool.slots / size.slots, _PART_MIN)
+        limiter.slots = max(pool.slots, 1)  # a call that was begun is repeated without a slot, too
         if not pool.slots:
             return
         is_shared = size.is_divided and size.slots >= limits.SLOTS_DIVIDED_MIN

@@ -465,6 +465,7 @@ class Worker:
         """Tell the other workers which pools are ours too, and take our part of their slots."""
         for pool in await self._sharing.ask(self._pools, list(self._held.values())):
             self._fill(pool)
+            pool.gate.pass_on()  # a repeated call may wait there for a slot
 
     async def _watching(self) -> None:
         """Look for what clients have asked of another process."""
