@@ -1,10 +1,10 @@
 """What a run of many documents takes: from a Parquet file, through a yard, to a file for each.
 
-    python bench/run.py [--documents 20000] [--shard-size 10000]
+    python bench/run.py [--documents 20000] [--shard-size 10000] [--write]
 
 A real yard with the simulated model, which answers at once, on loopback; the run is a process of
 its own. Prints the seconds of each stage, its processor time, the peak of its memory, and how many
-files it wrote.
+files it wrote. `--write` keeps them, with commit, machine and date, in bench/results/run.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yard
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--shard-size", type=int, default=10_000)
+    parser.add_argument("--write", action="store_true", help="keep the raw result")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -126,6 +128,19 @@ def main() -> None:
     print(f"| together | {sum(found['seconds'].values()):.1f} |")
     print(f"\nprocessor time of the run {found['busy']:.1f} s")
     print(f"peak memory {found['peak'] / 1e6:,.0f} MB, {written:,} files")
+    if given.write:
+        keep(given.documents, given.shard_size, found | {"files": written})
+
+
+def keep(documents: int, shard_size: int, found: dict[str, Any]) -> None:
+    """Write the raw result: seconds, bytes and counts."""
+    from peers import record  # noqa: PLC0415 - it asks git for the commit
+    from peers.ours import Yard  # noqa: PLC0415
+
+    ours = Yard()
+    row = record.Row(ours.name, ours.version, "the run, from Parquet", "a file each", [found])
+    about = {"kind": "run", "documents": documents, "shard_size": shard_size}
+    print(f"raw: {record.write('run', about, [row]).name}")
 
 
 if __name__ == "__main__":

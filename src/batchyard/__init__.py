@@ -8,10 +8,31 @@ if TYPE_CHECKING:
     from batchyard.client.async_run import AsyncRun
     from batchyard.client.inputs.documents import files
     from batchyard.client.inputs.stages import outputs_of
+    from batchyard.client.problems import (
+        BudgetReached,
+        Detached,
+        InputError,
+        InputsChanged,
+        NeedsAttention,
+        Paused,
+        RunInUse,
+    )
     from batchyard.client.run import Run
+    from batchyard.errors import BatchyardError
 
-__all__ = ["AsyncRun", "Run", "files", "outputs_of"]
+__all__ = [
+    "AsyncRun", "BatchyardError", "BudgetReached", "Detached", "InputError", "InputsChanged",
+    "NeedsAttention", "Paused", "Run", "RunInUse", "files", "outputs_of",
+]  # fmt: skip
 __version__ = "0.1.0"
+
+_PLACES = {
+    "AsyncRun": "client.async_run",
+    "BatchyardError": "errors",
+    "Run": "client.run",
+    "files": "client.inputs.documents",
+    "outputs_of": "client.inputs.stages",
+}
 
 
 def __dir__() -> list[str]:
@@ -20,20 +41,10 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     """Import the library on first use: the command line starts without it."""
-    if name == "Run":
-        from batchyard.client.run import Run  # noqa: PLC0415
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
 
-        return Run
-    if name == "AsyncRun":
-        from batchyard.client.async_run import AsyncRun  # noqa: PLC0415
-
-        return AsyncRun
-    if name == "files":
-        from batchyard.client.inputs.documents import files  # noqa: PLC0415
-
-        return files
-    if name == "outputs_of":
-        from batchyard.client.inputs.stages import outputs_of  # noqa: PLC0415
-
-        return outputs_of
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = _PLACES.get(name, "client.problems")  # the others are its errors
+    found: object = getattr(import_module(f"{__name__}.{place}"), name)
+    return found

@@ -94,6 +94,7 @@ class Bench:
     retries: int = 3
     budget_micros: int | None = None
     approved: tuple[int, int] | None = (10**9, 10**9)
+    params: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.docs = self.path / "docs"
@@ -108,7 +109,9 @@ class Bench:
     def plan(
         self, shard_requests: int = 100, model: str = "claude-opus-4-8", max_tokens: int = 100
     ):
-        settings = Settings(model=model, max_tokens=max_tokens, shard_requests=shard_requests)
+        settings = Settings(
+            model=model, max_tokens=max_tokens, shard_requests=shard_requests, params=self.params
+        )
         documents = files(str(self.docs)).read(outside=self.out)
         return make(documents, Template(self.prompt), None, settings)
 

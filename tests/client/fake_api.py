@@ -59,6 +59,8 @@ class FakeApi:
     billing: str | None = None
     repeated_calls: int | None = None
     """What `progress` says of a batch that has ended; `validate` tells the billing alone."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What else `progress` says of every batch."""
     polls: int = 0
     faults: dict[str, deque[Any]] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -276,7 +278,7 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                 "id": batch_id, "results": done, "billing": api.billing, "paused": api.paused,
                 "repeated_calls": api.repeated_calls if batch.ended else 0,
             }  # fmt: skip
-            self.send(200, fields)
+            self.send(200, fields | api.told)
 
         def page(self) -> None:
             for batch in api.batches.values():

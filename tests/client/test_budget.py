@@ -1,5 +1,7 @@
 """A budget holds: what might exceed it is not sent, whatever answers cost in the end."""
 
+import re
+
 import pytest
 
 from batchyard.client.asked import config_of
@@ -80,10 +82,42 @@ def test_a_prompt_that_is_written_to_the_cache_costs_more_at_most(bench: Bench):
         {"model": "my-own-model", "max_tokens": 5, "messages": []},
         {"model": "claude-opus-4-8", "max_tokens": 5, "messages": [],
          "tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        *(
+            {"model": "claude-opus-4-8", "max_tokens": 5, "messages": [], "tools": [{"type": kind}]}
+            for kind in ("mcp_toolset", "advisor_20260301", "tool_search_tool_bm25", "new_20270101")
+        ),
+        {"model": "claude-opus-4-8", "max_tokens": 5, "messages": [],
+         "mcp_servers": [{"type": "url", "url": "https://m.example", "name": "m"}]},
     ],
 )  # fmt: skip
 def test_what_has_no_bound_has_no_ceiling(params: dict):
     assert budget.ceiling(params, "batch") is None
+
+
+@pytest.mark.parametrize("kind", [None, "custom", "bash_20250124", "computer_toolset_20260801"])
+def test_tools_that_whoever_asks_runs_have_a_ceiling(kind: str | None):
+    params = {"model": "claude-opus-4-8", "max_tokens": 5, "messages": [], "mcp_servers": [],
+              "tools": [{"type": kind, "name": "own"}]}  # fmt: skip
+
+    assert budget.ceiling(params, "batch")
+
+
+@pytest.mark.parametrize("billing", [None, "standard"])
+def test_the_budget_that_is_said_to_be_enough_is_enough(
+    many: Bench, server: FakeApi, billing: str | None
+):
+    plan = many.plan()
+    with pytest.raises(BudgetReached, match="is enough for all") as refused:
+        budget.check(plan, 10_000, None)
+    said = re.search(r"--budget ([\d.]+) is enough", refused.value.message)
+    assert said
+    many.budget_micros = budget.parse(said[1])
+    server.is_yard, server.billing = True, billing
+    server.follows_time = True
+
+    many.run()
+
+    assert sizes(server) == [DOCUMENTS], "sent at once, so that all of it fitted"
 
 
 def test_with_a_budget_an_unknown_price_is_refused_before_anything_is_sent(

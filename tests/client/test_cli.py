@@ -409,6 +409,14 @@ def test_an_unknown_claude_model_is_warned_of_with_the_closest(documents: Path, 
     assert "claude-opus-4.8 is not a known model; the closest is claude-opus-4-8" in done.stdout
 
 
+def test_a_wrong_option_of_the_server_is_told_before_documents_are_read(documents: Path):
+    (documents / "none.md").write_bytes(b"\xff\xfe\x00")  # no text: reading it would fail
+    done = batchyard("run", *OPTIONS, "--upstream", "x=simulated:", "--yes")
+    assert done.returncode == 2
+    assert "--upstream belongs to the server of --local" in done.stderr
+    assert "none.md" not in done.stderr
+
+
 @pytest.mark.parametrize("upstream", ["no-url", "x=ftp://host", "=http://host", "x=nonsense:"])
 def test_a_wrong_upstream_is_refused_before_anything_is_written(documents: Path, upstream: str):
     done = batchyard("run", *OPTIONS, "--local", "--upstream", upstream, "--yes")
@@ -445,6 +453,29 @@ def test_status_shows_why_an_upstream_is_not_called(documents: Path, server: Fak
 
     assert "  claude paused: 401 bad key\n" in shown.stdout
     assert json.loads(lines.stdout)["paused"] == {"claude": "401 bad key"}
+
+
+def test_status_why_says_what_a_shard_waits_for_to_people_and_to_programs(
+    documents: Path, server: FakeApi
+):
+    wait = {"pool": "up/m", "reason": "retrying", "detail": "1 request waits", "until": None}
+    failing = {
+        "custom_id": "c1", "tries": 2, "reason": "429", "message": "slow\x1b[2J", "is_over": False,
+    }  # fmt: skip
+    server.is_yard, server.polls = True, 1_000_000
+    server.told = {"waiting": [wait], "calls": 5, "unknown_calls": 1, "failing": [failing]}
+    killed_at("created_recorded", server)
+
+    shown = batchyard("status", "reports", "--why")
+    lines = batchyard("status", "reports", "--why", "--json")
+    plain = batchyard("status", "reports", "--json")
+
+    assert "retrying: 1 request waits (up/m)\n" in shown.stdout
+    assert r"failing: c1 after 2 tries: 429: slow\x1b[2J" in shown.stdout
+    why = json.loads(lines.stdout)["why"]
+    assert (why["waiting"], why["failing"]) == ([wait], [failing])
+    assert (why["calls"], why["unknown_calls"]) == (5, 1)
+    assert "why" not in json.loads(plain.stdout)
 
 
 def test_a_refused_create_is_said_once_with_its_reason(documents: Path, server: FakeApi):

@@ -13,8 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from batchyard import AsyncRun, Run, files
-from batchyard.client.problems import BudgetReached, InputError
+from batchyard import AsyncRun, BudgetReached, Detached, InputError, InputsChanged, Run, files
 from batchyard.client.running import notify
 from batchyard.client.running.folder import Files
 from batchyard.client.running.session import Session
@@ -475,6 +474,38 @@ def test_the_asynchronous_run_does_the_same(documents: Path, server: FakeApi):
             return keys
 
     assert sorted(asyncio.run(main())) == ["a.md", "b.md", "c.md"]
+    (documents / "p.j2").write_text("Of {{ text }}")
+
+    async def changed() -> None:
+        async with AsyncRun("reports", **options(server)) as job:
+            plan = await job.plan(sample=0)
+            with pytest.raises(InputsChanged):
+                await job.submit(plan)
+            await job.submit(plan, allow=("prompt",))
+
+    asyncio.run(changed())
+    assert sent(server)[1] == ["a_Dmd_R1", "b_Dmd_R1", "c_Dmd_R1"]
+
+
+def test_a_run_that_another_thread_leaves_says_so_and_goes_on(documents: Path, server: FakeApi):
+    server.polls = 1_000
+
+    def leave(job: Run) -> None:
+        while not server.count("GET", "msgbatch_01"):
+            threading.Event().wait(0.01)
+        job.leave()
+
+    with Run("reports", **options(server)) as job:
+        job.submit(job.plan(sample=0))
+        thread = threading.Thread(target=leave, args=(job,))
+        thread.start()
+        with pytest.raises(Detached):
+            list(job)
+        thread.join()
+        server.batches["msgbatch_01"].polls_left = 0
+
+        assert len(list(job)) == 3
+    assert len(server.batches) == 1
 
 
 def test_an_asynchronous_wait_that_is_cancelled_leaves_the_run_whole(

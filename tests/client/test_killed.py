@@ -32,11 +32,13 @@ POINTS = [
 ]
 
 
-def run(path: Path, server: FakeApi, crash_at: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    path: Path, server: FakeApi, crash_at: str = "", *more: str
+) -> subprocess.CompletedProcess[str]:
     return batchyard(
         "run", str(path / "docs"), "--prompt", str(path / "p.j2"), "--model", "claude-opus-4-8",
         "--max-tokens", "50", "--out", str(path / "reports"), "--base-url", server.url, "--yes",
-        ANTHROPIC_API_KEY="k", BATCHYARD_CRASH_AT=crash_at, BATCHYARD_TEST_HURRY="50",
+        *more, ANTHROPIC_API_KEY="k", BATCHYARD_CRASH_AT=crash_at, BATCHYARD_TEST_HURRY="50",
     )  # fmt: skip
 
 
@@ -149,6 +151,116 @@ def test_a_run_that_is_killed_in_a_round_sends_that_round_once(
     assert (out / "errors.jsonl").read_text() == ""
 
 
+def test_a_run_that_is_killed_before_it_is_listed_is_listed_when_it_goes_on(
+    documents: Path, server: FakeApi
+):
+    server.now = server.now.now(server.now.tzinfo)
+
+    killed = run(documents, server, "run_unlisted")
+    before = batchyard("ls").stdout
+    run(documents, server)
+    run(documents, server)
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert before == ""
+    assert batchyard("ls").stdout.count("finished, 3 documents, 3 saved") == 1
+
+
+DELETING = ["batch_deleted", "batch_deleted:2"]
+
+
+@pytest.mark.parametrize("point", DELETING)
+def test_a_run_that_is_killed_while_it_deletes_deletes_the_others(
+    documents: Path, server: FakeApi, point: str
+):
+    server.now = server.now.now(server.now.tzinfo)
+    options = ("--delete-after-download", "--shard-size", "1")
+
+    killed = run(documents, server, point, *options)
+    left = len(server.batches)
+    again = run(documents, server, "", *options)
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert left == 3 - int(point[-1] if ":" in point else 1)
+    assert again.returncode == 0, again.stderr
+    assert server.batches == {}
+    deleted = [call.path for call in server.calls if call.method == "DELETE"]
+    assert len(deleted) == 4, "the one of which no answer was noted twice"
+    assert len(set(deleted)) == 3
+    assert server.count("POST", "/batches") == 3
+    state = Files(documents / "reports").read_state()
+    assert [shard.deleted for shard in state.shards] == [(shard.batch,) for shard in state.shards]
+
+
+def test_a_run_that_is_killed_when_its_pilot_was_approved_sends_the_rest_once(
+    documents: Path, server: FakeApi
+):
+    server.now = server.now.now(server.now.tzinfo)
+
+    killed = run(documents, server, "approved", "--pilot", "1")
+    piloted = len(server.batches)
+    again = run(documents, server, "", "--pilot", "1")
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert again.returncode == 0, again.stderr
+    assert (piloted, len(server.batches)) == (1, 2)
+    assert len(list((documents / "reports").rglob("*.md"))) == 3
+
+
+def test_a_run_that_is_killed_when_it_has_moved_goes_on_at_the_other_server(
+    documents: Path, server: FakeApi, paid: FakeApi
+):
+    server.now = server.now.now(server.now.tzinfo)
+    server.outcomes = {"a_Dmd": succeeded("", stop="refusal")}  # a bad pilot, so that it stops
+    run(documents, server, "", "--pilot", "1")
+    move = ("attach", str(documents / "reports"), "--approve", "--base-url", paid.url)
+
+    killed = batchyard(*move, ANTHROPIC_API_KEY="k", BATCHYARD_CRASH_AT="moved")
+    again = batchyard(*move, ANTHROPIC_API_KEY="k")
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert again.returncode == 3, "one was refused"
+    assert (len(server.batches), len(paid.batches)) == (1, 1)
+    assert len(list((documents / "reports").rglob("*.md"))) == 2
+
+
+IMPORTING = [
+    "import_unnoted",
+    "results_before_rename:2",
+    "import_unstarted",
+    "import_started",
+    "report_written:2",
+    "import_uncollected:2",
+    "import_unfinished",
+]
+
+
+@pytest.mark.parametrize("point", IMPORTING)
+def test_an_import_that_is_killed_is_whole_when_it_is_given_again(
+    tmp_path: Path, server: FakeApi, point: str
+):
+    for ids in (("a", "b"), ("c",)):
+        server.accept([{"custom_id": each, "params": {"model": "m"}} for each in ids])
+    command = ("import", "msgbatch_01", "msgbatch_02", "--out", str(tmp_path / "got"))
+    given = {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": server.url}
+
+    killed = batchyard(*command, BATCHYARD_CRASH_AT=point, **given)
+    again = batchyard(*command, **given)
+    listed = batchyard("ls", "--json", **given).stdout.splitlines()
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert again.returncode == 0, again.stderr
+    got = tmp_path / "got"
+    assert {path.name: path.read_text() for path in got.glob("*.md")} == {
+        f"{each}.md": f"Report on {each}.\n" for each in "abc"
+    }
+    receipt = json.loads((got / "receipt.json").read_text())
+    assert (receipt["documents"], receipt["saved"]) == (3, 3)
+    assert [json.loads(line)["path"] for line in listed] == [str(got)]
+    assert [path for path in got.rglob("*") if path.name.endswith(".partial")] == []
+
+
+ALL = (*POINTS, *GROWING, *DELETING, "approved", "moved", "run_unlisted", *IMPORTING)
 KILLS = int(os.environ.get("BATCHYARD_RUN_KILLS", "2"))
 DOCUMENTS = 12
 POINTS_OF_LIFE = (

@@ -1,7 +1,9 @@
 """What is sent again, and what is not: rounds of a run against a server that misbehaves."""
 
 import json
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from batchyard.client.planning.plan import Request, pack
@@ -94,9 +96,15 @@ def test_a_missing_result_is_downloaded_again_before_the_document_is_sent_again(
     assert receipt.is_complete
 
 
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
+CODE = {"type": "code_execution_20250825", "name": "code_execution"}
+
+
+@pytest.mark.parametrize("tools", [None, [SEARCH], [CODE]])
 def test_a_paused_turn_goes_on_with_the_content_of_the_assistant_unchanged(
-    bench: Bench, server: FakeApi
+    bench: Bench, server: FakeApi, tools: list | None
 ):
+    bench.params = {"tools": tools} if tools else {}
     server.outcomes = {"a_Dmd": succeeded("first half, ", stop="pause_turn")}
 
     bench.run()
@@ -314,15 +322,52 @@ def test_what_was_not_charged_is_sent_again_whatever_was_approved(bench: Bench, 
     assert receipt.is_complete
 
 
-def test_without_a_known_price_nothing_that_was_charged_is_sent_again(
+def test_what_was_approved_without_a_price_is_sent_again_as_often_as_the_terms_allow(
     bench: Bench, server: FakeApi
 ):
-    server.outcomes = {"a_Dmd": CUT}
+    server.outcomes = {"a_Dmd": CUT, "a_Dmd_R1": CUT, "b_Dmd": succeeded("", stop="refusal")}
     bench.approved = None
 
     receipt = bench.run(model="my-own-model")
 
-    assert len(server.batches) == 1
+    assert sent(server)[1:] == [["a_Dmd_R1"], ["a_Dmd_R2"]]
+    assert receipt.classes == {"succeeded": 2, "refused": 1}
+
+
+def test_of_batches_that_were_made_elsewhere_nothing_is_paid_twice_by_itself(
+    bench: Bench, server: FakeApi
+):
+    server.outcomes = {"a_Dmd": CUT, "b_Dmd": errored("api_error", "no")}
+    writer = bench.writer()
+    assert writer.state.config is not None
+    config = msgspec.structs.replace(writer.state.config, imported="requests")
+    shard = bench.plan().shards[0]
+    folder.extend(writer, [shard], "retry", round_=1, again={}, by_hand=True, config=config)
+    writer.close()
+
+    writer = bench.writer()
+    writer.state = replace(writer.state, approved=None)
+    bench.pipeline(writer).run()
+    writer.close()
+
+    again = [custom_id for ids in sent(server)[2:] for custom_id in ids]
+    assert again
+    assert not [custom_id for custom_id in again if custom_id.startswith("a_")]
+
+
+def test_with_tools_of_the_server_nothing_is_paid_twice_beyond_what_was_approved(
+    bench: Bench, server: FakeApi
+):
+    server.outcomes = dict.fromkeys(("a_Dmd", "b_Dmd"), CUT)
+    bench.params = {"tools": [SEARCH]}
+    server.outcomes["a_Dmd_R1"] = CUT
+    server.outcomes["sub_-c_Dmd"] = succeeded("x", usage={"input_tokens": 20, "output_tokens": 0})
+    spent = 2 * 1_260 + 50
+    bench.approved = (spent + 1, 0)
+
+    receipt = bench.run()
+
+    assert sent(server)[1:] == [["a_Dmd_R1", "b_Dmd_R1"]], "and no second round: all is spent"
     assert receipt.classes == {"succeeded": 2, "truncated": 1}
 
 

@@ -1,4 +1,4 @@
-"""What the documents show is run: the examples, and the Python of the README."""
+"""What the documents show is run: the examples, the Python of the README and of the run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+import batchyard
 from helpers_yard import Yard
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+RUN = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", RUN, re.DOTALL)
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> str:
@@ -86,6 +89,35 @@ def test_the_library_part_of_the_readme_runs_against_a_yard(readmes: Path, tmp_p
 
     assert out.count("succeeded") >= 3, out
     assert len(list((tmp_path / "reports").glob("*.md"))) == len(list(readmes.iterdir()))
+
+
+def test_the_errors_that_the_run_names_can_be_imported_and_no_others() -> None:
+    named = re.findall(r"^\| `([A-Z]\w+)` \| ", RUN, re.MULTILINE)
+    errors = [name for name in batchyard.__all__ if name not in {"AsyncRun", "Run"}]
+
+    assert {*named, "BatchyardError", "files", "outputs_of"} == set(errors)
+    for name in named:
+        assert issubclass(getattr(batchyard, name), batchyard.BatchyardError), name
+
+
+def test_the_programs_of_the_run_run_against_a_yard(readmes: Path, tmp_path: Path) -> None:
+    for name in ("report.md.j2", "rate.md.j2", "summary.md.j2"):
+        (tmp_path / name).write_text("Say something of this:\n{{ text }}", encoding="utf-8")
+    assert len(PROGRAMS) == 4, "this test runs four; look at it when there are more"
+    found = []
+    with Yard(tmp_path / "data", "simulated:?latency=0") as yard:
+        given = {"ANTHROPIC_BASE_URL": yard.url, "ANTHROPIC_API_KEY": "any"}
+        for program in PROGRAMS:  # the last one reads the reports of the others
+            out = python("-c", program, cwd=tmp_path, **given)
+            found.append([line.split() for line in out.splitlines() if line.strip()])
+
+    names = {path.name for path in readmes.iterdir()}
+    for lines in found:
+        assert {line[0] for line in lines} >= names, found
+    statuses = [{line[1] for line in lines if line[0] in names} for lines in found]
+    assert statuses[0] <= {"succeeded", "invalid"}, "a simulated score is any number"
+    assert statuses[1:3] == [{"succeeded"}] * 2
+    assert sorted(path.name for path in (tmp_path / "summaries").glob("*.md")) == sorted(names)
 
 
 def test_the_server_part_of_the_readme_runs_with_the_official_client(tmp_path: Path) -> None:

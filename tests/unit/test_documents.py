@@ -1,9 +1,13 @@
 """Sources to documents."""
 
 import datetime
+import enum
 import io
 import json
+import math
+import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -12,6 +16,8 @@ from pyarrow import parquet
 
 from batchyard import limits
 from batchyard.client.inputs.documents import Sources, files
+from batchyard.client.inputs.kept import Rows
+from batchyard.client.planning import spool
 from batchyard.client.problems import InputError
 
 
@@ -250,6 +256,82 @@ def test_many_documents_are_not_in_memory_and_are_what_was_read(tmp_path: Path):
     for name in texts:
         (tmp_path / name).unlink()
     assert {document.key: document.fields["text"] for document in found} == texts
+
+
+ROWS = 24
+
+
+def given_rows(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """Return rows of a mebibyte each, from a file, standard input or a generator."""
+
+    def lines() -> Iterator[str]:
+        text = "x" * limits.MIB
+        yield "id,text\n" if kind == "csv" else ""
+        for number in range(ROWS):
+            yield (
+                f"{number:02},{text}\n"
+                if kind == "csv"
+                else json.dumps({"id": f"{number:02}", "text": text}) + "\n"
+            )
+
+    if kind == "rows":
+        return Sources((), Rows(json.loads(line) for line in lines() if line))
+    path = folder / f"r.{kind}"
+    with path.open("w") as file:
+        file.writelines(lines())
+    if kind == "csv":
+        return files(path)
+    if kind == "jsonl":
+        return files(path)
+    monkeypatch.setattr("sys.stdin", path.open())
+    return files("-")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "stdin", "rows"])
+def test_many_rows_are_not_in_memory_and_are_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    monkeypatch.setattr(spool, "MEMORY_BYTES_MAX", limits.MIB)
+    tracemalloc.start()
+    try:
+        found = given_rows(kind, tmp_path, monkeypatch).read()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        if kind == "stdin":
+            sys.stdin.close()
+
+    assert peak < 16 * limits.MIB < ROWS * limits.MIB
+    assert [document.key for document in found] == [f"{number:02}" for number in range(ROWS)]
+    assert {document.fields["text"] for document in found} == {"x" * limits.MIB}
+
+
+class Kind(enum.StrEnum):
+    LONG = "long"
+
+
+class Named(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "value", [Kind.LONG, Named("n"), (1, 2), math.inf, {1: 2}, "\ud800", [10**5_000], [{"a": (1,)}]]
+)
+def test_the_values_of_a_row_of_a_program_are_those_that_it_gave(value: object):
+    row = {"id": "a", "text": "long " * 100, "value": value}
+
+    (found,) = Rows([row])
+
+    assert type(found["value"]) is type(value)
+    assert found == row
+
+
+def test_rows_of_a_generator_can_be_read_twice():
+    sources = Sources((), Rows({"id": n, "text": "long " * 100} for n in range(3)))
+
+    assert [document.fields["text"] for document in sources.read() + sources.read()] == [
+        "long " * 100
+    ] * 6
 
 
 def test_the_values_of_a_row_are_what_they_were(tmp_path: Path):

@@ -22,6 +22,7 @@ COMMANDS = {
     "run": ("run", "run", "Write a report for every document."),
     "plan": ("run", "plan", "Show what a run would send and cost; nothing is sent."),
     "attach": ("attach", "attach", "Come back to a run: wait for it, save its reports."),
+    "collect": ("attach", "attach", "The same as attach."),
     "retry": ("retry", "retry", "Send once more what failed and can succeed."),
     "status": ("status", "status", "Show how far a run is, or a batch of a yard."),
     "ls": ("status", "ls", "List the runs of this machine, the latest first."),

@@ -162,7 +162,7 @@ class Panel:
             parts.append(self._table(shown))
             if hidden:
                 over = sum(row.is_over for row in hidden)
-                text = f"… {len(hidden)} more shards, {over} of them collected"
+                text = f"… {render.count(len(hidden), 'more shard')}, {over} of them collected"
                 parts.append(Text(text, style="dim"))
             return Group(*parts)
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from batchyard.client.planning.compare import Row
-    from batchyard.client.planning.plan import Plan, Tokens
+    from batchyard.client.planning.plan import Plan, Price, Tokens
     from batchyard.client.running.journal import Config
     from batchyard.client.running.session import Standing
 
-_BOUND = ("sent again", "what would be paid twice, such as cut answers: only within the ceiling")
+_TWICE = "what would be paid twice, such as cut answers"
+_BOUND = ("sent again", f"{_TWICE}: only within the ceiling")
+_UNKNOWN = ("sent again", f"also {_TWICE}: no ceiling is known to keep; --retries 0 sends nothing")
 _NAMED = 4
 _PRICED = 5  # columns of the first table: name, three prices, tokens
 
@@ -76,8 +78,13 @@ def show(
         render.table([("server", config.base_url or "")])
 
 
-def comparison(rows: Sequence[Row]) -> None:
-    """Print what the same requests would be for several models, in two tables if too wide."""
+def comparison(rows: Sequence[Row], *, has_ceiling: bool = True) -> None:
+    """Print what the same requests would be for several models, in two tables if too wide.
+
+    Args:
+        rows: one for each model.
+        has_ceiling: whether what the requests can cost has a bound.
+    """
     titles: tuple[str, ...] = (
         "model",
         "low",
@@ -93,6 +100,7 @@ def comparison(rows: Sequence[Row]) -> None:
         if row.batch is not None:
             each = (row.batch.low, row.batch.likely, row.batch.ceiling)
             prices = tuple(map(price.dollars, each))  # type: ignore[assignment] # three of three
+            prices = prices if has_ceiling else (*prices[:2], "unknown")
         cap, minimum = (
             "unknown" if number is None else f"{number:,}"
             for number in (row.output_cap, row.cache_minimum)
@@ -137,13 +145,14 @@ def _skipped(by_ending: Mapping[str, int]) -> str:
 def _price_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
     batch, synchronous = plan.batch, plan.synchronous
     if batch is None or synchronous is None:
-        return [("price", f"unknown for {plan.settings.model}")]
+        unknown = [("price", f"unknown for {plan.settings.model}")]
+        return unknown if plan.billing == "simulated" else [*unknown, _UNKNOWN]
 
-    def three(cost: object) -> str:
-        return " · ".join(
-            f"{price.dollars(getattr(cost, kind))} {kind}" for kind in ("low", "likely", "ceiling")
-        )
+    def three(cost: Price) -> str:
+        ceiling = "ceiling unknown" if plan.unbounded else f"{price.dollars(cost.ceiling)} ceiling"
+        return f"{price.dollars(cost.low)} low · {price.dollars(cost.likely)} likely · {ceiling}"
 
+    bounds = _bounds(plan, synchronous if plan.billing == "standard" else batch)
     as_batch, as_calls = ("price, batch", three(batch)), ("synchronous", three(synchronous))
     match plan.billing:
         case "simulated":
@@ -153,15 +162,29 @@ def _price_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
             rows = [("price", three(synchronous))]
             if is_hosted(config.upstreams):
                 rows.append(("as a batch", f"{three(batch)}: without --local, at the hosted API"))
-            return [*rows, _BOUND]
+            return [*rows, *bounds]
         case "standard":
             text = "this server says that it pays the synchronous price: no batch discount"
-            return [("price", three(synchronous)), ("charged", text), _BOUND]
+            return [("price", three(synchronous)), ("charged", text), *bounds]
         case "batch":
-            return [as_batch, as_calls, _BOUND]
+            return [as_batch, as_calls, *bounds]
         case None:
             doubt = "   if this server gives the half price"
-            return [(as_batch[0], as_batch[1] + doubt), as_calls, _BOUND]
+            return [(as_batch[0], as_batch[1] + doubt), as_calls, *bounds]
+
+
+def _bounds(plan: Plan, cost: Price) -> list[tuple[str, str]]:
+    """Return how much is paid once more, and what the ceiling is without where it is none."""
+    if not plan.unbounded:
+        return [_BOUND]
+    known, searches = price.dollars(cost.ceiling), plan.basis.searches
+    fees = f", with the fee of {searches} searches each" if searches else ""
+    are = "is" if len(plan.unbounded) == 1 else "are"
+    what = f"{', '.join(plan.unbounded)} {are} not bounded; {known} without what the server brings"
+    return [
+        ("ceiling", f"unknown: {what}{fees}"),
+        ("sent again", f"{_TWICE}: only while less than {known} is spent"),
+    ]
 
 
 def _interval(tokens: Tokens) -> str:

@@ -117,7 +117,7 @@ def plan(
         planned.show(what.out.name, settled, config, standing)
         if compared:
             render.say()
-            planned.comparison(compared)
+            planned.comparison(compared, has_ceiling=not settled.unbounded)
 
 
 def _compared(plan: Plan, names: str | None) -> list[Row]:
@@ -159,7 +159,9 @@ def _use_models(path: Path | None) -> None:
     try:
         models.use(path)
     except ConfigError as error:
-        raise InputError(error.message) from None
+        named = all(map(models.find, str(path).split(","))) and not path.exists()
+        hint = "; --models names a file: did you mean `batchyard plan --compare`?" if named else ""
+        raise InputError(error.message + hint) from None
     os.environ["BATCHYARD_MODELS"] = str(path.absolute())
 
 
@@ -197,13 +199,13 @@ def _announce(session: Session, standing: Standing, *, as_json: bool) -> None:
     from batchyard.client.results import classes  # noqa: PLC0415
 
     state = session.state
-    sent = sum(1 for shard in state.shards if shard.batch)
-    over = sum(1 for shard in state.shards if shard.is_settled)
+    shards = [shard for shard in state.shards if shard.phase != "replaced"]
+    sent = sum(1 for shard in shards if shard.batch)
+    over = sum(1 for shard in shards if shard.is_settled)
     how = "is finished" if state.finished_us is not None else "continues"
-    created = f"{sent} of {len(state.shards)} batches created, {over} collected"
-    kinds = classes.counted(state.classes)
-    if kinds:
-        created += " (" + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + ")"
+    created = f"{sent} of {len(shards)} batches created, {over} collected"
+    if state.classes:
+        created += f": {', '.join(classes.told(state.classes))}"
     lines = [f"{session.files.out} {how}: {created}", *standing.notes]
     for line in lines:
         if as_json:
@@ -260,6 +262,7 @@ def _show(
                 "batch_micros": plan.batch,
                 "synchronous_micros": plan.synchronous,
                 "billing": plan.billing,
+                "unbounded": plan.unbounded,
                 "cache": explain(plan.advice),
                 "changes": standing.notes,
                 "notices": plan.notices,

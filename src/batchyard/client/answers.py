@@ -106,6 +106,16 @@ class Damaged(msgspec.Struct, frozen=True):
     detail: str
 
 
+class Failing(msgspec.Struct, frozen=True):
+    """A request of which a call failed."""
+
+    custom_id: str
+    tries: int = 1
+    reason: str = ""
+    message: str = ""
+    is_over: bool = False
+
+
 class Progress(msgspec.Struct, frozen=True):
     """What a yard tells of a batch under way.
 
@@ -122,7 +132,9 @@ class Progress(msgspec.Struct, frozen=True):
     waiting: list[Waiting] = []
     calls: int | None = None
     repeated_calls: int | None = None
+    unknown_calls: int | None = None
     failed_calls: dict[str, int] = {}
+    failing: list[Failing] = []
     damaged: list[Damaged] = []
     as_of: str | None = None
     estimate: Estimate | None = None

@@ -34,16 +34,7 @@ def config_of(
     Raises:
         InputError: options exclude each other, or the address is not one.
     """
-    from batchyard.client.api import checked_url  # noqa: PLC0415 - the HTTP client
-    from batchyard.client.running.local import check_upstreams, default_upstreams  # noqa: PLC0415
-
-    if local and base_url:
-        raise InputError("--local starts a server of its own; it excludes --base-url")
-    if upstreams and not local:
-        raise InputError("--upstream belongs to the server of --local")
-    if local and not upstreams:
-        upstreams = default_upstreams()
-    check_upstreams(upstreams)
+    url, upstreams = server_of(base_url=base_url, local=local, upstreams=upstreams)
     settings = approved.settings
     return journal.Config(
         model=settings.model,
@@ -56,7 +47,7 @@ def config_of(
         suffix=settings.suffix,
         shard_requests=settings.shard_requests,
         local=local,
-        base_url=None if local else checked_url(base_url),
+        base_url=url,
         upstreams=upstreams,
         params=dict(settings.params),
         override=settings.override,
@@ -68,6 +59,28 @@ def config_of(
         encoding=None if sources is None else sources.encoding,
         folder=str(Path.cwd()),
     )
+
+
+def server_of(
+    *, base_url: str | None, local: bool, upstreams: tuple[str, ...]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the address of the server, None for one of our own, and the upstreams of that one.
+
+    Raises:
+        InputError: options exclude each other, or an address is none.
+    """
+    from batchyard.client.api import checked_url  # noqa: PLC0415 - the HTTP client
+    from batchyard.client.running.local import check_upstreams, default_upstreams  # noqa: PLC0415
+
+    if not local:
+        if upstreams:
+            raise InputError("--upstream belongs to the server of --local")
+        return checked_url(base_url), ()
+    if base_url:
+        raise InputError("--local starts a server of its own; it excludes --base-url")
+    upstreams = upstreams or default_upstreams()
+    check_upstreams(upstreams)
+    return None, upstreams
 
 
 def saving_of(

@@ -51,9 +51,9 @@ class AsyncRun:
         """See `Run.plan`."""
         return await self._call(partial(self.run.plan, **options))
 
-    async def submit(self, approved: Plan, *, budget: float | str | None = None) -> None:
+    async def submit(self, approved: Plan, **options: Any) -> None:
         """See `Run.submit`."""
-        await self._call(partial(self.run.submit, approved, budget=budget))
+        await self._call(partial(self.run.submit, approved, **options))
 
     async def pilot(self, count: int, approved: Plan | None = None, **options: Any) -> Findings:
         """See `Run.pilot`."""

@@ -35,9 +35,14 @@ def format_of(wanted: str | None, target: Path | None) -> str:
     """Return the format to write: the one that is named, that of the file's ending, or `jsonl`.
 
     Raises:
-        InputError: there is no such format.
+        InputError: there is no such format, or the ending of the file is that of none.
     """
     ending_ = "" if target is None else target.suffix.removeprefix(".").lower()
+    if wanted is None and ending_ not in {"", "ndjson", *TABLES}:
+        raise InputError(
+            f"{target}: its ending is that of no format; .{', .'.join(TABLES)} is, or --format "
+            "names one"
+        )
     each = wanted or (ending_ if ending_ in TABLES else "jsonl")
     if each not in TABLES:
         raise InputError(f"--format is {shown(each)}; it is {', '.join(TABLES)}")

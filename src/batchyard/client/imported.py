@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from batchyard import ids, limits, wire
+from batchyard import crash, ids, limits, wire
 from batchyard.client.answers import ApiError, Unreachable
 from batchyard.client.problems import Detached, InputError, NeedsAttention
 from batchyard.client.results import collect, receipt
@@ -139,8 +139,10 @@ class Importer:
         for name in self._wanted.names:
             if not _is_batch(name):
                 _check_results(Path(name))
+            elif not self._files.state.exists():
+                self._retrieved(self._connected(), name)  # or a folder is made for nothing
             else:
-                self._connected()  # without a key or an address, no folder is made
+                self._connected()
         try:
             self._files.state.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -172,6 +174,7 @@ class Importer:
         try:
             if not writer.state.run:
                 self._start(writer, parts, requests)
+            registry.ensure(self._files.out, self._clock.now_us())
             return self._finish(writer, parts)
         finally:
             writer.close()
@@ -192,6 +195,7 @@ class Importer:
         if not path.exists() or path.read_bytes() != encoded:
             for left in self._files.state.glob("results-*.jsonl"):
                 left.unlink()
+            crash.point("import_unnoted")
             durable.write(path, [encoded])
 
     # Getting
@@ -237,18 +241,24 @@ class Importer:
             )
         return self._api
 
+    def _retrieved(self, api: Api, name: str) -> tuple[Batch, float | None]:
+        """Return a batch as it stands, and when to look again."""
+        try:
+            return api.retrieve(name)
+        except (ApiError, Unreachable) as error:
+            # Who did not answer is named by the failure itself.
+            where = f"{api.base_url}: " if isinstance(error, ApiError) else ""
+            raise NeedsAttention(f"{where}{name}: {error.message}") from None
+
     def _ended(self, api: Api, name: str) -> Batch:
         """Return a batch that has ended; wait for it."""
         told, failures, interval = "", 0, 0.0
         while True:
             try:
-                batch, wish = api.retrieve(name)
+                batch, wish = api.retrieve(name) if told else self._retrieved(api, name)
             except (ApiError, Unreachable) as error:
-                is_final = isinstance(error, ApiError) and error.http_status in _FINAL
-                if is_final or not told:
-                    # Who did not answer is named by the failure itself.
-                    where = f"{api.base_url}: " if isinstance(error, ApiError) else ""
-                    raise NeedsAttention(f"{where}{name}: {error.message}") from None
+                if isinstance(error, ApiError) and error.http_status in _FINAL:
+                    raise NeedsAttention(f"{api.base_url}: {name}: {error.message}") from None
                 failures += 1
                 self._tell(f"{name}: {error.message}")
                 delay = backoff(failures)
@@ -322,6 +332,7 @@ class Importer:
                 durable.write(files.requests(index), [body])
             shards.append(journal.PlannedShard(requests=len(ids_), bytes=size, sha256=digest))
         durable.write(files.documents, _entries(answered, self._wanted.names, requests))
+        crash.point("import_unstarted")
         from batchyard.client.api import checked_url  # noqa: PLC0415 - the HTTP client
 
         config = journal.Config(
@@ -338,7 +349,7 @@ class Importer:
                 run=ids.nonce(), config=config, shards=tuple(shards), format=journal.FORMAT
             )
         )
-        registry.add(files.out, self._clock.now_us())
+        crash.point("import_started")
 
     def _model(self, parts: int, requests: Mapping[str, bytes] | None) -> str:
         """Return the model of the first answer, or of the first request."""
@@ -372,6 +383,7 @@ class Importer:
             if phase is Phase.DOWNLOADED:
                 self._collect(writer, tree, index)
         done = receipt.write(self._files, writer.state, self._clock.now_us())
+        crash.point("import_unfinished")
         writer.record(journal.Finished())
         return done
 
@@ -391,6 +403,7 @@ class Importer:
             charge = receipt.charged(outcome, state.config.model, state.shards[index].billing)
             cost = None if cost is None or charge is None else cost + charge
         classes = {str(name): count for name, count in summary.classes.items()}
+        crash.point("import_uncollected")
         writer.record(journal.Collected(shard=index, classes=classes, cost_micros=cost))
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from batchyard import limits
-from batchyard.client.asked import config_of, saving_of
+from batchyard.client.asked import config_of, saving_of, server_of
 from batchyard.client.inputs.documents import Sources
+from batchyard.client.inputs.kept import Rows
 from batchyard.client.inputs.stages import outputs_of
 from batchyard.client.inputs.tables import rows_of
 from batchyard.client.inputs.template import Template
@@ -169,6 +170,8 @@ class Run:
         Raises:
             InputError: as in `plan`.
         """
+        # A wrong option is told before a hundred thousand documents are read.
+        server_of(base_url=self._base_url, local=self._local, upstreams=self._upstreams)
         documents = self._sources.read(outside=self.out)
         made = planning.make(
             documents,
@@ -487,7 +490,7 @@ def _sources(docs: Sources | Run | None, rows: object, id_field: str | None) -> 
             f"docs is a {type(docs).__name__}; write docs=files('folder') or "
             "docs=files('a/*.md', 'b.txt')"
         )
-    kept = tuple(rows_of(rows))
-    if (docs is None) == (not kept):
+    given = Rows(rows_of(rows))
+    if (docs is None) == (not given):
         raise InputError("a run needs docs=files(...) or rows=[...], one of the two")
-    return docs or Sources((), kept, id_field)
+    return docs or Sources((), given, id_field)

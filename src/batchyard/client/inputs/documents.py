@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchyard import wire
-from batchyard.client.inputs import rows, tables
+from batchyard import limits, wire
+from batchyard.client.inputs import kept, rows, tables
 from batchyard.client.inputs.media import SUFFIXES as MEDIA_SUFFIXES
 from batchyard.client.inputs.media import Media, read_media
-from batchyard.client.inputs.texts import NotDecodable, decode, known_encoding, read_text
+from batchyard.client.inputs.texts import NotDecodable, decode, known_encoding, lines, read_text
 from batchyard.client.planning.spool import Spool, Spooled
 from batchyard.client.problems import InputError
 from batchyard.errors import shown
@@ -43,7 +45,6 @@ STDIN = "-"
 RUN = "run:"  # the output folder of a run, whose reports are documents
 _GLOB = frozenset("*?[")
 _NAMED = 5
-_SHORT_BYTES = 256  # fields that are not worth a place in a file
 _STDIN_HINT = "; rows of JSON are expected: --stdin csv, tsv or text says that it is something else"
 _REMEDY = "convert it, leave it out, or name what all of them are with --encoding"
 
@@ -67,21 +68,13 @@ class Document:
     @property
     def fields(self) -> Mapping[str, Any]:
         """Return them, from where they are kept."""
-        if isinstance(self._fields, Spooled):
-            found: dict[str, Any] = json.loads(bytes(self._fields))
-            return found
-        return self._fields
+        return kept.read(self._fields)
 
     def kept_in(self, spool: Spool) -> Document:
         """Return the same document, with its fields kept there if they are long."""
-        fields = dict(self.fields)
-        try:
-            data = json.dumps(fields, ensure_ascii=False).encode()
-        except TypeError:  # a date, a decimal: a template is to see what it is
+        if isinstance(self._fields, Spooled):
             return self
-        if len(data) <= _SHORT_BYTES or json.loads(data) != fields:  # a pair stays a pair
-            return self
-        return replace(self, _fields=spool.add(data))
+        return replace(self, _fields=kept.kept(self._fields, spool))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +82,7 @@ class Sources:
     """Where documents come from; nothing is read before `read`."""
 
     patterns: tuple[str, ...] = ()
-    rows: tuple[Mapping[str, Any], ...] = ()
+    rows: kept.Rows | tuple[Mapping[str, Any], ...] = ()
     id_field: str | None = None
     encoding: str | None = None
     stdin: str = "jsonl"
@@ -106,9 +99,10 @@ class Sources:
         """
         spool = Spool()
         found = [document.kept_in(spool) for document in self._read(outside)]
-        if self.rows:  # they are in memory anyway
+        if self.rows:
             numbered = ((number, dict(row)) for number, row in enumerate(self.rows, 1))
-            found += _from_rows("rows", numbered, self.id_field)
+            given = _from_rows("rows", numbered, self.id_field)
+            found += [document.kept_in(spool) for document in given]
         if not found:
             what = ", ".join(shown(pattern) for pattern in self.patterns) or "no source was given"
             raise InputError(f"there are no documents: {what}")
@@ -303,8 +297,18 @@ def _rows_of(path: Path, id_field: str | None, encoding: str | None) -> Iterator
     source, suffix = _printable(path), path.suffix.lower()
     if suffix == _PARQUET:
         return _from_rows(source, tables.read_parquet(path), id_field)
-    text = read_text(path, encoding)
-    return _from_rows(source, rows.rows_of_text(text, suffix, source), id_field)
+    return _from_rows(source, _rows_in(path, suffix, encoding), id_field)
+
+
+def _rows_in(path: Path, suffix: str, encoding: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with (
+            path.open("rb") as file,
+            closing(lines(file, str(path), encoding, rows.newline_of(suffix))) as text,
+        ):
+            yield from rows.rows_of_lines(text, suffix, _printable(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _from_stdin(stdin: str, id_field: str | None, encoding: str | None) -> Iterator[Document]:
@@ -317,11 +321,17 @@ def _from_stdin(stdin: str, id_field: str | None, encoding: str | None) -> Itera
         raise InputError(f"--stdin is {shown(stdin)}; it is {', '.join(STDIN_FORMATS)}")
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("- is standard input, which is a terminal here; pipe something into it")
-    text = decode(sys.stdin.buffer.read(), "standard input", encoding)
     if stdin != "text":
-        numbered = rows.rows_of_text(text, f".{stdin}", "standard input", _STDIN_HINT)
-        yield from _from_rows("standard input", numbered, id_field)
-    elif text:
+        suffix = f".{stdin}"
+        with tempfile.SpooledTemporaryFile(limits.MIB) as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+            newline = rows.newline_of(suffix)
+            with closing(lines(file, "standard input", encoding, newline)) as found:
+                numbered = rows.rows_of_lines(found, suffix, "standard input", _STDIN_HINT)
+                yield from _from_rows("standard input", numbered, id_field)
+        return
+    text = decode(sys.stdin.buffer.read(), "standard input", encoding)
+    if text:
         fields = {"text": text, "path": "stdin", "name": "stdin"}
         yield Document("stdin", fields, content_hash(fields), "standard input")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from batchyard import wire
@@ -11,7 +11,7 @@ from batchyard.client.problems import InputError
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _FIELD_CHARS_MAX = 32 * 1024 * 1024  # as long as a whole request may be
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -19,13 +19,18 @@ _OTHERS = (";", "\t")  # of a .csv file
 SUFFIXES = frozenset({".jsonl", ".ndjson", *_DELIMITERS})
 
 
-def rows_of_text(
-    text: str, suffix: str, where: str, hint: str = ""
+def newline_of(suffix: str) -> str:
+    """Return where lines end in such a file, as for `open`: in CSV, fields hold line ends too."""
+    return "" if suffix in _DELIMITERS else "\n"
+
+
+def rows_of_lines(
+    lines: Iterator[str], suffix: str, where: str, hint: str = ""
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the line number and the fields of each row.
 
     Args:
-        text: the whole file.
+        lines: of the file with their ends, split as `newline_of` says.
         suffix: one of `SUFFIXES`, which says what it is.
         where: it comes from, for errors.
         hint: what to do about lines that are not JSON.
@@ -34,28 +39,30 @@ def rows_of_text(
         InputError: a line is not a row.
     """
     if suffix in _DELIMITERS:
-        return _csv_rows(text, _delimiter(text, suffix), where)
-    return _jsonl_rows(text, where, hint)
+        first = next(lines, "")
+        return _csv_rows(itertools.chain((first,), lines), _delimiter(first, suffix), where)
+    return _jsonl_rows(lines, where, hint)
 
 
-def _delimiter(text: str, suffix: str) -> str:
+def _delimiter(header: str, suffix: str) -> str:
     """Return what separates columns: where decimals have a comma, spreadsheets write `;`.
 
     A first line without any comma names either one column, or several that are separated otherwise.
     """
-    header = text.partition("\n")[0]
     if suffix == ".csv" and "," not in header:
         return next((each for each in _OTHERS if each in header), ",")
     return _DELIMITERS[suffix]
 
 
-def _jsonl_rows(text: str, where: str, hint: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl_rows(
+    lines: Iterable[str], where: str, hint: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the object of each line; empty lines are passed over."""
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = wire.decode(line)
+            row = wire.decode(line.removesuffix("\n"))
         except ValueError as error:
             raise InputError(f"{where}:{number}: not JSON: {error}{hint}") from None
         if not isinstance(row, dict):
@@ -63,10 +70,12 @@ def _jsonl_rows(text: str, where: str, hint: str) -> Iterator[tuple[int, dict[st
         yield number, row
 
 
-def _csv_rows(text: str, delimiter: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(
+    lines: Iterable[str], delimiter: str, where: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the fields of each row under the names of the first line."""
     csv.field_size_limit(_FIELD_CHARS_MAX)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
         if not header:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 from batchyard.client.inputs.texts import read_text
@@ -77,6 +77,11 @@ class Template:
                 hint = f"; it has {', '.join(sorted(map(str, document.fields)))}"
             text = str(error) or type(error).__name__
             raise InputError(f"{where}: {text} (document {document.key}{hint})") from None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether nothing of a document stands in it, so that its text is always the same."""
+        return not meta.find_undeclared_variables(self._environment.parse(self._text))
 
     def outline(self) -> Outline:
         """Return what is constant in it; text within conditions and loops is not."""

@@ -7,13 +7,17 @@ A byte order mark decides, then UTF-8 if every byte fits, then what the text dec
 from __future__ import annotations
 
 import codecs
+import io
 import re
-from typing import TYPE_CHECKING
+import sys
+from typing import IO, TYPE_CHECKING
 
+from batchyard import limits
 from batchyard.client.problems import InputError
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
 _MARKS = (
@@ -98,6 +102,83 @@ def decode(data: bytes, where: str, encoding: str | None = None) -> str:
         if declared is None:
             raise _refusal(where, "utf-8", data, error, 0) from None
     return _decode(data, 0, declared, where)
+
+
+def lines(
+    file: IO[bytes], where: str, encoding: str | None, newline: str
+) -> Generator[str, None, None]:
+    """Yield the lines of a file with their ends, not all of it in memory; see `read_text`.
+
+    Nothing is yielded before all of it is known to fit: it is read twice.
+
+    Args:
+        file: to be read from its beginning; who opened it closes it, after the generator.
+        where: it comes from, for errors.
+        encoding: None finds out.
+        newline: what ends a line, as for `open`.
+
+    Raises:
+        NotDecodable: a byte does not fit.
+        InputError: the file was changed meanwhile.
+    """
+    codec, skipped = _found(file, where, encoding)
+    file.seek(skipped)
+    text = io.TextIOWrapper(file, codec, newline=newline)
+    try:
+        # `yield from` would close the file of who leaves early.
+        for line in text:  # noqa: UP028
+            yield line
+    except UnicodeDecodeError:
+        raise InputError(f"{where} was changed while it was read") from None
+    finally:
+        text.detach()
+
+
+def _found(file: IO[bytes], where: str, encoding: str | None) -> tuple[str, int]:
+    """Return what a file is encoded in, and how many bytes of it are its mark."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    for mark, marked in _MARKS:
+        if head.startswith(mark):
+            _check(file, where, marked, len(mark))
+            return marked, len(mark)
+    try:
+        _check(file, where, encoding or "utf-8", 0)
+    except NotDecodable:
+        declared = _declared(head) if encoding is None else None
+        if declared is None:
+            raise
+        _check(file, where, declared, 0)
+        return _in_parts(declared), 0
+    return _in_parts(encoding or "utf-8"), 0
+
+
+def _check(file: IO[bytes], where: str, encoding: str, skipped: int) -> None:
+    """Refuse a file of which a byte does not fit."""
+    decoder = codecs.getincrementaldecoder(_in_parts(encoding))()
+    file.seek(skipped)
+    at = skipped
+    while True:
+        data = file.read(limits.MIB)
+        begun = at - len(decoder.getstate()[0])  # what it holds back of a character is read again
+        try:
+            decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            found = error.object[error.start :]
+            byte = f"0x{found[0]:02x}" if found else "missing"
+            text = f"byte {begun + error.start} is {byte} ({error.reason})"
+            raise NotDecodable(f"{where} is not {encoding.upper()}: {text}") from None
+        if not data:
+            return
+        at += len(data)
+
+
+def _in_parts(encoding: str) -> str:
+    """Return the name under which text without a mark is decoded in parts as it is in one."""
+    name = codecs.lookup(encoding).name
+    if name in {"utf-16", "utf-32"}:
+        return f"{name}-{sys.byteorder[0]}e"
+    return "utf-8" if name == "utf-8-sig" else name
 
 
 def _decode(data: bytes, skipped: int, encoding: str, where: str) -> str:

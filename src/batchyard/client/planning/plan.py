@@ -15,7 +15,7 @@ from batchyard import limits, models, validate, wire
 from batchyard.client.inputs.custom_ids import to_custom_id
 from batchyard.client.inputs.params import checked, merged, override_of
 from batchyard.client.planning import advice as advising
-from batchyard.client.planning import caching, estimate, pricing
+from batchyard.client.planning import caching, estimate, pricing, server_tools
 from batchyard.client.planning.pricing import Basis, Measures, Price, Tokens
 from batchyard.client.planning.spool import Spool, Spooled
 from batchyard.client.problems import InputError
@@ -134,7 +134,9 @@ class Plan:
 
     `empty` are the documents without any text, which are sent as they are. `skipped` counts, by
     ending, the files of a folder that are left out. `notices` are what a person should know of how
-    it was made. `billing` is how the server charges, None as long as it is not known.
+    it was made. `billing` is how the server charges, None as long as it is not known. `unbounded`
+    names the tools that the server runs as often as it likes: with one, the ceilings are without
+    what it brings, and so no ceilings.
     """
 
     settings: Settings
@@ -154,6 +156,7 @@ class Plan:
     notices: Sequence[str] = ()
     columns: Columns | None = field(repr=False, default=None)
     billing: Billing | None = None
+    unbounded: Sequence[str] = ()
 
     def __repr__(self) -> str:
         likely = None if self.batch is None else self.batch.likely
@@ -209,11 +212,13 @@ def make(
         making.add(document, output)
     if making.problems:
         raise InputError(_listed(making.problems, len(documents)))
-    outlines = [template.outline() for template in (system, prompt) if template is not None]
+    templates = [template for template in (system, prompt) if template is not None]
+    outlines = [template.outline() for template in templates]
     basis = Basis(
         model=settings.model,
         weights=estimate.prior(settings.model),
         is_us=settings.params.get("inference_geo") == "us",
+        searches=server_tools.searches_max(settings.params),
     )
     groups = making.measures.groups(basis)
     return Plan(
@@ -229,7 +234,21 @@ def make(
         shared=making.shared,
         outlines=outlines,
         empty=[doc.key for doc in documents if _is_empty(doc)],
+        unbounded=list(making.unbounded),
+        notices=_notices(documents, templates, settings),
     )
+
+
+def _notices(
+    documents: Sequence[Document], templates: Sequence[Template], settings: Settings
+) -> list[str]:
+    """Return what is probably not meant."""
+    differ = settings.override is not None or any(each.media is not None for each in documents)
+    if differ or len(documents) == 1 or not all(each.is_constant for each in templates):
+        return []
+    return [
+        "no template uses a document, such as {{ text }}: all get the answer to the same request"
+    ]
 
 
 class _Making:
@@ -244,6 +263,7 @@ class _Making:
         self._owners: dict[str, str] = {}
         self._tools = _counted_tools(settings.params)
         self.problems: dict[str, list[str]] = {}
+        self.unbounded: dict[str, None] = {}
         self.measures = Measures()
         self.shared = caching.Shared(settings.model)
 
@@ -271,6 +291,7 @@ class _Making:
         self._requests.append(
             Request(custom_id, document.key, document.sha256, output, body, digest)
         )
+        self.unbounded.update(dict.fromkeys(server_tools.unbounded(fields)))
         self.shared.add(fields)
         system_text = fields.get("system") or ""
         text = user + (system_text if isinstance(system_text, str) else "")

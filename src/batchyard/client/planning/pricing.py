@@ -11,7 +11,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batchyard import price
+from batchyard import models, price
 from batchyard.client.planning import estimate
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Basis:
     `weights` hold for `model`; `output_tokens` are those of one answer, low and likely, None for a
     guess. `cached_tokens` is the length of the part that every request shares and `ttl` how long it
     is kept, None when nothing is cached. `is_us` for inference in the United States, which costs
-    more.
+    more. `searches` is how many web searches a request may make, as far as its tools say.
     """
 
     model: str
@@ -76,6 +76,7 @@ class Basis:
     cached_tokens: int = 0
     ttl: Ttl | None = None
     is_us: bool = False
+    searches: int = 0
 
 
 class Measures:
@@ -162,10 +163,12 @@ def cost(
 ) -> Price | None:
     """Price each request by itself, because a long prompt may have a price of its own.
 
-    None when the price of a model is not known.
+    None when the price of a model is not known. What tools of the server bring is in no price; the
+    fees of the searches that are allowed are in the ceiling.
     """
     spread = basis.spread_percent
     low = likely = ceiling = 0
+    fees = basis.searches * models.table().web_search_micros
     for (model, limit, size), count in groups.items():
         few, some = _outputs(limit, basis)
         micros = (
@@ -177,7 +180,7 @@ def cost(
             return None
         low += micros[0] * count
         likely += micros[1] * count
-        ceiling += micros[2] * count
+        ceiling += (micros[2] + fees) * count
     return Price(low, likely, ceiling)
 
 

@@ -19,7 +19,9 @@ MEMORY_BYTES_MAX = 64 * limits.MIB
 class Spool:
     """Appended to, and read at random, by any thread."""
 
-    def __init__(self, memory_bytes_max: int = MEMORY_BYTES_MAX) -> None:
+    def __init__(self, memory_bytes_max: int | None = None) -> None:
+        if memory_bytes_max is None:
+            memory_bytes_max = MEMORY_BYTES_MAX
         # Closed by the finalizer, when nobody can read any more.
         self._file = tempfile.SpooledTemporaryFile(memory_bytes_max)  # noqa: SIM115
         self._lock = threading.Lock()

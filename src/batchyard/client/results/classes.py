@@ -31,6 +31,7 @@ WORDS = {
 }
 # Whose report is on disk, although the last two are not complete.
 SAVED: frozenset[Class] = frozenset({"succeeded", "truncated", "paused"})
+_PARTLY: frozenset[str] = SAVED - {"succeeded"}
 
 
 def named(classes: Mapping[str, int]) -> str:
@@ -40,10 +41,23 @@ def named(classes: Mapping[str, int]) -> str:
 
 
 def counted(classes: Mapping[str, int]) -> dict[str, int]:
-    """Return how many documents are saved, need attention, are canceled; from their classes."""
+    """Return how many documents are saved, need attention, are canceled; from their classes.
+
+    People are shown `told`: not all that is saved is whole.
+    """
     sums: dict[str, int] = {}
     for name, count in classes.items():
         word = "canceled" if name == "canceled" else "need attention"
         word = "saved" if name in SAVED else word
         sums[word] = sums.get(word, 0) + count
     return {word: sums[word] for word in ("saved", "need attention", "canceled") if word in sums}
+
+
+def told(classes: Mapping[str, int]) -> list[str]:
+    """Return the same for people, each count as a text, with what is saved but not whole."""
+    partly = {kind: count for kind, count in classes.items() if kind in _PARTLY}
+    more = f" ({named(partly)})" if partly else ""
+    return [
+        f"{count:,} {word}" + (more if word == "saved" else "")
+        for word, count in counted(classes).items()
+    ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchyard import price, wire
-from batchyard.client.planning import estimate, plan
+from batchyard.client.planning import estimate, plan, server_tools
 from batchyard.client.problems import BudgetReached, InputError
 from batchyard.client.running.journal import Phase
 
@@ -29,7 +29,6 @@ _IMAGE_TOKENS = 1_600
 _PAGE_TOKENS, _PAGE_BASE64_CHARS = 2_500, 8_000
 # What is sent around the texts of a request.
 _FRAME_TOKENS = 20
-_SERVER_TOOLS = ("web_search", "web_fetch", "code_execution")
 # A shard that does not fit is cut, but not into crumbs: each takes as long as a whole batch.
 PIECE_REQUESTS_MIN = 10
 
@@ -46,11 +45,11 @@ def ceiling(params: dict[str, Any], billing: Billing) -> int | None:
     """Return what one request can cost, in micro-dollars; None when there is no bound.
 
     The output is taken in full, the input as estimated with its spread, and nothing as read from
-    a cache. Unknown prices, and tools that the server runs as often as it likes, have no bound.
+    a cache. Unknown prices, and tools that the server may run, have no bound.
     """
     if billing == "simulated":
         return 0
-    if any(str(tool.get("type", "")).startswith(_SERVER_TOOLS) for tool in _tools(params)):
+    if server_tools.unbounded(params):
         return None
     model, texts, media, ttls = str(params.get("model")), list[str](), [0], set[str]()
     for part in ("system", "tools", "messages", "output_config", "output_format"):
@@ -148,13 +147,13 @@ def cut(body: Path, entries: Sequence[Any], count: int) -> list[plan.Shard]:
     return [*first, *plan.pack(requests[count:], len(requests))]
 
 
-def check(approved: plan.Plan, limit: int, billing: Billing, *, spent: int = 0) -> None:
+def check(approved: plan.Plan, limit: int, billing: Billing | None, *, spent: int = 0) -> None:
     """Refuse a budget that cannot be kept, or that lets nothing be sent; writes nothing.
 
     Args:
         approved: what would be sent, in this order.
         limit: the budget in micro-dollars.
-        billing: how the server charges, the cheaper list as long as it is not known.
+        billing: how the server charges; None as long as it is not known: it may be half price.
         spent: what earlier rounds of the run have cost.
 
     Raises:
@@ -167,28 +166,31 @@ def check(approved: plan.Plan, limit: int, billing: Billing, *, spent: int = 0) 
     first = shards[0].requests
     # Only rows with parameters of their own can differ in their tools.
     judged = approved.requests if approved.settings.override is not None else first[:1]
-    if approved.batch is None or any(_is_unbounded(request.params) for request in judged):
+    if approved.batch is None or any(map(_is_unbounded, judged)):
         raise InputError(
             f"a budget of {price.dollars(limit)} cannot be kept: a request has a model of unknown "
             "price, or tools that the server uses without a bound; nothing was sent. --no-budget "
             "sends it all the same"
         )
     count = min(PIECE_REQUESTS_MIN, max(1, len(first) // 2))
-    least = sum(ceiling(wire.decode(request.params), billing) or 0 for request in first[:count])
+    least = _sum(first[:count], billing or "batch")
     if spent + least > limit:
         before = f", and {price.dollars(spent)} is spent" if spent else ""
-        all_of_it = approved.synchronous if billing == "standard" else approved.batch
-        assert all_of_it is not None
+        all_of_it = _sum(approved.requests, billing or "standard")
         raise BudgetReached(
             f"nothing was sent: the first {count:,} requests may cost {price.dollars(least)}, the "
             f"budget is {price.dollars(limit)}{before}; "
-            f"--budget {_amount(spent + all_of_it.ceiling)} is enough for all"
+            f"--budget {_amount(spent + all_of_it)} is enough for all"
         )
 
 
-def _is_unbounded(params: bytes) -> bool:
-    fields = wire.decode(params)
-    return any(str(tool.get("type", "")).startswith(_SERVER_TOOLS) for tool in _tools(fields))
+def _is_unbounded(request: plan.Request) -> bool:
+    return bool(server_tools.unbounded(wire.decode(request.params)))
+
+
+def _sum(requests: Sequence[plan.Request], billing: Billing) -> int:
+    """Return the ceiling of requests that have one."""
+    return sum(ceiling(wire.decode(request.params), billing) or 0 for request in requests)
 
 
 def _amount(micros: int) -> str:
@@ -217,11 +219,6 @@ def parse(text: str) -> int | None:
             "12.50, or none"
         )
     return int(micros)
-
-
-def _tools(params: dict[str, Any]) -> list[dict[str, Any]]:
-    tools = params.get("tools")
-    return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
 
 
 def _walk(value: object, texts: list[str], media: list[int], ttls: set[str]) -> None:

@@ -95,7 +95,8 @@ def prepare(
     some = planning.subset(made, changed, round_=state.round + 1, names=names)
     charges = billing.presumed(state)
     cost = some.batch if charges == "batch" else some.synchronous
-    micros = 0 if charges == "simulated" else None if cost is None else cost.ceiling
+    micros = None if cost is None or some.unbounded else cost.ceiling
+    micros = 0 if charges == "simulated" else micros
     return Change(some, len(changed), len(wanted) - len(changed), micros)
 
 

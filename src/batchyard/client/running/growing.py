@@ -90,7 +90,15 @@ class Growth:
             return rounds.Bound(self._purse.ceiling_of, self._room, is_open=self._room is None)
         if self._purse.limit is not None:
             return rounds.Bound(self._purse.ceiling_of, None, is_open=True)  # the budget holds
-        return rounds.Bound(self._purse.ceiling_of, self._purse.room)
+        room = self._purse.room
+        # A plan without a price was approved as it was; what was made elsewhere never was.
+        is_open = room is None and not self._is_imported
+        return rounds.Bound(self._purse.ceiling_of, room, is_open=is_open)
+
+    @property
+    def _is_imported(self) -> bool:
+        config = self._writer.state.config
+        return config is not None and config.imported is not None
 
     def cut(self, shard: journal.Shard) -> bool:
         """Cut a shard that does not fit in the budget; False when nothing of it fits."""

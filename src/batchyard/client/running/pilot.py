@@ -107,7 +107,9 @@ def findings(files: Files, state: State) -> Findings:
         left=sum(shard.requests for shard in held),
         classes=Counter(str(outcome.class_) for outcome in outcomes),
         lengths=[o.usage.output_tokens for o in answered if o.usage is not None],
-        answers=[last for last in lasts if last.outcome.is_saved][:ANSWERS_SHOWN],
+        answers=[each for each in lasts if each.outcome.is_saved and each.outcome.same_as is None][
+            :ANSWERS_SHOWN
+        ],
         paid_micros=None if None in paid else sum(each or 0 for each in paid),
         rest_micros=_rest(answered, pilot, held, state.config.model),
         is_simulated=is_simulated,

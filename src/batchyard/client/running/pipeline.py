@@ -110,6 +110,7 @@ class Pipeline:
     def approve(self) -> None:
         """Let the rest follow the pilot."""
         self._writer.record(journal.Approved())
+        crash.point("approved")
         self._is_over = False
 
     def repeat(self, also: Iterable[str] = (), *, room: int | None = None) -> None:

@@ -16,7 +16,7 @@ from batchyard.client.running import durable
 from batchyard.client.running.folder import Files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from batchyard.client.running.journal import State
 
@@ -57,6 +57,13 @@ def add(out: Path, now_us: int) -> None:
         return
 
 
+def ensure(out: Path, now_us: int) -> None:
+    """Remember a run unless it is known: whoever was killed before `add` left it unlisted."""
+    path = out.resolve()
+    if all(each.path != path for each in known()):
+        add(out, now_us)
+
+
 def known() -> list[Known]:
     """Return the runs, the latest first, each folder once."""
     runs: dict[str, Known] = {}
@@ -74,8 +81,8 @@ def known() -> list[Known]:
 class Listed:
     """How a known run stands.
 
-    `word` is its state in a word or two, `counts` what became of its documents so far,
-    `paid_micros` what its collected batches cost, None when that is not known.
+    `word` is its state in a word or two, `counts` what became of its documents so far, `told` the
+    same for people, `paid_micros` what its collected batches cost, None when that is not known.
     """
 
     known: Known
@@ -83,6 +90,7 @@ class Listed:
     documents: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     paid_micros: int | None = None
+    told: Sequence[str] = ()
 
 
 def look(known: Known) -> Listed:
@@ -95,8 +103,10 @@ def look(known: Known) -> Listed:
         costs = [shard.cost_micros for shard in state.shards if shard.phase == "collected"]
         paid = None if None in costs else sum(cost or 0 for cost in costs)
         is_running = state.finished_us is None and files.is_running()
-        kinds = classes.counted(state.classes)
-        return Listed(known, word(state, is_running=is_running), state.documents, kinds, paid)
+        return Listed(
+            known, word(state, is_running=is_running), state.documents,
+            classes.counted(state.classes), paid, classes.told(state.classes),
+        )  # fmt: skip
     except (JournalError, OSError):
         return Listed(known, "not readable")
 

@@ -53,7 +53,8 @@ class Bound:
     """What a round may cost, in micro-dollars.
 
     What was not charged is sent in any case. What is charged once more goes as long as all of the
-    round together stays within `room`; not at all when that is None, and all of it when `is_open`.
+    round together stays within `room`; what has no ceiling of its own, as long as there is room at
+    all; nothing when `room` is None, and everything when `is_open`.
     `ceiling` returns what a request can cost, from its params.
     """
 
@@ -146,7 +147,8 @@ class _Gathered:
         for request, micros, kind in self.paid:
             wanted = _plus(total, micros)
             room = self.bound.room
-            fits = wanted is not None and room is not None and wanted <= room
+            # Tools that the server runs have no ceiling: what is spent is all that can be judged.
+            fits = room is not None and (room > 0 if wanted is None else wanted <= room)
             if fits or self.bound.is_open:
                 requests.append(request)
                 self.counts[kind] += 1 + len(request.copies)

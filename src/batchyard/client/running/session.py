@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
-from batchyard import wire
+from batchyard import crash, wire
 from batchyard.client.planning import rerun
 from batchyard.client.planning.plan import subset
 from batchyard.client.problems import InputError, InputsChanged
@@ -166,6 +166,7 @@ class Session:
         """
         plan = standing.plan
         if standing.kind != "new":
+            registry.ensure(self.files.out, self._clock.now_us())
             if self.state.finished_us is None and config.base_url is not None:
                 self.move(config.base_url, is_allowed=True)  # as `compare` found
             if standing.kind == "more":
@@ -185,6 +186,7 @@ class Session:
             approved=_approved(plan, 0),
         )  # fmt: skip
         self._keep_columns(plan)
+        crash.point("run_unlisted")
         registry.add(self.files.out, self._clock.now_us())
 
     def move(self, base_url: str, *, is_allowed: bool) -> str:
@@ -206,6 +208,7 @@ class Session:
         if state.at_server and not is_allowed:
             raise InputsChanged(f"{text}; {rerun.stay_text(state.at_server)}")
         self._journal().record(journal.Moved(base_url=base_url))
+        crash.point("moved")
         return text
 
     def _keep_columns(self, plan: Plan) -> None:
@@ -342,7 +345,7 @@ class Session:
         if limit is None or standing.kind == "same":
             return
         plan = standing.plan
-        charges = plan.billing or billing.known(state, config) or "batch"
+        charges = plan.billing or billing.known(state, config)
         spent = budget.standing(state, lambda _: None).spent
         budget.check(pilots.split(plan, pilot)[0], limit, charges, spent=spent)
 
