@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV := .tools/bin/uv
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 PYTHONPATH=
 
-.PHONY: setup demo test crash kill-runs sim power strace postgres check format scale-sim crash-stores bench bench-peers lock clean
+.PHONY: setup demo test crash kill-runs sim races power strace postgres check format scale-sim crash-stores bench bench-peers lock clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -105,7 +105,7 @@ power: .venv/.ready strace
 	BATCHYARD_POWER_CUTS=all BATCHYARD_POWER_RECORDINGS=3 BATCHYARD_TORN_STEP=1 BATCHYARD_FAULTS=all \
 	  $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/disk
 
-# 3,000 kills at random moments under load, and the simulator over many seeds; they print figures.
+# 3,000 kills at random moments under load. It prints its figures.
 crash: .venv/.ready
 	BATCHYARD_CRASH_KILLS=3000 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/crash/test_random_kills.py
 
@@ -114,8 +114,15 @@ crash: .venv/.ready
 kill-runs: .venv/.ready
 	BATCHYARD_RUN_KILLS=400 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/client/test_killed.py tests/client/test_killed_servers.py
 
+# The simulator over many seeds. It prints its figures.
 sim: .venv/.ready
 	BATCHYARD_SIM_SEEDS=3000 BATCHYARD_SIM_EXAMPLES=2000 BATCHYARD_SIM_STEPS=40 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/sim
+
+# All 40,320 orders of five replies, cancel, expiry and a lost lease, at three paces in three layouts,
+# on all cores: four to five hours of one. It prints how many orders and violations there were;
+# BATCHYARD_SIM_PART=1/1000 takes every thousandth.
+races: .venv/.ready
+	BATCHYARD_SIM_ORDERS=all $(BIN)/python -m pytest -n auto --dist load -v -rP --log-level=ERROR -o timeout=0 -o faulthandler_timeout=0 tests/sim/test_interleavings.py
 
 # 100 harms to processes that share PostgreSQL and a bucket, and 100 worlds of the simulator on them.
 crash-stores: .venv/.ready postgres
@@ -126,7 +133,7 @@ crash-stores: .venv/.ready postgres
 # figures of docs/explanation/scale.md.
 scale-sim: .venv/.ready postgres
 	@$(BIN)/python bench/claims.py --write
-	@$(BIN)/python bench/scale.py --workers 400 --seconds 10 --write
+	@$(BIN)/python bench/scale.py --write
 
 # What tests/disk watches and disturbs system calls with; installed when we are root and have apt.
 strace:

@@ -2,11 +2,14 @@
 
     python bench/claims.py [--stores sqlite,postgres] [--shards 1000000] [--write]
 
+What the server writes to its log by itself meanwhile is in the bytes, some tens for each statement:
+reads write nothing.
+
 Two sizes: an ordinary ledger (40,000 open shards, 20 waiting workspaces), and one in which very
-much waits (1,000,000 and 1,000). Everything goes through the same class as a worker's, one
-statement after the other. Bytes are those of the WAL: for SQLite what the process has written, for
-PostgreSQL the distance of two log positions. `--write` keeps the result where docs and
-`bench/scale.py` read it.
+much waits (1,000,000 and 1,000). In a pool beside it tens of thousands of tiny shards run.
+Everything goes through the same class as a worker's, one statement after the other. Bytes are those
+of the WAL: for SQLite what the process has written, for PostgreSQL the distance of two log
+positions. `--write` keeps the result where docs and `bench/scale.py` read it.
 """
 
 from __future__ import annotations
@@ -40,11 +43,16 @@ if TYPE_CHECKING:
     from batchyard.ledger.sql import SqlLedger
 
 RESULTS = Path(__file__).parent / "results" / "statements.json"
-POOL = "up/m"
+POOL, FLOOD = "up/m", "up/flood"
+FLOOD_SHARDS = 36_000
+"""That run in a pool of tiny batches at 10^9 requests a day: each the only one of its batch."""
 FAR_US = 1 << 60
 DAY_US = 86_400_000_000
 GROUP = 16
 SHARD_REQUESTS = 500
+WORKERS = 400
+TOLD_BYTES = 300
+"""What a worker tells of a pool."""
 ORDINARY = (20, 40_000, 200)
 """Waiting workspaces, open shards, running ones."""
 
@@ -113,6 +121,7 @@ class Bench:
     async def _claims(self, times: int) -> None:
         ledger = self.ledger
         await self.timed("pools_ready", times, ledger.pools_ready)
+        await self.timed("pools_apart", times, ledger.pools_apart)
         await self.timed(
             "claim_void, nothing", times, lambda: ledger.claim_void("me", 0, FAR_US, 8)
         )
@@ -129,13 +138,9 @@ class Bench:
         )
         taken = [claim for found in (*claims, *known) for claim in found]
         held = [held_of(claim) for claim in taken[:20]]
+        await self.timed("renew 1", min(times, 40), lambda: ledger.renew("me", FAR_US, held[:1]))
         await self.timed("renew 20", min(times, 40), lambda: ledger.renew("me", FAR_US, held))
-        want = [Want(pool=POOL, slots=1_000, busy=500, note=None)]
-        await self.timed(
-            "share",
-            min(times, 40),
-            lambda: ledger.share("me", time.time_ns() // 1_000, FAR_US, want),
-        )
+        await self._shares(min(times, 40))
         waiting = iter(taken)
         await self.timed(
             "commit 1", len(taken) // 2, lambda: ledger.commit("me", [commit_of(next(waiting))])
@@ -149,6 +154,33 @@ class Bench:
             lambda: ledger.commit("me", [commit_of(claim) for claim in next(left)]),
         )
 
+    async def _shares(self, times: int) -> None:
+        """Measure what a worker asks each second: alone, among many, and when it is to have more.
+
+        Only the last takes the lock of the pool.
+        """
+        ledger, now = self.ledger, time.time_ns() // 1_000
+        want = [Want(pool=POOL, slots=1_000_000, busy=500, note=None, told="x" * TOLD_BYTES)]
+
+        async def share(owner: str) -> None:
+            await ledger.share(owner, now, FAR_US, want)
+
+        await share("me")
+        await self.timed("share", times, lambda: share("me"))
+        for number in range(WORKERS - 1):
+            await share(f"worker-{number:04}")
+        await share("me")  # leaves the others their part
+        await self.timed(f"share, {WORKERS} workers", times, lambda: share("me"))
+        newcomers = iter(range(times))
+        await share("worker-0000")  # there is something for who comes
+        await self.timed(
+            f"share, more of {WORKERS}", times, lambda: share(f"new-{next(newcomers):04}")
+        )
+        for owner in ("me", *(f"worker-{number:04}" for number in range(WORKERS - 1))):
+            await ledger.share(owner, now, FAR_US, [])
+        for number in range(times):
+            await ledger.share(f"new-{number:04}", now, FAR_US, [])
+
     async def _creates(self, times: int) -> None:
         await self.timed("create, 200 shards", max(2, times // 5), lambda: self.create(200))
         found = await self.timed("create, 2 shards", times, lambda: self.create(2))
@@ -156,33 +188,54 @@ class Bench:
         await self.timed("get", times, lambda: self.ledger.get(batch.workspace, batch.id))
 
     async def _tiny(self, times: int) -> None:
-        """Measure what a flood of batches of one small shard costs."""
-        made = await self.timed(
-            "create, 1 shard", times * GROUP, lambda: self.create(1, pool="up/tiny")
+        """Measure what a flood of batches of one small shard costs.
+
+        Each group waits in a pool of its own, so that a claim takes all that waits, as it does in a
+        yard that keeps up. Where more waits, in the pool of which very much runs, it has to choose.
+        """
+        made = iter(range((times + 1) * GROUP))
+        await self.timed(
+            "create, 1 shard",
+            (times + 1) * GROUP,
+            lambda: self.create(1, pool=f"up/tiny{next(made) // GROUP}"),
         )
-        assert len(made) == times * GROUP
+        for number in range(3 * GROUP):
+            await self.create(1, pool=FLOOD, workspace=f"w{number}")
+        await self.timed(
+            f"claim_fresh {GROUP} of {3 * GROUP}",
+            2,
+            lambda: self.ledger.claim_fresh("me", FLOOD, FAR_US, GROUP),
+        )
+        pools = iter(range(times))
         claims = await self.timed(
             f"claim_fresh {GROUP}",
             times,
-            lambda: self.ledger.claim_fresh("me", "up/tiny", FAR_US, GROUP),
+            lambda: self.ledger.claim_fresh("me", f"up/tiny{next(pools)}", FAR_US, GROUP),
         )
+        assert {len(found) for found in claims} == {GROUP}
+        single = await self.timed(
+            "claim_fresh 1",
+            GROUP,
+            lambda: self.ledger.claim_fresh("me", f"up/tiny{times}", FAR_US, 1),
+        )
+        await self.ledger.commit("me", [commit_of(claim) for found in single for claim in found])
         left = iter(claims)
         await self.timed(
             f"commit {GROUP} tiny",
             times,
             lambda: self.ledger.commit("me", [commit_of(claim) for claim in next(left)]),
         )
+        alone = iter([claim.batch for found in single for claim in found])
         ids = [claim.batch for found in claims for claim in found]
-        alone = iter(ids[:GROUP])
         await self.timed("end 1", GROUP, lambda: self.ledger.end(next(alone), DAY_US, Tokens()))
-        grouped = iter([ids[at : at + GROUP] for at in range(GROUP, len(ids), GROUP)])
+        grouped = iter([ids[at : at + GROUP] for at in range(0, len(ids), GROUP)])
         await self.timed(
             f"end {GROUP}",
-            times - 1,
+            times,
             lambda: self.ledger.end_all([(each, Tokens()) for each in next(grouped)], DAY_US),
         )
 
-    async def create(self, shards: int, pool: str = POOL) -> Batch:
+    async def create(self, shards: int, pool: str = POOL, workspace: str = "new") -> Batch:
         self._made += 1
         plans = [
             ShardPlan(index=n, pool=pool, offset=n, length=1, requests=SHARD_REQUESTS)
@@ -190,7 +243,7 @@ class Bench:
         ]
         batch = Batch(
             id=f"msgbatch_{self._made:08}",
-            workspace="new",
+            workspace=workspace,
             requests=shards * SHARD_REQUESTS,
             created_us=DAY_US,
             expires_us=FAR_US,
@@ -238,6 +291,11 @@ def rows(workspaces: int, shards: int, running: int) -> Iterator[tuple[object, .
                 f"b{n}", i, n + 1, f"w{n}", POOL, 0, 1, SHARD_REQUESTS, int(runs),
                 "o" if runs else None, FAR_US, 1, int(not i),
             )  # fmt: skip
+    for n in range(FLOOD_SHARDS):
+        yield (
+            f"t{n}", 0, workspaces + n + 1, f"w{n % workspaces}", FLOOD, 0, 1, 10, 1, "o", FAR_US,
+            1, 1,
+        )  # fmt: skip
 
 
 def batches(workspaces: int) -> list[tuple[object, ...]]:

@@ -1,15 +1,16 @@
 """10^9 requests a day: what saturates first, by the scheduling code and what its statements cost.
 
-    python bench/scale.py [--workers 20] [--seconds 60] [--write]    the simulation: make scale-sim
-    python bench/scale.py --table [--write]                          only the document's tables
+    python bench/scale.py [--workers 400] [--seconds 120] [--write]    simulates: make scale-sim
+    python bench/scale.py --table [--write]                            the document's tables only
 
 One worker of a fleet runs in virtual time, with its share of the requests: the real worker (turns,
 pools, recorder, renewals, shares) on the real ledger (claims, fairness, commits), in front of an
-upstream that takes 15 to 45 s. Each statement of the ledger holds the worker's connection for
-as long as `bench/claims.py` has measured it on PostgreSQL; what would be an object is counted.
-Requests and results are not stored: bytes are counted. What the other workers do is not simulated,
-but multiplied; what statements cost each other in one database is in the measured figures only as
-far as it was there.
+upstream that takes 15 to 45 s. Each call of the ledger holds one of the worker's two connections
+for as long as `bench/claims.py` has measured it on PostgreSQL, and what finds nothing is a read:
+it takes the reading one, and writes nothing. What would be an object is counted. Requests and
+results are not stored: bytes are counted. What the other workers do is not simulated, but
+multiplied; they are seen only as peers that share slots, and in the news of their batches. What
+statements cost each other in one database is in the measured figures only as far as it was there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import operator
 import random
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import yard
+from priced import RESULTS, STATEMENTS, Costly, statement_costs
 
 from batchyard import limits, wire
 from batchyard.checksum import Checksums
@@ -50,112 +53,19 @@ if TYPE_CHECKING:
     from batchyard.upstream import Call, Outcome
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
 DOCUMENT = ROOT / "docs" / "explanation" / "scale.md"
 PER_DAY = 1_000_000_000
 PER_SECOND = PER_DAY / 86_400
 LATENCY_S = 30.0
+WORKERS, SECONDS = 400, 120.0
+"""Of the fleet, and of the measured part in virtual time: some shards of 500 for each worker."""
 REQUEST_BYTES = RESULT_BYTES = 2_000
 SCENARIOS = [(size, spaces) for size in (10, 1_000, 100_000) for spaces in (1, 1_000)]
-SIZE = "1,000,000 / 1,000"
-"""The size of the ledger at which statements were measured: the larger one."""
 CREATE_OF = {10: "create, 1 shard", 1_000: "create, 2 shards", 100_000: "create, 200 shards"}
 POOL = "up/m"
 DAY_US = 86_400_000_000
 
-# What a method of the ledger costs: the statement that was measured, and how many items it was for.
-STATEMENTS = {
-    "pools_ready": ("pools_ready", 1),
-    "claim_void": ("claim_void, nothing", 1),
-    "claim": ("claim", 1),
-    "claim_fresh": ("claim_fresh 16", 16),
-    "renew": ("renew 20", 20),
-    "share": ("share", 1),
-    "commit": ("commit 16", 16),
-    "end_all": ("end 16", 16),
-    "results": ("get", 1),
-    "news": ("get", 1),
-}
-# Those that read on the other connection of the worker.
-READS = frozenset({"pools_ready", "results", "news"})
-
-
-def statement_costs(store: str = "postgres", size: str = SIZE) -> dict[str, dict[str, Any]]:
-    """Return what was measured, by statement."""
-    measured = json.loads((RESULTS / "statements.json").read_text(encoding="utf-8"))
-    return {
-        cost["statement"]: cost
-        for cost in measured["costs"]
-        if cost["store"] == store and cost["size"] == size
-    }
-
-
 # The world ---------------------------------------------------------------------------------------
-
-
-class Costly:
-    """A ledger each of whose statements takes the time that was measured, one after the other."""
-
-    def __init__(self, real: SqliteLedger, clock: ManualClock, costs: dict[str, Any]) -> None:
-        self._real = real
-        self._clock = clock
-        self._costs = costs
-        self._free = {True: asyncio.Lock(), False: asyncio.Lock()}
-        self.poll_s = limits.SHARED_POLL_S
-        self.renew_s = limits.SHARED_RENEW_INTERVAL_S
-        self.counts: Counter[str] = Counter()
-        self.items: Counter[str] = Counter()
-        self.busy_s = 0.0
-        """For how long the writing connection was busy."""
-        self.spent_s = 0.0
-        """The same of both connections."""
-        self.wal_bytes = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._real, name)
-        if name not in STATEMENTS:
-            return method
-
-        async def timed(*args: Any, **kwargs: Any) -> Any:
-            async with self._free[name in READS]:
-                found = await method(*args, **kwargs)
-                items = self._items(name, args, found)
-                seconds, written = self._price(name, items, kwargs)
-                self.counts[name] += 1
-                self.items[name] += items
-                await self._clock.sleep(seconds)
-                self.spent_s += seconds
-                self.wal_bytes += written
-                if name not in READS:
-                    self.busy_s += seconds
-            return found
-
-        return timed
-
-    def _items(self, name: str, args: tuple[Any, ...], found: Any) -> int:
-        match name:
-            case "claim" | "claim_fresh":
-                return len(found)
-            case "renew":
-                return len(args[2])
-            case "commit":
-                return len(args[1])
-            case "end_all":
-                return len(args[0])
-            case _:
-                return 1
-
-    def _price(self, name: str, items: int, kwargs: dict[str, Any]) -> tuple[float, float]:
-        """Return the seconds and the bytes of WAL that a statement takes."""
-        statement, measured_for = STATEMENTS[name]
-        if name == "claim" and kwargs.get("turn") is not None:
-            statement = "claim, batch known"
-        if name in {"claim", "claim_fresh"} and not items:
-            statement, measured_for = "pools_ready", 1  # it looked, and took nothing
-        cost = self._costs[statement]
-        part = items / measured_for if measured_for > 1 else 1.0
-        least: float = self._costs["get"]["median_ms"]
-        return max(least, cost["median_ms"] * part) / 1e3, cost["bytes"] * part
 
 
 class Nowhere:
@@ -319,6 +229,8 @@ class Simulated:
     spent_s: float
     """That its statements took, on both connections."""
     wal_bytes: float
+    looked: int
+    """Of all calls of the ledger, those that only read."""
     puts: int
     gets: int
     real_s: float
@@ -342,7 +254,10 @@ async def simulate(
     rate = PER_SECOND / workers
     with tempfile.TemporaryDirectory(prefix="batchyard-scale-", dir=_memory()) as root:
         real = SqliteLedger(Path(root) / "ledger.db", threads=InlineExecutor)
-        ledger, store = Costly(real, clock, costs or statement_costs()), Nowhere()
+        ledger = Costly(
+            real, clock, costs or statement_costs(), workers=workers, creates_s=PER_SECOND / size
+        )
+        store = Nowhere()
         upstream = Slow(clock, rng)
         worker = Worker(
             ledger=ledger,  # type: ignore[arg-type]
@@ -356,21 +271,17 @@ async def simulate(
             owner="worker",
         )
         load = Load(real, store, clock, size, spaces)
-        for _ in range(max(1, min(spaces, round(2 * rate * LATENCY_S / size)))):
+        for _ in range(max(1, min(spaces, round(rate * LATENCY_S / size)))):
             await load.create()
         tasks = [asyncio.create_task(worker.run()), asyncio.create_task(load.run(rate))]
         await clock.advance(3 * LATENCY_S)
         before = _state(ledger, store, upstream, load)
-        spent = ledger.busy_s, ledger.spent_s, ledger.wal_bytes
+        spent = ledger.busy_s, ledger.spent_s, ledger.wal_bytes, ledger.looked
         await clock.advance(seconds)
         assert not any(task.done() for task in tasks), [task for task in tasks if task.done()]
         after = _state(ledger, store, upstream, load)
-        busy_s, spent_s, wal_bytes = (
-            now - then
-            for now, then in zip(
-                (ledger.busy_s, ledger.spent_s, ledger.wal_bytes), spent, strict=True
-            )
-        )
+        now = ledger.busy_s, ledger.spent_s, ledger.wal_bytes, ledger.looked
+        busy_s, spent_s, wal_bytes, looked = map(operator.sub, now, spent)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -380,7 +291,7 @@ async def simulate(
         size, spaces, seconds, after["answered"], upstream.most, after["created"],
         {name: after[f"n {name}"] for name in STATEMENTS},
         {name: after[f"i {name}"] for name in STATEMENTS},
-        round(busy_s / seconds, 4), round(spent_s, 3), round(wal_bytes),
+        round(busy_s / seconds, 4), round(spent_s, 3), round(wal_bytes), round(looked),
         after["puts"], after["gets"],
         round(time.perf_counter() - began, 1),
     )  # fmt: skip
@@ -411,13 +322,16 @@ class Fleet:
     achieved: float
     """Of the requests that come in, the part that is answered as fast as they come."""
     creates: float
-    transactions: float
+    calls: float
+    """Of the ledger: each is one to three round trips to the database."""
+    looks: float
+    """Of the calls, those that only read."""
     rows: float
     renewals: float
-    """Of the rows, those whose lease is renewed: each shard that is held, each second."""
+    """Of the rows, those whose lease is renewed: each shard that is held, every 5 s."""
     wal_mb: float
     database_busy: float
-    """Statements under way at the same time, on average: connections that are busy."""
+    """Calls under way at the same time, on average: connections that are busy."""
     connection_busy: float
     """Of each worker's writing connection."""
     puts: float
@@ -432,13 +346,15 @@ def project(found: Simulated, workers: int) -> Fleet:
     creates = PER_SECOND / found.batch_requests
     busy = creates * create["median_ms"] / 1e3 + found.spent_s * per_s
     wal = creates * create["bytes"] + found.wal_bytes * per_s
-    written = {name: found.items[name] * per_s for name in STATEMENTS if name not in READS}
-    transactions = creates + sum(found.statements.values()) * per_s
-    rows = creates + sum(written.values())
+    shards = max(1, found.batch_requests // limits.SHARD_REQUESTS)
+    # A create adds the batch, its key and its shards; the end takes the shards away again.
+    written = found.items | {"end_all": found.items["end_all"] * (1 + shards)}
+    rows = creates * (2 + shards) + sum(written.values()) * per_s
     return Fleet(
         found.batch_requests, found.workspaces,
         min(1.0, found.answered * per_s / PER_SECOND),
-        creates, transactions, rows, found.items["renew"] * per_s, wal / 1e6, busy,
+        creates, creates + sum(found.statements.values()) * per_s, found.looked * per_s,
+        rows, found.items["renew"] * per_s, wal / 1e6, busy,
         found.connection_busy,
         found.puts * per_s + creates, found.in_flight_most * workers,
     )  # fmt: skip
@@ -472,14 +388,14 @@ def _source(how: str, raw: dict[str, Any]) -> str:
 
 def _scenario_table(fleets: Sequence[Fleet]) -> list[str]:
     names = (
-        "requests of a batch", "workspaces", "keeps up", "batches/s", "transactions/s",
-        "rows written/s", "of these renewals", "WAL MB/s", "statements at once",
-        "worker's connection busy", "object PUTs/s", "in flight",
+        "requests of a batch", "workspaces", "keeps up", "batches/s", "ledger calls/s",
+        "of these reads", "rows written/s", "of these renewals", "WAL MB/s", "calls at once",
+        "worker's writing connection busy", "object PUTs/s", "in flight",
     )  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     lines += [
         f"| {f.batch_requests:,} | {f.workspaces:,} | {f.achieved:.0%} | {f.creates:,.1f} "
-        f"| {f.transactions:,.0f} | {f.rows:,.0f} | {f.renewals:,.0f} "
+        f"| {f.calls:,.0f} | {f.looks:,.0f} | {f.rows:,.0f} | {f.renewals:,.0f} "
         f"| {f.wal_mb:,.2f} | {f.database_busy:,.1f} "
         f"| {f.connection_busy:.0%} | {f.puts:,.0f} | {f.in_flight:,.0f} |"
         for f in fleets
@@ -500,13 +416,13 @@ def _sum_table(fleets: Sequence[Fleet]) -> list[str]:
          3 * PER_SECOND * cpu_s, "{:,.1f}"),
         (f"in flight, at {LATENCY_S:.0f} s", PER_SECOND * LATENCY_S,
          3 * PER_SECOND * LATENCY_S, "{:,.0f}"),
-        ("transactions/s, batches of 1,000", usual.transactions, 3 * usual.transactions, "{:,.0f}"),
-        ("statements at once, batches of 1,000", usual.database_busy, 3 * usual.database_busy,
+        ("ledger calls/s, batches of 1,000", usual.calls, 3 * usual.calls, "{:,.0f}"),
+        ("calls at once, batches of 1,000", usual.database_busy, 3 * usual.database_busy,
          "{:,.1f}"),
         ("WAL GB a day, batches of 1,000", usual.wal_mb * day / 1e3, 3 * usual.wal_mb * day / 1e3,
          "{:,.1f}"),
-        ("transactions/s, batches of 10", tiny.transactions, 3 * tiny.transactions, "{:,.0f}"),
-        ("statements at once, batches of 10", tiny.database_busy, 3 * tiny.database_busy,
+        ("ledger calls/s, batches of 10", tiny.calls, 3 * tiny.calls, "{:,.0f}"),
+        ("calls at once, batches of 10", tiny.database_busy, 3 * tiny.database_busy,
          "{:,.1f}"),
         ("WAL GB a day, batches of 10", tiny.wal_mb * day / 1e3, 3 * tiny.wal_mb * day / 1e3,
          "{:,.1f}"),
@@ -542,8 +458,8 @@ def _statement_table(measured: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=20, help="of the fleet; one is simulated")
-    parser.add_argument("--seconds", type=float, default=60.0, help="virtual, of each scenario")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="one is simulated")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="virtual, of each scenario")
     parser.add_argument("--table", action="store_true", help="print the tables of the document")
     parser.add_argument("--write", action="store_true", help="keep the result, renew the document")
     options = parser.parse_args()

@@ -25,6 +25,7 @@ SHORT = QUICK | {
     "limits:WORKER_RESTART_S": 0.05,
     "limits:SLOTS_DIVIDED_MIN": 2,
     "limits:PROBATION_S": 1.0,
+    "limits:SETTLING_S": 0.1,
     "server.workers:_TAKE_BACK_S": 0.2,
 }
 

@@ -37,7 +37,7 @@ class Clock(Protocol):
         """Return the wall time in microseconds since 1970, UTC."""
 
     def monotonic_s(self) -> float:
-        """Return seconds from an arbitrary point; never goes back."""
+        """Return seconds from an arbitrary point of the machine; never goes back."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds` of this clock."""
@@ -48,40 +48,49 @@ class SystemClock:
 
     The wall time goes on with the monotonic time. Small corrections are followed at once. A jump of
     more than an hour is followed only when it has stood for some minutes, so that a clock that is
-    wrong for a moment expires nothing and archives nothing.
+    wrong for a moment expires nothing and archives nothing. It stands as long as it is the same
+    jump, give or take an hour.
     """
 
     def __init__(
         self,
         wall_us: Callable[[], int] = _wall_us,
         monotonic_s: Callable[[], float] = _up_s,
+        *,
+        offset_us: int | None = None,
     ) -> None:
         """Make a clock.
 
         Args:
             wall_us: microseconds since 1970 as the machine has it.
             monotonic_s: its monotonic time, seconds.
+            offset_us: that of another clock of the machine, which knows the time longer; see
+                `offset_of`. Without it the wall clock is believed as it is now.
         """
         self._wall_us = wall_us
         self._monotonic_s = monotonic_s
-        self._offset_us = wall_us() - round(monotonic_s() * 1_000_000)
-        self._jumped_s: float | None = None
+        if offset_us is None:
+            offset_us = wall_us() - round(monotonic_s() * 1_000_000)
+        self._offset_us = offset_us
+        self._jump: tuple[float, int] | None = None
+        """When the jump that is not followed yet was seen, in monotonic seconds, and its size."""
 
     def now_us(self) -> int:
         """Return the wall time in microseconds since 1970, UTC."""
         monotonic_s = self._monotonic_s()
         steady = round(monotonic_s * 1_000_000) + self._offset_us
         jump = self._wall_us() - steady
+        noted = self._jump
         if abs(jump) <= _JUMP_US:
-            self._jumped_s = None
-        elif self._jumped_s is None:
-            self._jumped_s = monotonic_s
+            self._jump = None
+        elif noted is None or abs(jump - noted[1]) > _JUMP_US:
+            self._jump = monotonic_s, jump
             log.warning("the wall clock jumped by %+.0f s: not followed yet", jump / 1_000_000)
             return steady
-        elif monotonic_s - self._jumped_s < _JUMP_STANDS_S:
+        elif monotonic_s - noted[0] < _JUMP_STANDS_S:
             return steady
         else:
-            self._jumped_s = None
+            self._jump = None
             log.warning("the wall clock stays %+.0f s away: followed now", jump / 1_000_000)
         self._offset_us += jump
         return steady + jump
@@ -95,9 +104,28 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-async def wait_first(clock: Clock, event: asyncio.Event, seconds: float) -> None:
-    """Wait for `event` or for `seconds`, whichever comes first."""
-    tasks = (asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds)))
+def steady_us(clock: Clock) -> int:
+    """Return the time that leases are in: microseconds from an arbitrary point, never set.
+
+    All processes of a machine count from the same one.
+    """
+    return round(clock.monotonic_s() * 1_000_000)
+
+
+def offset_of(clock: Clock) -> int:
+    """Return what is added to the steady time of the machine to have the wall time, microseconds.
+
+    A process that starts while the wall clock is wrong has the time by that of an older one.
+    """
+    return clock.now_us() - steady_us(clock)
+
+
+async def wait_first(
+    clock: Clock, event: asyncio.Event, seconds: float, *or_: asyncio.Event
+) -> None:
+    """Wait for one of the events or for `seconds`, whichever comes first."""
+    waits = [each.wait() for each in (event, *or_)]
+    tasks = [asyncio.ensure_future(wait) for wait in (*waits, clock.sleep(seconds))]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

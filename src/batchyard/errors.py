@@ -145,6 +145,17 @@ class SegmentsGone(StoreError):
     """The segments of a batch were deleted while one was written: its shards are another's now."""
 
 
+class DeadSegment(StoreError):
+    """A sync has failed: nobody can know whether the segment is on the disk. It may be copied."""
+
+
+class SegmentRefused(StoreError):
+    """The store does not give one segment, though it answers: its batch is affected, not the store.
+
+    Its bytes may be sound: nothing is made again for it.
+    """
+
+
 class DamagedError(StoreError):
     """Stored bytes are not what was written: one batch is affected, not the store."""
 

@@ -33,9 +33,12 @@ class Share:
     most: float = 1.0
     """The part of the slots that it never exceeds, even when nobody else waits."""
 
-    def slots(self, of: int) -> int:
-        """Return how many of so many slots it may fill: one at least."""
-        return of if self.most >= 1.0 else max(1, int(of * self.most))
+    def slots(self, of: int, least: int = 1) -> int:
+        """Return how many of so many slots it may fill: one at least.
+
+        Workers that divide slots each round down, to `least` 0: all together never exceed it then.
+        """
+        return of if self.most >= 1.0 else max(least, int(of * self.most))
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,10 @@ SYNC_INTERVAL_S = 1.0  # and survives a power cut this long after
 IDLE_POLL_S = 1.0
 NEWS_AGE_MAX = 3.0  # times the interval at which a worker looks for cancels of other processes
 SLOTS_TURN_US = 5 * SECOND_US  # slots that cannot be divided go round among the workers
+LEARNED_KEPT_US = 600 * SECOND_US  # for the next worker, after the last one of a pool has left it
 SLOTS_DIVIDED_MIN = 32  # fewer slots are all of one worker: parts would be too small to learn from
 FAILURES_TO_SET_APART = 3  # then a shard is claimed one at a time with other such ones
+SETTLING_S = 5.0  # so long a worker has to live before it takes up one of those
 PROBATION_S = 30.0  # after so long without harm, the next one is
 FAILURES_TO_GIVE_UP = 8  # in a row without a result, before the request sent alone is given up
 FAILURES_MAX = 13  # before the rest of the shard is
@@ -153,11 +155,14 @@ LEDGER_RECONNECT_MAX_S = 2.0
 SHARED_POLL_S = 1.0  # how often, about, a worker looks into a database that others use too
 SHARED_RENEW_INTERVAL_S = 5.0  # each shard that is held is a row to write; nothing waits for it
 SHARED_KEEPER_INTERVAL_S = 5.0
+GIVE_UP_AFTER_US = 120 * SECOND_US  # of a cancel or the expiry: whoever had calls then is done
 LEFTOVERS_AGE_US = DAY_US  # no sooner are segments without a batch removed: of a create, perhaps
 OBJECTS_SYNC_INTERVAL_S = 5.0  # where each sync of a shard is a call that costs money
 OBJECTS_SYNCS_AT_ONCE = 16
 OBJECTS_RETRY_S = 180.0  # a call is tried again for so long, then the process ends
 OBJECTS_CALL_TIMEOUT_S = 60.0
+REFUSED_WAIT_S = 60.0  # until a segment that was refused is asked for again by the same worker
+OBJECTS_LOOK_TIMEOUT_S = 10.0  # of a call that only asks whether the store answers
 
 assert BATCH_REQUESTS_MAX <= SHARD_REQUESTS * BATCH_SHARDS_MAX
 assert PROCESSING_WINDOW_US < RETENTION_US

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from batchyard import limits
 
 BENCH = Path(__file__).parents[2] / "bench"
 WORKERS = 8_000  # so that one of them has 1.4 requests a second
@@ -32,11 +35,12 @@ def scale() -> Any:
 
 def costs_of(scale: Any, ms: float) -> dict[str, Any]:
     """Let every statement cost the same."""
-    names = {statement for statement, _ in scale.STATEMENTS.values()}
+    names = {name for measured in scale.STATEMENTS.values() for name in measured.values()}
     names |= {"claim, batch known", "get", *scale.CREATE_OF.values()}
     return {name: {"median_ms": ms, "bytes": 1_000} for name in names}
 
 
+@functools.cache
 def simulated(scale: Any, size: int, spaces: int, ms: float) -> Any:
     return asyncio.run(scale.simulate(size, spaces, WORKERS, SECONDS, costs_of(scale, ms)))
 
@@ -62,3 +66,26 @@ def test_large_batches_cost_fewer_statements_than_tiny_ones(scale: Any) -> None:
     assert large.items["commit"] < tiny.items["commit"] / 20
     assert large.created < tiny.created / 20
     assert large.answered == pytest.approx(tiny.answered, rel=0.35)
+
+
+def test_what_finds_nothing_is_a_read_and_writes_nothing(scale: Any) -> None:
+    found = simulated(scale, 10, 5, 1.0)
+    writes = sum(found.statements.values()) - found.looked
+    assert found.statements["claim_void"] > 10
+    assert found.items["claim_void"] == found.items["pools_apart"] == 0
+    assert found.wal_bytes == 1_000 * writes
+    assert found.connection_busy * SECONDS == pytest.approx(
+        writes / 1_000, rel=0.05
+    )  # it is rounded
+    assert found.looked > writes
+
+
+def test_one_item_has_the_price_of_one_and_groups_have_that_of_groups(scale: Any) -> None:
+    between = sys.modules["priced"].between
+    assert [between(number, [(1, 2.0), (16, 5.0)]) for number in (1, 6, 16, 31)] == [2, 3, 5, 8]
+    assert between(9, [(1, 2.0)]) == 2.0
+
+
+def test_the_measured_part_has_several_shards_of_each_worker(scale: Any) -> None:
+    requests = scale.PER_SECOND / scale.WORKERS * scale.SECONDS
+    assert requests > 5 * limits.SHARD_REQUESTS

@@ -24,6 +24,7 @@ import pytest
 from batchyard import __version__, errors, limits, wire
 from batchyard.result import ERROR_TYPES
 from batchyard.server import app, auth, results
+from batchyard.server.yard import Failure
 from helpers_upstream import DEADLINE_S, Upstream
 from helpers_yard import BATCHES, HEADERS, KEY, QUICK, Answer, Yard, poll, request
 
@@ -136,7 +137,9 @@ def test_its_server_is_the_public_url(tmp_path: Path) -> None:
 
 
 def test_its_paths_and_methods_are_those_of_the_route_table(description: Any) -> None:
-    parts = SimpleNamespace(keys=None, rates=None, public_url=None, allowed_hosts=frozenset())
+    parts = SimpleNamespace(
+        keys=None, rates=None, public_url=None, allowed_hosts=frozenset(), failure=Failure()
+    )
     guard: Any = app.build(parts)  # type: ignore[arg-type] # no handler runs
     table = {
         (re.sub(r":\w+\}", "}", route.path), method)

@@ -44,13 +44,17 @@ TURNS = {
     "called": (1, 40),
     "append": (1, 3),
     "appended": (1, 3),
+    "batch_named": (1, 2, 3),
     "put_written": (1, 2),
     "put_synced": (1, 2),
     "put_renamed": (1, 2),
     "put_done": (1, 2),
 }
-# These need more than one batch and its end: below, and the emulator's clock.
-APART = {"adopted", "deleted", "archived"}
+ADOPTING = ("claimed:1", "left_sync:1", "synced_unnamed:1", "left_synced:1", "adopted:1", "call:1")
+DELETING = ("deleted:1", "delete_part:1", "delete_part:2")
+# These need more than one batch and its end: below, and the emulator's clock. Those of a migration
+# are tried in tests/store/test_sqlite_start.py.
+APART = {"adopted", "left_sync", "left_synced", "deleted", "delete_part", "archived", "migrating"}
 CASES = [f"{name}:{turn}" for name in sorted(ALL - APART) for turn in TURNS.get(name, (1,))]
 
 
@@ -126,7 +130,7 @@ def test_killed_there_it_goes_on_with_one_batch_and_one_result_each(
         yard.wait_ready()
         acknowledged = create(yard, prompts)
     except AssertionError:
-        assert point.startswith("ledger_"), "it died before it was ready"
+        assert point.startswith(("ledger_", "opened")), "it died before it was ready"
     died(yard)
     written, called = written_lines(yard), upstream.number("point-")
     with starts.again() as again:
@@ -155,7 +159,7 @@ def test_killed_while_it_adopts_it_adopts_again(starts: Starts, upstream: Upstre
         yard.wait_progress(batch_id, lambda progress: progress["results"] >= 60)
         yard.kill()
     assert_holds(starts.data)
-    for point in ("claimed:1", "adopted:1", "call:1"):
+    for point in ADOPTING:
         yard = starts.until(point)
         yard.launch()
         died(yard)
@@ -166,8 +170,11 @@ def test_killed_while_it_adopts_it_adopts_again(starts: Starts, upstream: Upstre
         assert all(upstream.counts[f"adopt-{n}"] == 1 for n in range(60)), "nothing is paid twice"
 
 
-def test_killed_between_row_and_bytes_of_a_delete_nothing_is_left(starts: Starts) -> None:
-    yard = starts.until("deleted:1").start()
+@pytest.mark.parametrize("point", DELETING)
+def test_killed_between_row_and_bytes_of_a_delete_nothing_is_left(
+    starts: Starts, point: str
+) -> None:
+    yard = starts.until(point).start()
     batch_id = yard.create([request("deleted")])["id"]
     yard.wait_ended(batch_id)
     with pytest.raises((OSError, http.client.HTTPException)):
@@ -208,5 +215,6 @@ def test_a_usual_run_kills_at_least_150_times() -> None:
 
 
 def test_every_point_is_tried() -> None:
-    assert {case.partition(":")[0] for case in CASES} | APART == ALL
+    apart = {case.partition(":")[0] for case in (*ADOPTING, *DELETING)} | {"archived", "migrating"}
+    assert {case.partition(":")[0] for case in CASES} | apart == ALL
     assert os.environ.get("BATCHYARD_CRASH_AT") is None

@@ -1,21 +1,26 @@
 """The wall clock of a machine is set, days forth and back, under a real server that works.
 
-`set_clock.py` moves the wall clock of the one process and leaves its other clock alone.
+`bounds/sitecustomize.py` moves the wall clock of its processes and leaves their other clock alone.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from datetime import datetime, timedelta
-from pathlib import Path
+import json
+import os
+import signal
+import sqlite3
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from crash.checking import assert_holds
 from helpers_upstream import Upstream, text_of
+from helpers_workers import BOUNDS, SHORT, wait_workers
 from helpers_yard import BATCHES, QUICK, Yard, answer_text, poll, request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 DAY_S = 86_400
 SOON = timedelta(hours=1)
@@ -25,19 +30,27 @@ OFTEN = QUICK | {"limits:KEEPER_INTERVAL_S": 0.05, "limits:RENEW_INTERVAL_S": 0.
 BELIEVED = {"clock:_JUMP_US": 1 << 60}
 # A jump is believed when it has stood for this long, instead of two and a half minutes.
 STANDS = {"clock:_JUMP_STANDS_S": 0.5}
+# Some shards wait for a worker, and nobody is slow enough to lose a lease.
+SHARED = SHORT | {"limits:SHARD_REQUESTS": 4, "limits:LEASE_US": 60_000_000}
 
 
 class SetYard(Yard):
     """A yard on a machine whose wall clock can be set."""
 
-    def __init__(self, data: Path, upstream: str, bounds: dict[str, float]) -> None:
+    def __init__(
+        self, data: Path, upstream: str, bounds: Mapping[str, float], workers: int = 1
+    ) -> None:
         self._off = data.with_name("wall-clock")
         self.set_clock(0)
-        super().__init__(data, upstream, bounds=OFTEN | bounds, slots=4)
-
-    def command(self) -> list[str]:
-        python, *rest = super().command()
-        return [python, str(Path(__file__).with_name("set_clock.py")), str(self._off), *rest]
+        environment = {
+            "BATCHYARD_WORKERS": str(workers),
+            "BATCHYARD_TEST_BOUNDS": json.dumps({**OFTEN, **bounds}),
+            "BATCHYARD_TEST_WALL_CLOCK": str(self._off),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(BOUNDS), os.environ.get("PYTHONPATH", "")])
+            ),
+        }
+        super().__init__(data, upstream, slots=4, environment=environment)
 
     def set_clock(self, off_s: int) -> None:
         """Let the wall clock be so much later than it is, or earlier."""
@@ -47,6 +60,22 @@ class SetYard(Yard):
 
     def wait_said(self, text: str, times: int = 1) -> None:
         poll(lambda: self.read_log().count(text) >= times, lambda: f"{text}: {self.read_log()}")
+
+    def _leases(self) -> dict[tuple[str, int, int], int]:
+        """Return until when each shard is held, by batch, index and attempt."""
+        found = "SELECT batch, idx, attempt, lease_us FROM shards WHERE state = 1"
+        with closing(sqlite3.connect(f"file:{self.data / 'ledger.db'}?mode=ro", uri=True)) as db:
+            return {
+                (batch, idx, attempt): until for batch, idx, attempt, until in db.execute(found)
+            }
+
+    def wait_renewed(self) -> None:
+        """Wait until what is held now was renewed, or has been lost."""
+        before = self._leases()
+        poll(
+            lambda: all(until > before.get(key, 0) for key, until in self._leases().items()),
+            lambda: f"renewed: {before} {self._leases()}",
+        )
 
     def work(self, name: str) -> list[dict[str, Any]]:
         """Run some batches, one after the other, so that every duty comes up; return them."""
@@ -63,8 +92,10 @@ class SetYard(Yard):
 
 
 @contextmanager
-def on_a_set_clock(root: Path, bounds: dict[str, float]) -> Iterator[tuple[SetYard, Upstream]]:
-    with Upstream() as upstream, SetYard(root / "data", upstream.url, bounds) as yard:
+def on_a_set_clock(
+    root: Path, bounds: Mapping[str, float], workers: int = 1
+) -> Iterator[tuple[SetYard, Upstream]]:
+    with Upstream() as upstream, SetYard(root / "data", upstream.url, bounds, workers) as yard:
         yield yard, upstream
         assert yard.stop() == 0
         assert_holds(yard.data)
@@ -140,3 +171,40 @@ def test_a_clock_that_stays_is_followed_and_what_has_ended_by_it_is_not_revived(
         yard.start()
         again = yard.batch(batch_id)
         assert {**again, "results_url": ""} == {**ended, "results_url": ""}  # the port is another
+
+
+def test_workers_that_begin_while_the_clock_is_wrong_expire_nothing(tmp_path: Path) -> None:
+    prompts = [f"open-{n}" for n in range(40)]
+    with on_a_set_clock(tmp_path, SHARED, workers=2) as (yard, upstream):
+        began = wait_workers(yard)
+        running = held(yard, upstream, prompts)
+        yard.set_clock(2 * DAY_S)
+        for victim in began:
+            os.kill(victim, signal.SIGKILL)
+            wait_workers(yard, but=victim)
+        upstream.gate("late").open()
+        for batch in [yard.wait_ended(running), *yard.work("wrong")]:
+            counts = batch["request_counts"]
+            assert counts["succeeded"] == sum(counts.values()), counts
+        assert "followed now" not in yard.read_log(), "it was wrong all the time"
+
+
+def test_corrections_of_less_than_an_hour_end_no_lease_and_give_no_slot_twice(
+    tmp_path: Path,
+) -> None:
+    prompts = [f"open-{n}" for n in range(40)]
+    with on_a_set_clock(tmp_path, SHARED, workers=2) as (yard, upstream):
+        wait_workers(yard)
+        batch_id = held(yard, upstream, prompts)
+        for step in range(1, 13):
+            yard.set_clock(step * 1_800)
+            right = datetime.now(UTC) + timedelta(hours=step / 2)
+            made = yard.create([request(f"step-{step}")])  # by now the server has followed
+            assert abs(moment(made["created_at"]) - right) < SOON / 10
+            yard.wait_renewed()
+            assert len(upstream.in_flight) == 4
+        assert "not followed yet" not in yard.read_log()
+        upstream.gate("late").open()
+        assert yard.wait_ended(batch_id)["request_counts"]["succeeded"] == len(prompts)
+        assert set(upstream.counts.values()) == {1}
+        assert "lost shard" not in yard.read_log()

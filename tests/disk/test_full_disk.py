@@ -7,9 +7,11 @@ it, everywhere.
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import subprocess
+from collections import Counter
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +30,7 @@ BOUNDS = QUICK | {
     "limits:SHARD_REQUESTS": 8,
     "limits:DISK_RESERVE_BYTES_DEFAULT": RESERVE_BYTES,
     "limits:DISK_FULL_WAIT_S": 0.05,
+    "limits:SPOOL_PIECE_BYTES": 64 << 10,
 }
 
 
@@ -38,16 +41,20 @@ class Disk:
         self.root = root
         self._filler = root / "filler"
 
-    def fill(self) -> None:
-        """Leave no byte."""
+    def fill(self, leave: int = 0) -> None:
+        """Leave so many bytes, in blocks."""
         descriptor = os.open(self._filler, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            with contextlib.suppress(OSError):
-                while True:
+            with suppress(OSError):
+                while self.free_bytes() > leave or not leave:
                     os.write(descriptor, bytes(4_096))
         finally:
             os.close(descriptor)
-        assert os.statvfs(self.root).f_bavail == 0
+        assert self.free_bytes() <= leave
+
+    def free_bytes(self) -> int:
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
 
     def free(self) -> None:
         self._filler.unlink()
@@ -114,6 +121,70 @@ def test_a_full_disk_is_an_overload_to_come_back_after(disk: Disk, yard: Yard) -
     assert "Traceback" not in yard.read_log()
 
 
+def test_creates_at_once_leave_the_reserve_alone(disk: Disk, yard: Yard) -> None:
+    """Each alone would fit, and all are under way before the first is whole."""
+    data = [json.dumps(body(f"at-once{n}", 5, 200_000)).encode() for n in range(8)]
+    room = disk.free_bytes() - RESERVE_BYTES
+    assert 2 * 3 * len(data[0]) < room < 8 * len(data[0])
+    lowest = room
+    with ExitStack() as stack:
+        connections = [stack.enter_context(closing(yard.connect())) for _ in data]
+        for connection, sent in zip(connections, data, strict=True):
+            connection.putrequest("POST", BATCHES)
+            for name, value in (HEADERS | {"content-length": str(len(sent))}).items():
+                connection.putheader(name, value)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.endheaders(sent[:-1])
+        for _ in range(20):
+            yard.get(BATCHES)
+            lowest = min(lowest, disk.free_bytes() - RESERVE_BYTES)
+        for connection in connections:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(b"}")
+        statuses = Counter(connection.getresponse().status for connection in connections)
+    assert lowest >= 0, statuses
+    assert statuses == {200: 2, 529: 6}
+    assert yard.post(BATCHES, body("alone", 5, 200_000)).status == 200, "room was not given back"
+
+
+def test_a_body_of_unknown_length_is_refused_before_it_takes_from_the_reserve(
+    disk: Disk, yard: Yard
+) -> None:
+    found: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        yield json.dumps(body("chunked", 1)).encode()[:-1] + b', "x": "'
+        for _ in range(BYTES >> 16):
+            yield b"x" * (64 << 10)
+            yard.get(BATCHES)
+            found.append(disk.free_bytes())
+
+    answer = yard.request("POST", BATCHES, chunks())
+    assert answer.status == 529, answer.body
+    assert min(found) >= RESERVE_BYTES
+    assert yard.files() == []
+
+
+def test_below_the_reserve_a_repeat_is_answered_and_a_new_batch_refused_before_its_body(
+    disk: Disk, yard: Yard
+) -> None:
+    first, again = (HEADERS | {"idempotency-key": "one"} for _ in range(2))
+    again["x-stainless-retry-count"] = "1"
+    batch = yard.post(BATCHES, body("repeated", 3), first).json()
+    disk.fill(leave=RESERVE_BYTES - (1 << 20))
+    for headers in (first, again):
+        assert yard.post(BATCHES, body("repeated", 3), headers).json()["id"] == batch["id"]
+    with closing(yard.connect()) as connection:
+        connection.putrequest("POST", BATCHES)
+        for name, value in (HEADERS | {"content-length": "900", "idempotency-key": "two"}).items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().status == 529, "and its body was not waited for"
+    assert yard.post(BATCHES, body("new", 3)).status == 529
+    disk.free()
+    assert yard.post(BATCHES, body("new", 3)).status == 200
+
+
 def test_what_runs_when_the_disk_fills_is_recovered_when_there_is_room(
     disk: Disk, yard: Yard, upstream: Upstream
 ) -> None:
@@ -150,7 +221,7 @@ def test_a_running_batch_waits_for_room_and_ends_without_a_restart(
     upstream.wait_until(lambda: upstream.number_answered("load0-") >= 8, "answers")
     # What cannot be written shows itself at the next renewal at the latest.
     for _ in range(50):
-        with contextlib.suppress(Interrupted):
+        with suppress(Interrupted):
             load.look(running)
     disk.free()
     load.end(running)

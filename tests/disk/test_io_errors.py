@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crash.checking import assert_holds
 from disk import tracing
 from disk.loads import Interrupted, Load
 from disk.tracing import Disturbed
@@ -48,6 +49,8 @@ WORKING = {
     "unlinkat": 3,
     "rmdir": 1,
 }
+# After one of these has failed nobody knows what is on the disk, nor will: the yard ends.
+SYNCS = {"fdatasync", "fsync"}
 # What it does when it starts on a directory with work in it.
 STARTING = {"fdatasync": 4, "fsync": 3, "pwrite64": 12, "unlink": 1, "ftruncate": 1}
 
@@ -128,6 +131,8 @@ def disturb_work(place: Path, upstream: Upstream, call: str, number: int) -> boo
         with Disturbed(yard, call, f"error=EIO:when={number}") as disturbed:
             go_on(load, load.run)
             injected = disturbed.injected
+        if injected and call in SYNCS and yard.process is not None:
+            assert yard.wait() == 1, "a sync has failed, and the yard goes on"
         is_well = yard.process is not None and assert_ended_or_well(yard)
         if not is_well or yard.stop() != 0:  # it may meet the failure when it is told to end
             says_why(yard)
@@ -261,6 +266,67 @@ def test_nothing_is_written_to_the_ledger_after_a_sync_of_it_has_failed(
         says_why(yard)
     failed = next(n for n, line in enumerate(disturbed.report) if "(INJECTED)" in line)
     assert [line for line in disturbed.report[failed + 1 :] if "+++" not in line] == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync", "mkdir,mkdirat"])
+def test_after_a_call_has_failed_under_a_create_the_yard_answers_and_ends(
+    upstream: Upstream, tmp_path: Path, call: str
+) -> None:
+    with Yard(tmp_path / "data", upstream.url, slots=16, bounds=BOUNDS) as yard:
+        load = Load(yard, upstream)
+        root = yard.data / "segments"
+        with Disturbed(yard, call, "error=EIO:when=1", also="fsync,fdatasync") as disturbed:
+            with pytest.raises(Interrupted, match="500"):
+                load.create(3)
+            assert yard.wait() == 1
+        says_why(yard)
+        failed = next(n for n, line in enumerate(disturbed.report) if "(INJECTED)" in line)
+        # Of directories; the ledger, which has not failed, is folded at the end.
+        assert not [line for line in disturbed.report[failed + 1 :] if " fsync(" in line]
+        yard.start()
+        assert list(root.glob("*/*")) == [], "nothing is left of it"
+        works_again(load)
+
+
+@pytest.mark.parametrize("when", ["it is written", "it is adopted"])
+def test_a_segment_whose_sync_has_failed_is_copied_and_never_synced_again(
+    upstream: Upstream, tmp_path: Path, when: str
+) -> None:
+    prompts = ["dead-0", "dead-1|hold:second", "dead-2|hold:third"]
+    data = tmp_path / "data"
+    with Yard(data, upstream.url, slots=16, bounds=BOUNDS) as yard:
+        batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
+        yard.wait_progress(batch_id, lambda shown: shown["results"] == 1)
+        (segment,) = poll(
+            lambda: [*data.glob(f"segments/??/{batch_id}/r/0.*")], lambda: "no result is written"
+        )
+        if when == "it is written":
+            with Disturbed(yard, "fdatasync", "error=EIO:when=1", segment):
+                upstream.gate("second").open()
+                assert yard.wait() == 1
+            says_why(yard)
+        else:
+            yard.kill()
+    again = tracing.TracedYard(data, upstream.url, slots=16, bounds=BOUNDS)
+    if when == "it is adopted":
+        again.tracing = ("-e", "trace=fdatasync", "-P", str(segment))
+        again.tracing += ("-e", "inject=fdatasync:error=EIO:when=1")
+        again.launch()
+        assert again.wait() == 1
+        says_why(again)
+    again.tracing = ("-y", "-e", "trace=fdatasync")
+    for gate in ("second", "third"):
+        upstream.gate(gate).open()
+    with again:
+        again.wait_ended(batch_id)
+        assert_answered(again.results(batch_id), prompts)
+    synced = again.traces[-1].read_text("ascii", "replace")
+    assert f"/{batch_id}/r/0." in synced
+    assert segment.name not in synced
+    (manifest,) = data.glob(f"segments/??/{batch_id}/manifest.json")
+    assert segment.name not in manifest.read_text("utf-8")
+    assert upstream.counts["dead-0"] == 1, "what was recorded is not asked again"
+    assert_holds(data)
 
 
 # Reading ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import json
 import socket
@@ -18,6 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from batchyard.errors import (
+    BatchyardError,
+    DamagedError,
+    DeadSegment,
+    DiskFull,
+    InvalidRequest,
+    SegmentRefused,
+    SegmentsGone,
+    StoreError,
+)
 from batchyard.server.guard import Guard, host_name
 from helpers_raw import FIXED, exchange, head, one_reply, replies
 from helpers_upstream import DEADLINE_S
@@ -544,15 +555,17 @@ def test_b49_an_idempotency_key_for_other_content_is_refused(yard: Yard) -> None
     assert (answer.status, answer.headers["x-should-retry"]) == (400, "false")
 
 
-async def guarded(app: Any) -> list[Any]:
+async def guarded(app: Any, failures: list[StoreError] | None = None) -> list[Any]:
     """Return what is sent where an app behind the guard is asked something."""
     sent: list[Any] = []
+    failures = [] if failures is None else failures
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", b"h")]}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await Guard(app, frozenset({"h"}))(scope, None, send)  # type: ignore[arg-type]
+    guard = Guard(app, frozenset({"h"}), failures.append)
+    await guard(scope, None, send)  # type: ignore[arg-type]
     return sent
 
 
@@ -581,6 +594,45 @@ def test_b50_a_defect_is_500_with_a_fixed_text(caplog: pytest.LogCaptureFixture)
     assert dict(start["headers"])[b"request-id"] == answer["request_id"].encode()
     assert answer["request_id"] in caplog.text
     assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "is_of_the_store"),
+    [
+        (StoreError, 500, True),
+        (DeadSegment, 500, True),
+        (DamagedError, 500, False),
+        (SegmentRefused, 500, False),
+        (SegmentsGone, 500, False),
+        (DiskFull, 529, False),
+        (InvalidRequest, 400, False),
+    ],
+)
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_what_fails_of_the_store_itself_is_told_after_the_answer_and_nothing_else_is(
+    error: type[BatchyardError], status: int, is_of_the_store: bool, has_begun: bool
+) -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        if has_begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise error("secret detail")
+
+    failures: list[StoreError] = []
+    start, *rest = asyncio.run(guarded(failing, failures))
+    assert start["status"] == (200 if has_begun else status)
+    assert bool(rest) != has_begun
+    assert [str(each) for each in failures] == ["secret detail"] * is_of_the_store
+    assert b"secret" not in (rest or [{"body": b""}])[0]["body"] or error is InvalidRequest
+
+
+def test_too_many_open_files_are_no_end_of_the_store() -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        raise StoreError("cannot open") from OSError(errno.EMFILE, "too many open files")
+
+    failures: list[StoreError] = []
+    start, _ = asyncio.run(guarded(failing, failures))
+    assert start["status"] == 500
+    assert failures == []
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,7 @@ PROGRESS_KEYS = [
     "waiting",
     "calls",
     "repeated_calls",
+    "unknown_calls",
     "failed_calls",
     "failing",
     "damaged",

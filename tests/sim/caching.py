@@ -13,6 +13,7 @@ from batchyard.dispatch.ending import read_manifest
 from batchyard.dispatch.prefix import order_keys
 from batchyard.dispatch.routes import Route, Routes, dispatch_order
 from batchyard.dispatch.worker import Worker
+from batchyard.fairness import EQUAL
 from batchyard.ledger import CreateKey
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Batch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from batchyard.fairness import Shares
     from batchyard.price import Usage
     from batchyard.upstream import Call, Outcome
 
@@ -99,7 +101,13 @@ class CacheWorld:
     """One model, and one worker before it, or several that divide the slots."""
 
     def __init__(
-        self, root: Path, *, latency: float = 2.0, slots: int = 64, workers: int = 1
+        self,
+        root: Path,
+        *,
+        latency: float = 2.0,
+        slots: int = 64,
+        workers: int = 1,
+        shares: Shares = EQUAL,
     ) -> None:
         asyncio.get_running_loop().set_default_executor(InlineExecutor())
         self.clock = ManualClock()
@@ -119,6 +127,7 @@ class CacheWorld:
                 clock=self.clock,
                 rng=random.Random(number),
                 owner=None if workers == 1 else f"worker-{number}",
+                shares=shares,
             )
             for number in range(1, workers + 1)
         ]

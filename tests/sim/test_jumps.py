@@ -10,6 +10,7 @@ import pytest
 
 from batchyard import limits
 from batchyard.clock import SystemClock
+from batchyard.dispatch.keeper import Keeper
 from batchyard.testing.clock import ManualClock
 from sim.world import Chances, World
 
@@ -57,6 +58,35 @@ def test_a_wall_clock_that_is_wrong_for_two_minutes_expires_and_archives_nothing
         assert set(world.calls_of.values()) == {1}, "a lease was taken for over"
         for sent in (ended, running):
             await world.check_ended(sent)
+        await world.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("step_s", [35, 1_800])
+def test_corrections_that_are_followed_at_once_end_no_lease_of_a_worker_that_lives(
+    root: Path, step_s: int
+) -> None:
+    async def story() -> None:
+        clock = SetClock()
+        world = World(random.Random(1), root, 4, Chances(), exact_calls=False, clock=clock)
+        world.chances.exactly_s = 300.0
+        for _ in range(2):
+            world.start()
+        sent = await world.create(requests=8)
+        await clock.advance(2)
+        keeper = Keeper(world.ledger, world.store, clock, owner="")  # of all other processes
+        for _ in range(40):  # more often than leases are renewed
+            clock.off_s += step_s
+            await clock.advance(0.4)
+            await keeper.sweep()
+            world.check_alive()
+        while await world.open_batches():
+            await clock.advance(5)
+            world.check_alive()
+        assert (await world.batch_of(sent)).counts.succeeded == 8
+        assert set(world.calls_of.values()) == {1}, "a lease of a living worker was taken for over"
+        await world.check_ended(sent)
         await world.close()
 
     asyncio.run(story())

@@ -56,6 +56,18 @@ def test_a_limit_that_moves_is_followed(allowed: Allowed, says_when: Says, slots
     assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_small_bucket_that_asks_for_whole_seconds_is_used_as_far_as_they_allow(seed: int) -> None:
+    """Each second that is obeyed loses five times what the bucket holds."""
+    allowed = Allowed("rate", PHASES, burst_s=0.2)
+    traffic = run(allowed, "in whole seconds", 64, seed)
+    begins = [phase * allowed.phase_s for phase in range(len(PHASES))]
+    used = [traffic.goodput(begin + ADAPT_S, begin + allowed.phase_s) for begin in begins]
+    assert min(used) >= 0.6, used
+    assert max(used) >= 0.95, used
+    assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
+
+
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_any_limit_is_found_and_nothing_ever_stalls(seed: int) -> None:
     """From 1 to 500 a second, in buckets of 0.2 to 5 s, with answers that take 10 ms to 2 s.

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 )
 
 from batchyard import limits
+from batchyard.clock import steady_us
 from sim.world import Chances, World
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Machine(RuleBasedStateMachine):
         world = self.world
 
         async def lose() -> None:
-            await world.ledger.take_back(world.clock.now_us() + limits.DAY_US, but="")
+            await world.ledger.take_back(steady_us(world.clock) + limits.DAY_US, but="")
 
         self._do(lose())
 

@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.clock import steady_us
 from sim.world import Chances, World
 
 if TYPE_CHECKING:
@@ -105,11 +106,11 @@ def test_a_worker_that_takes_its_own_lost_shard_again_keeps_it(root: Path) -> No
         await world.clock.advance(1.5)
         world.chances.exactly_s = 300.0
         # As after a long stop of the machine: the lease is over before it was renewed.
-        assert await world.ledger.take_back(world.clock.now_us() + limits.DAY_US, but="")
+        assert await world.ledger.take_back(steady_us(world.clock) + limits.DAY_US, but="")
         process.worker.wake()
         await world.clock.advance(2 * limits.LEASE_US / limits.SECOND_US - 5)  # no sweep before
         world.check_alive()
-        assert not await world.ledger.take_back(world.clock.now_us(), but=""), (
+        assert not await world.ledger.take_back(steady_us(world.clock), but=""), (
             "it let go of a living shard"
         )
         await _end_all(world)
@@ -341,7 +342,7 @@ def test_of_two_attempts_with_the_same_answers_one_is_taken(root: Path) -> None:
         await world.create(requests=5, shard=5)
         await world.clock.advance(1)
         first.gate.clear()  # its calls go on, and it writes their answers down
-        await world.ledger.take_back(world.clock.now_us() + limits.DAY_US, but="")
+        await world.ledger.take_back(steady_us(world.clock) + limits.DAY_US, but="")
         world.start()
         await world.clock.advance(15)
         assert world.calls == 10

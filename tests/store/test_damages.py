@@ -60,7 +60,7 @@ class Scratching(DirectorySegments):
 
 class _Scratched(FileAppender):
     def __init__(self, store: Scratching, name: str) -> None:
-        super().__init__(store.root, name)
+        super().__init__(store.root, name, store.syncs)
         self._store = store
 
     def close(self) -> None:

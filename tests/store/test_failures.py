@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchyard import limits
-from batchyard.ledger import Want
+from batchyard.ledger import Rest, Want
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Counts, Extent
 from store.making import (
@@ -126,7 +126,7 @@ async def test_a_shard_that_was_set_apart_ends_with_its_batch(ledger: Ledger) ->
     batch = await add(ledger, "a")
     await lose(ledger, APART)
     assert await ledger.finished() == []
-    assert (await ledger.progress(batch.id)).pools == {"up/m": 0}
+    assert (await ledger.progress(batch.id)).pools == {"up/m": Rest(0, 0, queued=2)}
     await ledger.cancel("w", batch.id, NOW)
     (claim,) = await ledger.claim_void("me", NOW, LEASE, 9)
     assert (claim.batch, claim.canceled) == (batch.id, True)
@@ -242,3 +242,37 @@ async def test_accounts_are_kept_of_each_worker_and_go_with_their_batch(ledger: 
     assert len(await ledger.accounts(other.id)) == 1
     await ledger.forget_creates(NOW + limits.ACCOUNTS_KEPT_US)
     assert list(await ledger.accounts(other.id)) == []
+
+
+async def test_what_was_in_flight_in_a_process_that_ended_without_a_word_is_counted(
+    ledger: Ledger,
+) -> None:
+    batch = await add(ledger, "a")
+    for end, total in (
+        (lambda: ledger.take_back(LEASE + 1, but=""), "3"),
+        (lambda: ledger.release("me", has_died=True), "6"),
+        (lambda: ledger.release("me"), "9"),
+        (lambda: ledger.take_back(LEASE - 1, but=""), "9"),  # it has not ended
+        (lambda: ledger.take_back(LEASE + 1, but="me"), "9"),
+        (lambda: ledger.release("me", has_left=True), "9"),  # it counts what it had itself
+        (lambda: ledger.release("me"), "12"),
+    ):
+        claims = await ledger.claim("me", "up/m", LEASE, 1)
+        claims = claims or await ledger.claim_apart("me", "up/m", LEASE)
+        await ledger.renew("me", LEASE, [make_held(claim, inflight=3) for claim in claims])
+        await end()
+        assert list(await ledger.accounts(batch.id)) == [("", total)]
+    await ledger.forget_creates(NOW + limits.ACCOUNTS_KEPT_US)
+    assert list(await ledger.accounts(batch.id)) == []
+
+
+async def test_the_next_start_counts_what_the_last_one_had_in_flight(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    batch = await add(ledger, "a", "up/m", "up/m")
+    claims = await ledger.claim("me", "up/m", LEASE, 2)
+    await ledger.renew("me", LEASE, [make_held(claim, inflight=4) for claim in claims])
+    await ledger.close()
+    for _ in range(2):
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        assert list(await ledger.accounts(batch.id)) == [("", "8")]
+        await ledger.close()

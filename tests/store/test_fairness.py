@@ -51,6 +51,7 @@ async def test_many_workspaces_are_read_once_a_second_and_each_has_its_turn(
 ) -> None:
     for number in range(70):
         await add(ledger, f"b{number}", POOL, POOL, POOL, workspace=f"w{number:02}")
+    await add(ledger, "alone", "up/alone", workspace="w00")
     reads = []
     real = choosing.read_lanes
 
@@ -64,10 +65,16 @@ async def test_many_workspaces_are_read_once_a_second_and_each_has_its_turn(
         second = [(await claim(ledger)).workspace for _ in range(70)]
         assert sorted(first) == sorted(second) == [f"w{number:02}" for number in range(70)]
         assert len(reads) == 1
+        (alone,) = await ledger.claim("me", "up/alone", LEASE, 1)
+        assert await ledger.claim("me", "up/alone", LEASE, 1, turn=alone.turn) == []
+        absent = Turn("w00", "normal", 1_000)
+        assert await ledger.claim("me", POOL, LEASE, 1, turn=absent) == []
+        await claim(ledger)
+        assert len(reads) == 2, "of the other pool"
         await claim(ledger, now=NOW + limits.SECOND_US)
-        assert len(reads) == 2
-    rest = [(await claim(ledger)).batch for _ in range(69)]
-    assert len(rest) == 69
+        assert len(reads) == 3
+    rest = [(await claim(ledger)).batch for _ in range(68)]
+    assert len(rest) == 68
     assert await ledger.claim("me", POOL, LEASE, 1, now_us=NOW) == []
 
 
@@ -95,6 +102,29 @@ async def test_each_batch_has_a_shard_before_one_has_two_whatever_its_priority(
     await add(ledger, "top", *[POOL] * 3, priority="high")
     order = [(await claim(ledger)).batch.removeprefix("msgbatch_") for _ in range(5)]
     assert order == ["top", "mid", "low", "top", "top"]
+
+
+async def test_the_shards_that_run_are_counted_only_of_batches_that_have_begun(
+    ledger: Ledger,
+) -> None:
+    """Tens of thousands may run of others, each the only shard of its batch."""
+    for number in range(5):
+        await add(ledger, f"tiny{number}")
+        await take(ledger, "other")
+    for name in ("one", "two"):
+        await add(ledger, name, *[POOL] * 3)
+    counted = []
+    real = choosing._running
+
+    def running(*args: Any) -> dict[int, int]:
+        counted.append(real(*args))
+        return counted[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "_running", running)
+        order = [(await claim(ledger)).batch.removeprefix("msgbatch_") for _ in range(5)]
+    assert order == ["one", "two", "one", "two", "one"]
+    assert counted == [{}, {6: 1}, {6: 1, 7: 1}, {6: 2, 7: 1}, {6: 2, 7: 2}]
 
 
 async def test_priority_orders_nothing_between_workspaces(ledger: Ledger) -> None:
@@ -160,6 +190,26 @@ async def test_fresh_batches_begin_by_workspaces_in_turn_and_by_priority(ledger:
         "b0",
         "c0",
     ]
+
+
+async def test_what_runs_is_only_counted_to_choose_between_workspaces(ledger: Ledger) -> None:
+    for number in range(3):
+        await add(ledger, f"a{number}", workspace="a")
+    counted = []
+    real = choosing._taken_up
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "_taken_up", lambda *args: counted.append(1) or real(*args))
+        assert len(await ledger.claim_fresh("me", POOL, LEASE, 2)) == 2, "of one workspace"
+        for number in range(3):
+            await add(ledger, f"b{number}", workspace="b")
+        assert len(await ledger.claim_fresh("me", POOL, LEASE, 4)) == 4, "all there are"
+        assert counted == []
+        for workspace in ("a", "b", "c"):
+            for number in range(2):
+                await add(ledger, f"more-{workspace}{number}", workspace=workspace)
+        found = await ledger.claim_fresh("me", POOL, LEASE, 2)
+        assert {each.workspace for each in found} == {"c"}, "the one with the fewest taken up"
+        assert counted == [1]
 
 
 async def test_a_workspace_with_much_in_flight_begins_last(ledger: Ledger) -> None:
@@ -242,6 +292,23 @@ async def test_pools_are_divided_each_on_its_own(ledger: Ledger) -> None:
     await ledger.share("one", NOW, LEASE, [want()])
     both = [want(), want(8, pool="up/n")]
     assert await granted(ledger, "two", *both) == {POOL: 0, "up/n": 8}
+
+
+async def test_few_slots_that_go_round_are_had_by_each_in_turn_and_never_by_two(
+    ledger: Ledger,
+) -> None:
+    had: list[str] = []
+    has = {"one": 0, "two": 0, "three": 0}
+    for second in range(60):
+        for owner in has:
+            now = NOW + second * limits.SECOND_US
+            one = Want(pool=POOL, slots=1, busy=0, note=None, go_round=True)
+            found = await ledger.share(owner, now, now + limits.LEASE_US, [one])
+            has[owner] = found[POOL].slots
+            assert sum(has.values()) <= 1
+        had += [owner for owner, slots in has.items() if slots]
+    assert all(had.count(owner) >= 12 for owner in has)
+    assert len(had) >= 45
 
 
 async def test_notes_of_workers_are_told_until_they_are_withdrawn(ledger: Ledger) -> None:

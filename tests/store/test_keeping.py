@@ -252,7 +252,9 @@ async def test_a_sweep_takes_back_leases_of_others_only(ledger: Ledger, store: S
     await add(ledger, "a", "up/m", "up/m")
     await take(ledger, "me")
     await take(ledger, "dead")
-    await Keeper(ledger, store, ManualClock(LEASE + 1), owner="me").sweep()
+    clock = ManualClock(NOW)
+    await clock.advance((LEASE + 1) / limits.SECOND_US)  # leases are in time that is never set
+    await Keeper(ledger, store, clock, owner="me").sweep()
     assert [claim.index for claim in await ledger.claim("me", "up/m", LEASE, 9)] == [1]
 
 
@@ -276,6 +278,69 @@ async def test_results_are_archived_29_days_after_the_creation_and_the_batch_sta
         assert archived == dataclasses.replace(ended, archived_us=NOW + limits.RETENTION_US)
         assert store.batches() == []
     assert await ledger.known("w", "key-a", NOW) is None, "the create call was not forgotten"
+
+
+async def outdated(ledger: Ledger, store: Segments, number: int) -> ManualClock:
+    """End so many batches; return the clock of a time when all of them are to be archived."""
+    made = [await done(ledger, store, f"old{n}") for n in range(number)]
+    await end_batches(ledger, store, ManualClock(NOW), [batch.id for batch in made])
+    assert len(store.batches()) == number
+    return ManualClock(NOW + limits.RETENTION_US)
+
+
+@pytest.fixture
+def _few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchyard.dispatch.keeper._ARCHIVE_AT_ONCE", 3)
+
+
+@pytest.mark.usefixtures("_few_at_once")
+async def test_one_sweep_archives_all_that_is_due_however_many(
+    ledger: Ledger, store: Segments
+) -> None:
+    clock = await outdated(ledger, store, 8)
+    assert not await Keeper(ledger, store, clock, owner="me").sweep(), "nothing is left to do"
+    assert store.batches() == []
+    assert await ledger.outdated(NOW, 9) == []
+
+
+class SlowClock(ManualClock):
+    """Passes by half an interval of the sweeps whenever somebody looks."""
+
+    looked = 0
+
+    def monotonic_s(self) -> float:
+        self.looked += 1
+        return self.looked * limits.KEEPER_INTERVAL_S / 2
+
+
+@pytest.mark.usefixtures("_few_at_once")
+async def test_archiving_for_longer_than_an_interval_lets_the_other_duties_in_between(
+    ledger: Ledger, store: Segments
+) -> None:
+    clock = SlowClock((await outdated(ledger, store, 11)).now_us())
+    seen: list[int] = []
+    watched: Any = Before(ledger, "take_back", lambda: seen.append(len(store.batches())))
+    keeping = asyncio.create_task(Keeper(watched, store, clock, owner="me").run())
+    await asyncio.wait_for(clock.wait_for_sleepers(1), 60)
+    keeping.cancel()
+    assert seen == [11, 5, 0], "after two rounds of three each, and without a sleep"
+    assert store.batches() == []
+
+
+@pytest.mark.usefixtures("_few_at_once")
+async def test_what_cannot_be_marked_as_archived_is_tried_once_in_a_sweep(
+    ledger: Ledger, store: Segments
+) -> None:
+    clock = await outdated(ledger, store, 3)
+    tried: list[str] = []
+
+    class Deaf(Before):
+        async def archive(self, batch_id: str, _: int) -> None:
+            tried.append(batch_id)
+
+    deaf: Any = Deaf(ledger, "", lambda: None)
+    assert not await Keeper(deaf, store, clock, owner="me").sweep()
+    assert sorted(tried) == ["msgbatch_old0", "msgbatch_old1", "msgbatch_old2"]
 
 
 async def test_an_open_batch_is_never_archived(ledger: Ledger, store: Segments) -> None:

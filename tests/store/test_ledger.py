@@ -136,6 +136,7 @@ async def test_a_claim_tells_all_that_a_worker_needs(ledger: Ledger) -> None:
         "priority": "normal",
         "seq": 1,
         "failures": 0,
+        "is_only": True,
     }
 
 

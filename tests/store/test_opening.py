@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from batchyard import limits, segments
+from batchyard.clock import steady_us
 from batchyard.dispatch.adopt import Adopted
 from batchyard.dispatch.shard import ShardRun
 from batchyard.dispatch.suspects import Suspects
@@ -141,7 +142,7 @@ async def test_leases_are_renewed_as_often_as_the_ledger_wants_and_hold(
             await one.clock.advance(1)
             await one.quiet()
         assert one.watched.renewed - before == pytest.approx(60 / ledger.renew_s, abs=1)
-        assert await ledger.take_back(one.clock.now_us(), but="") == 0
+        assert await ledger.take_back(steady_us(one.clock), but="") == 0
 
 
 async def test_a_worker_killed_after_two_renewals_with_a_call_in_flight_is_counted(
@@ -202,7 +203,7 @@ async def test_a_shard_is_renewed_while_it_is_opened_and_dropped_when_lost(
             while ("msgbatch_a", 0) not in one.worker._opening:
                 await one.renewals(1)
             await one.renewals(40)
-            assert await ledger.take_back(one.clock.now_us(), but="") == 0
+            assert await ledger.take_back(steady_us(one.clock), but="") == 0
             assert await ledger.take_back(LONG_AFTER, but="") == 1
             (claim,) = await ledger.claim("other", "up/m", LONG_AFTER, 1)
             await one.renewals(2)
@@ -244,11 +245,11 @@ def run_of(claim: Claim) -> ShardRun:
     return ShardRun(claim, [], Adopted())
 
 
-def suspects_of(ledger: Ledger) -> Suspects:
+def suspects_of(ledger: Ledger, began_s: float = -limits.SETTLING_S) -> Suspects:
     async def renew() -> None:
         pass
 
-    return Suspects("me", ledger, renew)
+    return Suspects("me", ledger, renew, began_s)
 
 
 async def test_the_last_suspect_is_blamed_for_ten_probations_and_not_for_ever(
@@ -263,6 +264,15 @@ async def test_the_last_suspect_is_blamed_for_ten_probations_and_not_for_ever(
     held = replace(shard.held(), at_risk=True)
     assert suspects.to_tell([held], last_s - 1.0, is_due=True)[0].at_risk
     assert not suspects.to_tell([held], last_s, is_due=True)[0].at_risk
+
+
+async def test_workers_that_end_one_after_the_other_take_up_no_suspect(ledger: Ledger) -> None:
+    """Whatever ends them, it is not that shard."""
+    await suspect(ledger, "a")
+    for life in range(20):
+        assert await suspects_of(ledger, life).claim("up/m", LEASE, {}, set(), life + 4.9) == ()
+    (claim,) = await suspects_of(ledger, 20.0).claim("up/m", LEASE, {}, set(), 25.0)
+    assert claim.failures == limits.FAILURES_TO_SET_APART
 
 
 async def test_no_other_suspect_is_claimed_while_the_last_one_is_opened(ledger: Ledger) -> None:

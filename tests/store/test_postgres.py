@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from batchyard import limits
-from batchyard.clock import SystemClock
+from batchyard.clock import SystemClock, steady_us
 from batchyard.errors import ConfigError, Overloaded, RateLimited, StoreError
 from batchyard.ledger import Want
 from batchyard.ledger.postgres import PostgresLedger, shown_url
@@ -149,7 +149,7 @@ async def test_a_client_is_told_to_come_again_while_a_worker_waits(
 
 
 class _Wrong(SystemClock):
-    """The clock of a host that is an hour off, one way or the other."""
+    """The clock of a host that is hours off, and was started as many hours sooner or later."""
 
     def __init__(self, hours: float) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class _Wrong(SystemClock):
         return super().now_us() + round(self.hours * limits.HOUR_US)
 
     def monotonic_s(self) -> float:
-        return super().monotonic_s() + self.slept_s
+        return super().monotonic_s() + self.slept_s + self.hours * 3_600
 
 
 async def test_leases_are_in_the_time_of_the_database_whatever_the_hosts_say(url: str) -> None:
@@ -168,13 +168,13 @@ async def test_leases_are_in_the_time_of_the_database_whatever_the_hosts_say(url
     one, two = PostgresLedger(url, early), PostgresLedger(url, late)
     try:
         await add(one, "a", "up/m", "up/m")
-        long = await one.claim("one", "up/m", early.now_us() + limits.LEASE_US, 1)
-        over = await two.claim("two", "up/m", late.now_us() - limits.SECOND_US, 1)
+        long = await one.claim("one", "up/m", steady_us(early) + limits.LEASE_US, 1)
+        over = await two.claim("two", "up/m", steady_us(late) - limits.SECOND_US, 1)
         early.slept_s = late.slept_s = limits.LEASE_US / limits.SECOND_US
-        assert await one.take_back(early.now_us(), but="") == 1, "what is over is over"
-        assert await two.take_back(late.now_us(), but="") == 0, "and what is not is not"
+        assert await one.take_back(steady_us(early), but="") == 1, "what is over is over"
+        assert await two.take_back(steady_us(late), but="") == 0, "and what is not is not"
         held = [make_held(claim) for claim in (*long, *over)]
-        assert [r.index for r in await one.renew("one", early.now_us(), held)] == [long[0].index]
+        assert [r.index for r in await one.renew("one", steady_us(early), held)] == [long[0].index]
     finally:
         await one.close()
         await two.close()
@@ -189,15 +189,15 @@ async def test_no_lease_is_taken_before_a_whole_one_of_unbroken_contact(
     lease_s = limits.LEASE_US / limits.SECOND_US
     try:
         await add(ledger, "a")
-        past = clock.now_us() - limits.SECOND_US
+        past = steady_us(clock) - limits.SECOND_US
         assert await ledger.claim("dead", "up/m", past, 1)
-        assert await ledger.take_back(clock.now_us(), but="") == 0
+        assert await ledger.take_back(steady_us(clock), but="") == 0
         clock.slept_s += lease_s
         proxy.break_next_commit("before")
         await ledger.renew("me", past, [])
-        assert await ledger.take_back(clock.now_us(), but="") == 0, "it was away in between"
+        assert await ledger.take_back(steady_us(clock), but="") == 0, "it was away in between"
         clock.slept_s += lease_s
-        assert await ledger.take_back(clock.now_us(), but="") == 1
+        assert await ledger.take_back(steady_us(clock), but="") == 1
     finally:
         await ledger.close()
 
@@ -281,6 +281,36 @@ async def test_slots_that_are_divided_at_the_same_time_are_never_more_than_there
     finally:
         for each in ledgers:
             await each.close()
+
+
+async def test_who_asks_for_no_more_slots_than_it_has_holds_nobody_off(url: str) -> None:
+    one, two = await _several(url, 2)
+    half_us = limits.LEASE_US // 2
+
+    def locked() -> object:
+        """Return something that is another with each transaction that takes the lock."""
+        with psycopg.connect(url, autocommit=True) as db:
+            return db.execute("SELECT xmin::text FROM shares WHERE owner = ''").fetchone()
+
+    async def ask(name: str, ledger: PostgresLedger, at: int = NOW, busy: int = 0) -> bool:
+        before = locked()
+        wants = [Want(pool="up/m", slots=64, busy=busy, note=None)]
+        await ledger.share(name, at, at + limits.LEASE_US, wants)
+        return locked() != before
+
+    try:
+        assert await ask("one", one), "the first takes all"
+        assert not await ask("two", two), "and leaves none"
+        assert not await ask("one", one), "gives up half"
+        assert await ask("two", two), "and the other takes it"
+        for _ in range(2):
+            assert not await ask("one", one, busy=32)
+            assert not await ask("two", two)
+        assert not await ask("one", one, at=NOW + half_us)
+        assert await ask("two", two, at=NOW + half_us + 1), "what soon runs out is not its own"
+    finally:
+        await one.close()
+        await two.close()
 
 
 # Tables ------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from batchyard.model import Extent
 from batchyard.segments import directory
 from batchyard.segments.directory import DirectorySegments
 from batchyard.segments.objects import ObjectSegments
+from batchyard.server import stores
 from store.making import s3
 
 if TYPE_CHECKING:
@@ -322,6 +323,24 @@ def test_who_appends_waits_while_too_much_is_not_yet_written(
             second.sync()
         with pytest.raises(StoreError, match="is there already"):
             waiting.result()
+
+
+def test_the_urls_that_people_are_told_of_name_the_bucket_and_the_path_below_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    with pytest.raises(ConfigError) as refused:
+        ObjectSegments("ftp://host/path")
+    with pytest.raises(ConfigError) as unfit:
+        stores.check("postgresql://host/db", "ftp://host/path", "all", 1)
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    for text in (str(refused.value), str(unfit.value), page):
+        urls = set(re.findall(r"\b(?:s3|gs|az)://[a-z/]+", text))
+        assert {url[:2] for url in urls} == {"s3", "gs", "az"}
+        for url in urls:
+            opened = ObjectSegments(url)._store
+            bucket = opened.config.get("bucket") or opened.config["container_name"]
+            assert (bucket in {"bucket", "container"}, opened.prefix) == (True, "path"), url
 
 
 @pytest.mark.parametrize("url", ["ftp://host/path", "s3:///path", "bucket/path"])

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchyard import limits
+from batchyard.clock import steady_us
 from batchyard.dispatch import waiting
 from batchyard.dispatch.accounts import Accounts
 from batchyard.dispatch.ceilings import Ceilings, Limit
 from batchyard.dispatch.gate import Gates
+from batchyard.dispatch.limiter import Signal
 from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.sharing import Sharing, Size
 from batchyard.testing.clock import ManualClock
@@ -24,11 +26,20 @@ pytestmark = pytest.mark.anyio
 NAME = "up/m"
 
 
+class SetClock(ManualClock):
+    """A clock whose wall time is set, and followed at once."""
+
+    off_us = 0
+
+    def now_us(self) -> int:
+        return super().now_us() + self.off_us
+
+
 class Member:
     """One worker's part of a pool."""
 
     def __init__(self, owner: str, ledger: Ledger, slots: int, *, is_divided: bool = True) -> None:
-        self.clock = ManualClock(NOW)
+        self.clock = SetClock(NOW)
         self.accounts = Accounts()
         self.pool = Pool(NAME, None, 0, now_s=self.clock.monotonic_s)
         ceilings = Ceilings({"up": [Limit(("*",), requests=6_000)]})
@@ -41,6 +52,13 @@ class Member:
         """Ask as at a renewal; return the slots that it may fill."""
         await self.sharing.ask({NAME: self.pool}, [])
         return self.pool.slots
+
+    @property
+    def part(self) -> float:
+        """Of the configured limit."""
+        (ceiling,) = self.pool.gate.limiter.ceilings
+        assert ceiling.requests is not None
+        return ceiling.requests.part
 
     @property
     def rate(self) -> float | None:
@@ -62,7 +80,7 @@ async def test_configured_and_learned_limits_are_divided_by_the_workers_that_are
         await one.ask()
     assert (await one.ask(), await two.ask()) == (60, 60)
     assert [one.rate, two.rate] == [pytest.approx(45.0)] * 2
-    assert [m.pool.gate.limiter.part for m in (one, two)] == [0.5, 0.5]
+    assert [m.part for m in (one, two)] == [0.5, 0.5]
     for _ in range(3):
         for member in (one, two, three):
             await member.ask()
@@ -99,7 +117,87 @@ async def test_the_one_worker_of_few_slots_has_all_of_what_is_allowed(ledger: Le
         await one.ask()
     assert (one.pool.slots, two.pool.slots) == (few, 0)
     assert (one.rate, two.rate) == (20.0, None)
-    assert one.pool.gate.limiter.part == 1.0
+    assert one.part == 1.0
+
+
+@pytest.mark.parametrize("slots", [16, 64])
+@pytest.mark.parametrize("how", ["no work", "left", "died"])
+async def test_what_the_last_worker_of_a_pool_has_learned_is_handed_on_to_the_next(
+    ledger: Ledger, slots: int, how: str
+) -> None:
+    one, two = Member("one", ledger, slots), Member("two", ledger, slots)
+    await one.ask()
+    one.learn(20.0)
+    await one.ask()
+    if slots < limits.SLOTS_DIVIDED_MIN:
+        assert await two.ask() == 0
+    if how == "no work":
+        await one.sharing.ask({}, [])
+    else:
+        await ledger.release("one", has_died=how == "died")
+    assert await two.ask() == slots
+    assert two.rate == pytest.approx(20.0)
+    await two.sharing.ask({}, [])
+    late = Member("late", ledger, slots)
+    await late.clock.advance((limits.LEARNED_KEPT_US + limits.LEASE_US) / limits.SECOND_US + 1)
+    assert await late.ask() == slots
+    assert late.rate is None, "that is too long ago"
+
+
+class Minute:
+    """A worker with several pools of one upstream, which calls as fast as it is let."""
+
+    def __init__(self, owner: str, ledger: Ledger, slots: int, models: str) -> None:
+        self.clock = ManualClock(NOW)
+        gates = Gates(self.clock, Ceilings({"up": [Limit(("*",), requests=600)]}))
+        self.pools = {f"up/{m}": Pool(f"up/{m}", None, 0) for m in models}
+        for name, pool in self.pools.items():
+            pool.gate = gates.of(name, slots)
+        self.sharing = Sharing(owner, ledger, self.clock, Accounts(), lambda _: Size(slots))
+        self.calls = 0
+
+    async def second(self, *, is_done: bool = False) -> None:
+        await self.sharing.ask({} if is_done else self.pools, [])
+        for pool in () if is_done else self.pools.values():
+            limiter, now_s = pool.gate.limiter, self.clock.monotonic_s()
+            for tenth in range(10):
+                while pool.slots and limiter.wait_s(now_s + tenth / 10) <= 0.0:
+                    limiter.end(limiter.start(now_s + tenth / 10), now_s, Signal.TAKEN)
+                    self.calls += 1
+        await self.clock.advance(1.0)
+
+
+@pytest.mark.parametrize("slots", [16, 64])
+@pytest.mark.parametrize("models", ["ab", "abc+d", "a+b", "ab+ab", "a+b+c"])
+async def test_a_limit_of_several_models_is_kept_by_all_workers_together(
+    ledger: Ledger, slots: int, models: str
+) -> None:
+    workers = [
+        Minute(f"worker-{number}", ledger, slots, its)
+        for number, its in enumerate(models.split("+"))
+    ]
+    for _ in range(60):
+        for worker in workers:
+            await worker.second()
+    calls = [worker.calls for worker in workers]
+    assert 0.93 * 600 <= sum(calls) <= 600 + 10 + len(workers), calls
+
+
+async def test_a_part_of_a_limit_goes_back_to_those_who_still_have_work(ledger: Ledger) -> None:
+    one, two = Minute("one", ledger, 64, "a"), Minute("two", ledger, 64, "b")
+    for _ in range(10):
+        await one.second()
+        await two.second()
+    before = one.calls
+    for _ in range(30):
+        await two.second(is_done=True)
+        await one.second()
+    assert 0.95 * 300 <= one.calls - before <= 310
+    before = one.calls + two.calls
+    for _ in range(30):
+        await two.second()
+        await one.second()
+    assert 0.9 * 300 <= one.calls + two.calls - before <= 310, "a newcomer adds nothing"
 
 
 async def test_slots_that_are_in_each_worker_are_not_divided(ledger: Ledger) -> None:
@@ -108,6 +206,9 @@ async def test_slots_that_are_in_each_worker_are_not_divided(ledger: Ledger) -> 
     for _ in range(2):
         assert (await one.ask(), await two.ask()) == (64, 64)
     assert (one.rate, two.rate) == (20.0, None)
+    await one.ask()
+    await two.ask()
+    assert [one.part, two.part] == [0.5, 0.5], "a limit that is written down is one of all"
 
 
 async def test_what_a_worker_sees_and_counts_is_in_the_ledger_after_each_renewal(
@@ -120,14 +221,31 @@ async def test_what_a_worker_sees_and_counts_is_in_the_ledger_after_each_renewal
     account.calls = 3
     account.failed("r1", 1, "HTTP 401", "wrong key")
     await one.ask()
-    (told,) = await ledger.tellings(one.clock.now_us())
+    (told,) = await ledger.tellings(steady_us(one.clock))
     (held,) = waiting.load(told.told).held
     assert (held.reason, held.detail, held.left_s) == ("paused", "wrong key", 12.0)
     assert told.note == "wrong key"
     assert told.left_us == limits.LEASE_US
     await one.ask()
-    (told,) = await ledger.tellings(one.clock.now_us())
+    (told,) = await ledger.tellings(steady_us(one.clock))
     assert waiting.load(told.told).rate_max == 100.0
     ((owner, text),) = await ledger.accounts(batch.id)
     assert owner == "one"
     assert '"HTTP 401":1' in text
+
+
+@pytest.mark.parametrize("off_us", [limits.HOUR_US, -limits.HOUR_US], ids=["late", "early"])
+async def test_slots_are_never_granted_twice_when_one_worker_follows_a_set_clock_first(
+    ledger: Ledger, off_us: int
+) -> None:
+    one, two = Member("one", ledger, 64), Member("two", ledger, 64)
+    assert await one.ask() == 64
+    two.clock.off_us = off_us
+    assert await two.ask() == 0, "the other has them all"
+    assert {told.owner for told in await ledger.tellings(steady_us(two.clock))} == {"one", "two"}
+    for member in (one, two):
+        await member.ask()
+    assert (one.pool.slots, two.pool.slots) == (32, 32)
+    one.clock.off_us = off_us  # now it is told, too
+    for member in (one, two):
+        assert await member.ask() == 32

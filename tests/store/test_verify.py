@@ -20,6 +20,8 @@ import pytest
 from batchyard import segments
 from batchyard.errors import ConfigError
 from batchyard.ledger.sqlite_file import SCHEMA_VERSION
+from batchyard.segments.syncing import MARK, mark
+from batchyard.server import orphans
 from batchyard.verify import findings
 from batchyard.verify.findings import LIKE_MAX
 from store.yards import NAMES, Maker, change, checked, make_yard, path_of, row
@@ -709,6 +711,12 @@ def copy_batch(data: Path, prefix: str) -> None:
     shutil.copytree(path_of(data, "fresh"), target)
 
 
+def record_worker(data: Path) -> None:
+    """Write a worker process down as a server does, which keeps everything to itself."""
+    orphans.record(data, os.getpid())
+    (data / "workers" / str(os.getpid())).chmod(0o600)
+
+
 NOTES = {
     "segments of no batch": (
         lambda data: copy_batch(data, segments.batch_prefix("msgbatch_x")),
@@ -739,6 +747,16 @@ NOTES = {
         lambda data: (data / "spool" / "tmpabc").touch(mode=0o600),
         "leftover",
         "spool/tmpabc",
+    ),
+    "a worker process that its server had no time to forget": (
+        record_worker,
+        "leftover",
+        f"workers/{os.getpid()}",
+    ),
+    "a file among the worker processes": (
+        lambda data: ((data / "workers").mkdir(0o700), (data / "workers" / "x").touch(0o600)),
+        "stranger",
+        "workers/x",
     ),
     "a torn tail that will be run again": (
         rewrite("part", 1, 2, lambda d: d + d[:20]),
@@ -819,6 +837,15 @@ def test_what_of_a_torn_tail_is_kept_is_told(data: Path) -> None:
     (found,) = checked(data).findings
     assert found.offset == size
     assert found.text.startswith("11 bytes")
+
+
+def test_what_a_yard_keeps_beside_its_batches_is_no_finding(data: Path) -> None:
+    orphans.record(data, os.getpid())
+    orphans.forget(data, os.getpid())
+    assert (data / "workers").is_dir()
+    mark(path_of(data, "part") / "r")
+    assert (path_of(data, "part") / MARK).exists()
+    assert checked(data).findings == []
 
 
 # Many at once ------------------------------------------------------------------------------------

@@ -20,10 +20,30 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from batchyard.ledger import Ledger
+    from batchyard.model import Batch
     from batchyard.segments.directory import DirectorySegments
     from batchyard.upstream import Upstream
 
 PARAMS = b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"hi"}]}'
+
+
+async def create(ledger: Ledger, store: DirectorySegments, batch: Batch, shards: int = 1) -> None:
+    """Create a batch of requests `r0`, `r1`, ..., in shards of equal size."""
+    each = batch.requests // shards
+    plans, pieces, offset = [], list[bytes](), 0
+    for index in range(shards):
+        names = [f"r{index * each + n}" for n in range(each)]
+        data = b"".join(head_of(name, len(PARAMS)) + PARAMS + b"\n" for name in names)
+        plans.append(
+            ShardPlan(
+                index=index, pool="up/m", offset=offset, length=len(data), requests=each,
+                crc=zlib.crc32(data),
+            )
+        )  # fmt: skip
+        pieces.append(data)
+        offset += len(data)
+    store.put(segments.requests_name(batch.id), pieces)
+    assert await ledger.create(batch, plans, make_key(batch.id)) is None
 
 
 class Working:
@@ -54,16 +74,9 @@ class Working:
             owner=owner,
         )
 
-    async def create(self) -> None:
+    async def create(self, shards: int = 1) -> None:
         """Create the batch, of requests `r0`, `r1`, ..."""
-        number = self.batch.requests
-        names = [f"r{n}" for n in range(number)]
-        data = b"".join(head_of(name, len(PARAMS)) + PARAMS + b"\n" for name in names)
-        self.store.put(segments.requests_name(self.batch.id), [data])
-        shard = ShardPlan(
-            index=0, pool="up/m", offset=0, length=len(data), requests=number, crc=zlib.crc32(data)
-        )
-        assert await self.ledger.create(self.batch, [shard], make_key("a")) is None
+        await create(self.ledger, self.store, self.batch, shards)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from batchyard import limits, result, segments, wire
+from batchyard.clock import steady_us
 from batchyard.dispatch.adopt import adopt
 from batchyard.dispatch.ending import end_batch
 from batchyard.dispatch.keeper import Keeper
@@ -133,7 +134,7 @@ class Maker:
         return batch
 
     async def claim(self) -> Claim:
-        lease_us = self.clock.now_us() + limits.LEASE_US
+        lease_us = steady_us(self.clock) + limits.LEASE_US
         (claim,) = await self.ledger.claim("me", "up/m", lease_us, 1)
         return claim
 

@@ -1,24 +1,115 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from batchyard.errors import Overloaded
 from batchyard.limits import MIB
-from batchyard.server.disk import Disk
+from batchyard.server.disk import COPIES, Disk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_batch_that_would_touch_the_reserve_is_refused(tmp_path: Path) -> None:
-    disk = Disk(tmp_path, 8 * MIB)
-    free = disk.free_bytes()
-    disk.admit(free // 2)
-    with pytest.raises(Overloaded) as refused:
-        disk.admit(free)
-    assert refused.value.retry_after_s
+class Free:
+    """A disk of blocks of 1 KiB, of which so many bytes are free."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def __call__(self, _: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=self.free // 1_024, f_frsize=1_024)
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Free:
+    """Have 100 MiB free."""
+    told = Free(100 * MIB)
+    monkeypatch.setattr("os.statvfs", told)
+    return told
+
+
+@pytest.fixture
+def disk(free: Free, tmp_path: Path) -> Disk:
+    """Return a disk with 40 MiB above its reserve of 60."""
+    assert free.free == 100 * MIB
+    return Disk(tmp_path, 60 * MIB)
+
+
+def fits(disk: Disk, mib: int, **kind: Any) -> bool:
+    """Return whether a body would be taken in."""
+    try:
+        with disk.room(mib * MIB, **kind):
+            return True
+    except Overloaded:
+        return False
+
+
+def test_a_batch_that_would_touch_the_reserve_is_refused(disk: Disk) -> None:
+    assert fits(disk, 40 // COPIES)
+    assert not fits(disk, 40 // COPIES + 1)
+    assert fits(disk, 40, copies=1)
+    assert not fits(disk, 41, copies=1)
+
+
+def test_uploads_under_way_leave_less_room_until_they_end(disk: Disk) -> None:
+    with ExitStack() as under_way:
+        for _ in range(4):
+            under_way.enter_context(disk.room(3 * MIB))
+        assert not fits(disk, 2)
+        assert fits(disk, 1)
+    assert fits(disk, 13)
+
+
+def test_what_was_written_is_not_counted_twice(disk: Disk, free: Free) -> None:
+    with disk.room(5 * MIB) as room:
+        for _ in range(5):
+            room.arrive(MIB)
+            free.free -= 2 * MIB
+            room.wrote(MIB)
+        # 15 MiB in all: 10 are written, 5 are for another order.
+        assert fits(disk, 25, copies=1)
+        assert not fits(disk, 26, copies=1)
+
+
+def test_a_body_of_unknown_length_is_counted_as_it_comes(disk: Disk) -> None:
+    with disk.room(0) as first, disk.room(0) as second:
+        for _ in range(6):
+            first.arrive(MIB)
+            second.arrive(MIB)
+        first.arrive(MIB)
+        with pytest.raises(Overloaded):
+            second.arrive(MIB)
+        assert not fits(disk, 1)
+    assert fits(disk, 13)
+
+
+def test_what_may_be_a_repeat_may_use_half_of_the_reserve_but_not_become_a_batch_there(
+    disk: Disk, free: Free
+) -> None:
+    free.free = 59 * MIB
+    assert not fits(disk, 0)
+    assert not fits(disk, 30, copies=1, is_new=False)
+    with disk.room(29 * MIB, copies=1, is_new=False) as room:
+        with pytest.raises(Overloaded) as refused:
+            room.admit()
+        assert refused.value.retry_after_s
+
+
+def test_a_batch_that_was_let_in_comes_before_those_that_arrive_later(
+    disk: Disk, free: Free
+) -> None:
+    with disk.room(MIB) as first, disk.room(12 * MIB):
+        free.free -= 3 * MIB
+        first.admit()
+        with disk.room(0, is_new=False) as perhaps_a_repeat, pytest.raises(Overloaded):
+            perhaps_a_repeat.admit()
+        free.free = 59 * MIB
+        with pytest.raises(Overloaded):
+            first.admit()
 
 
 def test_the_ballast_takes_room_and_can_be_given_up_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from batchyard import limits
 from batchyard.model import Batch
-from batchyard.server.estimate import Estimates
+from batchyard.server.estimate import Estimates, Wait
 
 BEGIN_US = 1_790_000_000_000_000
 S = limits.SECOND_US
@@ -68,5 +68,39 @@ def test_it_is_never_after_the_expiry_and_says_so() -> None:
 
 
 def test_what_stands_still_has_no_end_but_a_reason() -> None:
-    found = Estimates().of(batch(), 500, BEGIN_US + 10 * S, stopped="wrong key")
-    assert (found.ends_us, found.basis) == (None, "nothing moves: wrong key")
+    found = Estimates().of(batch(), 500, BEGIN_US + 10 * S, stopped="up/m: wrong key")
+    assert (found.ends_us, found.basis) == (None, "not while it stands still: up/m: wrong key")
+
+
+def test_it_is_never_before_the_known_end_of_what_is_waited_for() -> None:
+    estimates, whole = Estimates(), batch(301)
+    for second in (10, 50, 250):
+        wait = Wait(600.0 - second)
+        found = estimates.of(whole, 300, BEGIN_US + second * S, wait=wait)
+        assert found.ends_us == BEGIN_US + 600 * S, "whenever it is asked"
+    assert found.basis.endswith(", some wait for 350 s")
+    busy = Estimates().of(batch(), 100, BEGIN_US + 10 * S, wait=Wait(5.0))
+    assert busy.ends_us == BEGIN_US + 100 * S, "the others take longer"
+
+
+def test_where_all_wait_what_is_left_begins_after_it() -> None:
+    found = Estimates().of(batch(), 100, BEGIN_US + 10 * S, wait=Wait(60.0, is_of_all=True))
+    assert found.ends_us == BEGIN_US + (10 + 60 + 90) * S
+    assert found.basis.endswith(", all wait for 60 s")
+
+
+def test_while_one_slow_call_lasts_the_end_is_not_said_to_be_now() -> None:
+    estimates, whole = Estimates(), batch(301)
+    estimates.of(whole, 300, BEGIN_US + 10 * S)
+    for second in (20, 50, 100):
+        found = estimates.of(whole, 300, BEGIN_US + second * S)
+        assert found.ends_us == BEGIN_US + (second + second - 10) * S
+    assert found.basis.endswith(", none in the last 90 s")
+
+
+def test_a_wait_that_is_over_is_no_sign_of_slow_calls() -> None:
+    estimates, whole = Estimates(), batch(301)
+    estimates.of(whole, 300, BEGIN_US + 10 * S, wait=Wait(90.0))
+    estimates.of(whole, 300, BEGIN_US + 99 * S, wait=Wait(1.0))
+    found = estimates.of(whole, 300, BEGIN_US + 101 * S)
+    assert found.ends_us == BEGIN_US + 103 * S

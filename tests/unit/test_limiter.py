@@ -165,6 +165,46 @@ def test_tokens_never_exceed_a_ceiling_by_more_than_one_request(
         assert inside <= per_minute + max(1.0, per_minute / 60.0) + largest + 1e-3
 
 
+@given(
+    per_minute=st.integers(60, 100_000),
+    steps=st.lists(st.tuples(st.floats(0, 20), st.integers(0, 3), st.integers(1, 4)), max_size=40),
+)
+def test_workers_that_divide_a_ceiling_anew_never_exceed_it_together(
+    per_minute: int, steps: list[tuple[float, int, int]]
+) -> None:
+    buckets = [Bucket("requests", per_minute) for _ in range(4)]
+    for bucket in buckets[1:]:
+        bucket.divide(0.0, 0.0)
+    now_s, charged = 0.0, []
+    for pause_s, first, workers in steps:
+        now_s += pause_s
+        those = [(first + n) % 4 for n in range(workers)]
+        for number, bucket in enumerate(buckets):
+            if number not in those:
+                bucket.divide(0.0, now_s)
+        for number in those:
+            buckets[number].divide(1 / workers, now_s)
+        for number in (*those, *range(4)):
+            while buckets[number].wait_s(now_s) <= 0.0:
+                buckets[number].charge(now_s, 1.0)
+                charged.append(now_s)
+    for begin_s in set(charged):
+        inside = sum(begin_s <= at_s <= begin_s + 60.0 for at_s in charged)
+        assert inside <= per_minute + per_minute / 60.0 + len(buckets) + 1e-6
+
+
+def test_a_worker_that_had_no_part_of_a_ceiling_has_nothing_saved_up() -> None:
+    bucket = Bucket("requests", 6_000)
+    bucket.divide(0.0, 0.0)
+    assert bucket.wait_s(50.0) == float("inf")
+    bucket.divide(0.5, 100.0)
+    bucket.charge(100.0, 1.0)
+    assert bucket.wait_s(100.0) == pytest.approx(1 / 50)
+    bucket.charge(100.0, 99.0)
+    bucket.divide(1.0, 100.0)
+    assert bucket.wait_s(100.0) == pytest.approx(1.0), "what is owed stays owed"
+
+
 def test_an_estimate_is_corrected_by_what_was_used() -> None:
     ceilings = Ceilings({"up": [Limit(("*",), output_tokens=6_000)]})
     limiter = Limiter(10, ceilings.of_pool("up", "m"))

@@ -85,19 +85,21 @@ def test_a_shard_that_was_stopped_or_lost_is_passed_over() -> None:
     assert take(pool) is None
 
 
-def test_a_paused_pool_claims_only_to_try_again() -> None:
+def test_a_paused_pool_claims_only_what_it_can_try_with() -> None:
     pool = Pool("p", None, 4)
-    pool.busy = 1
+    pool.add(make("a", "b"))
     assert pool.is_hungry
     pool.pause("wrong key", 30.0)
     assert not pool.is_hungry
-    assert (pool.pause_reason, pool.paused_until_s) == ("wrong key", 30.0)
-    pool.busy = 0  # nothing is left that would find out that the upstream is back
-    assert pool.is_hungry
-    pool.busy = 1
+    assert (pool.pause_reason, pool.pausing.until_s) == ("wrong key", 30.0)
+    assert take(pool) is not None
+    assert take(pool) is None, "one of a batch is enough to find out"
+    assert not pool.is_hungry
     pool.answered()
-    assert pool.is_hungry
     assert pool.pause_reason is None
+    assert take(pool) is not None
+    pool.pause("wrong key", 30.0)
+    assert pool.is_hungry, "nothing is left that would find out that the upstream is back"
 
 
 def test_people_are_told_of_an_upstream_that_takes_no_call_and_not_of_one_hiccup() -> None:

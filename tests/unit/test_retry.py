@@ -40,7 +40,7 @@ def test_every_status_has_its_action(body: bytes) -> None:
         elif status >= 500 or status < 300 or status in WAITS or status in {408, 409}:
             assert isinstance(action, Again), note
             assert action.retry_after_s == 3.0, note
-            assert action.counted == (status not in WAITS), note
+            assert action.counted == (status not in WAITS | {503}), note
             assert action.reached, note
         else:
             assert isinstance(action, Fail), note
@@ -234,6 +234,20 @@ def test_delays_grow_and_are_spread() -> None:
     delays = [backoff_s(7, None, rng) for _ in range(500)]
     assert min(delays) < 0.1 * ceiling
     assert max(delays) > 0.9 * ceiling
+
+
+def test_a_503_that_names_no_time_is_a_failure() -> None:
+    action = decide(Reply(503, b""), NOW)
+    assert isinstance(action, Again)
+    assert (action.retry_after_s, action.counted) == (None, True)
+
+
+def test_an_account_without_credit_is_no_fault_of_the_request() -> None:
+    """The API answers 400 to it."""
+    text = "Your credit balance is too low to access the Anthropic API. Please go to Plans"
+    action = decide(Reply(400, error("invalid_request_error", text)), NOW)
+    assert action == Pause("billing_error", text)
+    assert isinstance(decide(Reply(400, error("invalid_request_error", "no")), NOW), Fail)
 
 
 def test_all_who_were_told_the_same_time_do_not_come_back_at_once() -> None:

@@ -9,7 +9,7 @@ from batchyard.dispatch import accounts, waiting
 from batchyard.dispatch.accounts import Account, Accounts
 from batchyard.dispatch.limiter import Limiter, Signal
 from batchyard.dispatch.sharing import begin, scale
-from batchyard.dispatch.waiting import Heard, Held, Told
+from batchyard.dispatch.waiting import Heard, Held, Retrying, Told
 
 
 def sent(limiter: Limiter, seconds: float, begin_s: float = 0.0, at_once: int = 10_000) -> int:
@@ -116,7 +116,7 @@ def test_reasons_of_several_workers_are_one_each_with_how_many_have_it() -> None
         Heard(Told(held=(everywhere, cooling), parked={"b": 2}), age_s=1.0),
         Heard(Told(held=(everywhere,), parked={"b": 1, "c": 9}), age_s=0.5),
     ]
-    found = waiting.explain("up/m", heard, "b", 0, 100.0)
+    found = waiting.explain("up/m", heard, "b", 0, 100.0, unsent=9)
     assert [(w.reason, w.detail, w.until_s) for w in found] == [
         ("cooling_down", "asked to wait (in 1 of 2 workers)", 109.0),
         ("limited", "slowly", None),
@@ -126,10 +126,40 @@ def test_reasons_of_several_workers_are_one_each_with_how_many_have_it() -> None
 
 def test_slots_of_all_workers_are_what_a_batch_is_behind() -> None:
     heard = [Heard(Told(slots=1, busy=2)), Heard(Told(slots=2, busy=2))]
-    (behind,) = waiting.explain("up/m", heard, "b", 3, 0.0)
+    (behind,) = waiting.explain("up/m", heard, "b", 3, 0.0, unsent=7)
     assert behind.detail == "3 of 4 slots; the others work for other batches"
-    assert waiting.explain("up/m", heard, "b", 4, 0.0) == []
-    assert waiting.explain("up/m", [], "b", 0, 0.0) == []
+    (limited,) = waiting.explain("up/m", heard, "b", 4, 0.0, unsent=7)
+    assert limited.detail == "all 4 slots are filled; 7 requests wait"
+    assert waiting.explain("up/m", heard, "b", 3, 0.0, unsent=0) == []
+    assert waiting.explain("up/m", [], "b", 0, 0.0, unsent=7) == []
+
+
+def test_what_several_workers_tell_of_own_waits_and_shares_is_put_together() -> None:
+    heard = [
+        Heard(Told(slots=4, retrying={"b": Retrying(2, 50.0, 60.0, "500")}, capped={"b": 3}), 1.0),
+        Heard(Told(slots=4, retrying={"b": Retrying(3, 10.0, 20.0, "429")}, capped={"b": 1}), 0.5),
+        Heard(Told(slots=4, retrying={"c": Retrying(9, 1.0, 999.0, "429")})),
+    ]
+    assert [waiting.load(waiting.dump(each.told)) for each in heard] == [h.told for h in heard]
+    found = waiting.explain("up/m", heard, "b", 4, 100.0, unsent=5)
+    assert [(w.reason, w.detail, w.until_s, w.last_s) for w in found] == [
+        ("limited", "its workspace fills the 4 slots that it may have (share_max)", None, None),
+        ("retrying", "5 requests wait to be sent again (429)", 109.5, 159.0),
+    ]
+
+
+def test_a_pool_stands_still_only_where_each_worker_is_held_back_as_much() -> None:
+    paused, away = Held("paused", "wrong key", 9.0), Held("breaker_open", "away", 9.0)
+    cooling = Held("cooling_down", "asked to wait", 9.0)
+
+    def everywhere(*held: Held) -> dict[str, bool]:
+        heard = [Heard(Told(slots=4, held=(each,))) for each in held] + [Heard(Told(held=()))]
+        found = waiting.explain("up/m", heard, "b", 0, 0.0, unsent=1)
+        return {each.reason: each.is_everywhere for each in found}
+
+    assert everywhere(paused, paused) == {"paused": True}, "one without slots does not count"
+    assert everywhere(paused, away) == {"paused": False, "breaker_open": True}
+    assert everywhere(away, cooling) == {"breaker_open": False, "cooling_down": True}
 
 
 def test_the_rate_of_all_is_known_only_where_each_is() -> None:
@@ -155,6 +185,16 @@ def test_accounts_of_several_workers_are_added_up() -> None:
     assert list(whole.failing) == ["id-0", "id-1", "id-2"]
     assert whole.failing["id-0"].is_over
     assert accounts.merge([]) is None
+
+
+def test_an_account_is_told_with_the_own_one_and_what_was_in_flight_when_processes_ended() -> None:
+    earlier, own = filled(), filled(3)
+    earlier.unknown = 2
+    whole = accounts.merge(["5", accounts.dump(earlier)], own)
+    assert whole is not None
+    assert (whole.calls, whole.repeated, whole.unknown) == (18, 5, 7)
+    assert (own.calls, own.unknown) == (9, 0), "as it was"
+    assert accounts.merge([], own) == own
 
 
 def test_an_account_stays_small_whatever_fails() -> None:

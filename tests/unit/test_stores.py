@@ -63,8 +63,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
     loaded = config.load(file=file, environment={})
     assert (loaded.ledger, loaded.segments, loaded.role) == (PG, S3, "api")
     environment = {"BATCHYARD_ROLE": "worker", "BATCHYARD_SEGMENTS": "gs://b/p"}
-    loaded = config.load(file=file, environment=environment, segments="az://a/c/p")
-    assert (loaded.ledger, loaded.segments, loaded.role) == (PG, "az://a/c/p", "worker")
+    loaded = config.load(file=file, environment=environment, segments="az://c/p")
+    assert (loaded.ledger, loaded.segments, loaded.role) == (PG, "az://c/p", "worker")
     assert "secret" not in repr(loaded)
 
 

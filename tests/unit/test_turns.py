@@ -185,6 +185,19 @@ def test_a_batch_rises_as_its_end_comes_near() -> None:
     assert (found["late"], found["early"]) == (54, 9)
 
 
+def test_a_batch_that_is_open_rises_as_its_end_comes_near() -> None:
+    now = NOW
+    both = Pool("p", None, 64, Turns(Shares(), lambda: now))
+    both.add(shard(500, batch="late"))
+    both.add(shard(500, batch="early", left_us=2 * limits.DAY_US))
+    found = serve(both, 63, 63)
+    assert abs(found["late"] - found["early"]) == 1
+    now += limits.DAY_US - limits.HOUR_US
+    both.tick()
+    found = fill(both, 63)
+    assert (found["late"], found["early"]) == (54, 9)
+
+
 def test_a_workspace_with_a_cap_leaves_slots_free_even_alone() -> None:
     shares = Shares(others=Share(1.0, 0.75))
     run = shard(100, workspace="whale", batch="a")
@@ -207,6 +220,24 @@ def test_a_batch_that_was_alone_for_long_neither_owes_nor_has_a_credit() -> None
     first.add(shard(4_000, workspace="b", batch="second"))
     found = serve(first, 400, 1)
     assert abs(found["first"] - found["second"]) <= 1
+
+
+def test_a_worker_with_a_part_of_the_slots_rounds_shares_down_and_fills_what_it_was_granted() -> (
+    None
+):
+    shares = Shares({"a": Share(1.0, 0.3), "b": Share(1.0, 0.1)})
+    both = pool(
+        8, shard(9, workspace="a", batch="a"), shard(9, workspace="b", batch="b"), shares=shares
+    )
+    both.turns.divide({})
+    assert fill(both, 8) == {"a": 2}
+    both.turns.divide({"b": 3})
+    assert sorted((name, n) for name, _, n in both.turns.limited()) == [("a", 2), ("b", 0)]
+    assert fill(both, 8) == {"b": 3}
+    late = pool(8, shares=shares)
+    late.turns.divide({"a": 1})
+    late.add(shard(9, workspace="a", batch="a"))
+    assert fill(late, 8) == {"a": 1}
 
 
 def test_who_is_left_alone_again_has_all_slots_and_shares_with_the_next() -> None:
@@ -249,5 +280,16 @@ def test_a_batch_asks_for_another_shard_before_it_runs_dry() -> None:
     assert (len(scarce.unsent), len(scarce.inflight)) == (5, 4)
     assert both.turns.lacking() == [scarce.claim.turn]
     assert both.is_lacking(scarce)
+    assert both.is_short(scarce)
     assert not both.is_lacking(plenty)
+    scarce.claim = dataclasses.replace(scarce.claim, is_only=True)
+    assert both.turns.lacking() == []
+    assert not both.is_short(scarce), "its batch has no other shard"
+    scarce.claim = dataclasses.replace(scarce.claim, is_only=False)
+    assert both.is_short(scarce)
+    both.drained.add(scarce.claim.turn)
+    assert not both.is_short(scarce), "the ledger had no other shard of it"
+    both.drained.clear()
+    both.add(shard(500, batch="scarce"))
+    assert not both.is_short(scarce), "its batch has enough, in another shard"
     assert not both.is_hungry

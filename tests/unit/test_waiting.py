@@ -12,6 +12,7 @@ from batchyard.client.answers import Progress
 from batchyard.dispatch.limiter import Wait
 from batchyard.dispatch.waiting import in_pool
 from batchyard.errors import ConfigError
+from batchyard.fairness import Share, Shares
 from batchyard.server.config import load
 from unit.test_turns import pool, shard, take
 
@@ -62,15 +63,64 @@ def test_a_batch_whose_slots_others_have_is_behind_its_share_and_a_limit_goes_be
     assert reasons == ["limited"]
 
 
-def test_a_batch_that_has_all_slots_or_free_ones_waits_for_nothing() -> None:
+def test_a_batch_that_fills_all_slots_itself_is_limited_by_them() -> None:
     mine = shard(9)
     made = pool(4, mine)
     for _ in range(4):
         take(made)
     made.busy = 4
-    assert in_pool(made, [], [mine], "b", 0.0) == []
+    (limited,) = in_pool(made, [], [mine], "b", 0.0, queued=1_000)
+    assert limited.reason == "limited"
+    assert limited.detail == "all 4 slots are filled; 1,005 requests wait"
     made.busy = 3
-    assert in_pool(made, [], [], "b", 0.0) == []
+    assert in_pool(made, [], [mine], "b", 0.0) == [], "a free one is filled in a moment"
+
+
+def test_who_has_no_more_to_send_waits_for_no_slot() -> None:
+    mine, others = shard(1), shard(9, batch="c")
+    made = pool(4, mine, others)
+    for _ in range(4):
+        take(made)
+    made.busy = 4
+    assert in_pool(made, [], [mine, others], "b", 0.0) == []
+
+
+def test_a_workspace_that_has_all_it_may_have_is_limited_by_that_though_slots_are_free() -> None:
+    first, second = shard(9), shard(9, batch="c")
+    made = pool(8, first, second, shares=Shares(others=Share(most=0.5)))
+    while take(made):
+        made.busy += 1
+    for batch in ("b", "c"):
+        (limited,) = in_pool(made, [], [first, second], batch, 0.0)
+        assert limited.reason == "limited"
+        assert limited.detail == "its workspace fills the 4 slots that it may have (share_max)"
+
+
+def test_requests_that_wait_for_their_own_time_are_counted_with_the_first_and_last_end() -> None:
+    mine, others = shard(4), shard(4, batch="c")
+    mine.retrying = {"b-0": (600.0, "429"), "b-1": (40.0, "500"), "b-2": (300.0, "429")}
+    others.retrying = {"c-0": (900.0, "429")}
+    made = pool(4, mine, others)
+    (retrying,) = in_pool(made, [], [mine, others], "b", 10.0)
+    assert retrying.reason == "retrying"
+    assert retrying.detail == "3 requests wait to be sent again (429)"
+    assert (retrying.until_s, retrying.last_s) == (40.0, 600.0)
+    mine.retrying.clear()
+    assert in_pool(made, [], [mine, others], "b", 10.0) == []
+
+
+def test_one_that_waits_for_its_own_time_does_not_hide_why_the_others_wait() -> None:
+    mine = shard(9)
+    made = pool(4, mine)
+    for _ in range(5):
+        take(made)
+    mine.retrying = {"b-0": (600.0, "429")}
+    made.busy, made.aside = 5, 1  # it has left its slot
+    found = in_pool(made, [], [mine], "b", 0.0)
+    assert [each.detail for each in found] == [
+        "all 4 slots are filled; 4 requests wait",
+        "1 request waits to be sent again (429)",
+    ]
 
 
 def test_status_says_it_a_sentence_a_line() -> None:
@@ -91,16 +141,34 @@ def test_status_says_it_a_sentence_a_line() -> None:
         ],
         "calls": 1_200,
         "repeated_calls": 7,
+        "unknown_calls": 3,
         "failed_calls": {"429": 5, "connect": 2},
+        "failing": [
+            {"custom_id": "over", "tries": 2, "reason": "429", "message": "m", "is_over": True},
+            {"custom_id": "a\x1b[31m", "tries": 1, "reason": "500", "message": "x" * 500},
+        ],
         "estimate": {"ends_at": None, "basis": "no basis"},
     }
     assert lines(msgspec.convert(told, Progress)) == [
         "priming caches: 6 requests wait (up/m)",
         "cooling down until 14:13:20 UTC: asked to wait (up/m)",
         "news: of a later server (up/m)",
-        "1,200 calls, 7 of them repeated; failed: 429 (5x), connect (2x)",
+        (
+            "1,200 calls, 7 of them repeated (3 after the end of a process); "
+            "failed: 429 (5x), connect (2x)"
+        ),
+        r"failing: a\x1b[31m after 1 try: 500: " + "x" * 119 + "…",
         "end not known: no basis",
     ]
+
+
+def test_status_names_a_few_of_many_that_fail() -> None:
+    failing = [{"custom_id": f"c{n}", "tries": 2, "reason": "500"} for n in range(20)]
+    told = msgspec.convert({"processing_status": "in_progress", "failing": failing}, Progress)
+    said = [line for line in lines(told) if line.startswith("failing")]
+    assert said[0] == "failing: c15 after 2 tries: 500: "
+    assert said[-1] == "failing: 15 more of late"
+    assert len(said) == 6
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import typer
 
 if TYPE_CHECKING:
+    from batchyard.errors import BatchyardError
     from batchyard.server.config import Config
 
 
@@ -141,18 +142,21 @@ def failures_told() -> Generator[None]:
         render.complain(error.message)
         raise typer.Exit(2) from None
     except Exception as error:
-        failure = _store_failure(error)
+        failure = _failure(error)
         if failure is None:
             raise
+        if isinstance(failure, ConfigError):
+            render.complain(failure.message)
+            raise typer.Exit(2) from None
         # Nothing acknowledged is lost: the next start recovers from what is on disk.
         render.complain(f"stopped, the store failed: {failure}")
         raise typer.Exit(1) from None
 
 
-def _store_failure(error: Exception) -> Exception | None:
-    """Return the failure of the store that ended the yard, alone or among what it tore down."""
-    from batchyard.errors import StoreError  # noqa: PLC0415
+def _failure(error: Exception) -> BatchyardError | None:
+    """Return what ended the yard: the store, or a setting; alone or among what it tore down."""
+    from batchyard.errors import ConfigError, StoreError  # noqa: PLC0415
 
     if isinstance(error, ExceptionGroup):
-        return next(filter(None, map(_store_failure, error.exceptions)), None)
-    return error if isinstance(error, StoreError) else None
+        return next(filter(None, map(_failure, error.exceptions)), None)
+    return error if isinstance(error, ConfigError | StoreError) else None

@@ -77,18 +77,18 @@ def status(
         shards = [shard for shard in state.shards if shard.phase != "replaced"]
         if as_json:
             for shard in shards:
-                render.emit(
-                    {
-                        "shard": shard.index,
-                        "phase": shard.phase,
-                        "round": shard.round,
-                        "batch": shard.batch,
-                        "requests": shard.requests,
-                        "done": live[shard.index].done if shard.index in live else None,
-                        "paused": live[shard.index].paused if shard.index in live else {},
-                        "counts": classes.counted(shard.classes),
-                    }
-                )
+                at = live.get(shard.index)
+                told = {
+                    "shard": shard.index,
+                    "phase": shard.phase,
+                    "round": shard.round,
+                    "batch": shard.batch,
+                    "requests": shard.requests,
+                    "done": None if at is None else at.done,
+                    "paused": {} if at is None else at.paused,
+                    "counts": classes.counted(shard.classes),
+                }
+                render.emit(told | {"why": at and at.shape} if why else told)
             return
         render.fitted(f"{files.out}: {_headline(state, is_running=is_running)}")
         for shard in shards:
@@ -131,7 +131,7 @@ def ls(as_json: Json = False) -> None:
             parts = [each.word]
             if each.documents:
                 parts.append(render.count(each.documents, "document"))
-                parts += [f"{count:,} {kind}" for kind, count in each.counts.items()]
+                parts += each.told
                 cost = each.paid_micros
                 parts.append("cost unknown" if cost is None else f"paid {dollars(cost)}")
             line = ", ".join(parts)
@@ -189,6 +189,8 @@ class _Live:
     done: int
     paused: Mapping[str, str]
     why: Sequence[str] = ()
+    shape: Mapping[str, object] | None = None
+    """The same for programs; None where the server does not tell it."""
 
 
 def _live(files: Files, state: State) -> dict[int, _Live]:
@@ -226,7 +228,12 @@ def _live(files: Files, state: State) -> dict[int, _Live]:
             render.complain(error.message)
             break
         found[shard.index] = (
-            _Live(progress.results, progress.paused, explaining.lines(progress))
+            _Live(
+                progress.results,
+                progress.paused,
+                explaining.lines(progress),
+                explaining.shape(progress),
+            )
             if progress
             else _Live(batch.request_counts.done, {})
         )
@@ -240,9 +247,8 @@ def _headline(state: State, *, is_running: bool) -> str:
 
     shards = [shard for shard in state.shards if shard.phase != "replaced"]
     over = sum(1 for shard in shards if shard.is_settled)
-    kinds = classes.counted(state.classes)
     parts = [registry.word(state, is_running=is_running), render.count(state.documents, "document")]
-    parts += [f"{count:,} {kind}" for kind, count in kinds.items()]
+    parts += classes.told(state.classes)
     return ", ".join([*parts, f"{over} of {len(shards)} shards collected"])
 
 
@@ -266,8 +272,7 @@ def _shard_line(shard: Shard, live: _Live | None) -> str:
     if shard.classes:
         from batchyard.client.results import classes  # noqa: PLC0415
 
-        kinds = classes.counted(shard.classes)
-        parts.append(", ".join(f"{count:,} {kind}" for kind, count in kinds.items()))
+        parts.append(", ".join(classes.told(shard.classes)))
     if shard.batch:
         parts.append(shard.batch)
     return "   ".join(parts)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchyard.cli import render
+from batchyard.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from batchyard.client.answers import Progress
 
@@ -17,9 +18,16 @@ _WORDS = {
     "breaker_open": "upstream down",
     "cooling_down": "cooling down",
     "limited": "limited",
+    "retrying": "retrying",
     "priming": "priming caches",
     "behind_share": "behind its share",
 }
+
+
+# Of the last requests of which a call failed: `--json` has more of them than people read.
+_FAILING_MAX = 5
+_FAILING_JSON_MAX = 20
+_MESSAGE_CHARS_MAX = 120
 
 
 def show(batch_id: str, base_url: str | None, *, as_json: bool) -> None:
@@ -54,7 +62,9 @@ def shape(progress: Progress) -> dict[str, object]:
         "as_of": progress.as_of,
         "calls": progress.calls,
         "repeated_calls": progress.repeated_calls,
+        "unknown_calls": progress.unknown_calls,
         "failed_calls": progress.failed_calls,
+        "failing": progress.failing[-_FAILING_JSON_MAX:],
         "damaged": progress.damaged,
         "estimate": progress.estimate,
     }
@@ -70,8 +80,11 @@ def lines(progress: Progress) -> Sequence[str]:
         found.append("nothing holds it back")
     if progress.calls:
         repeated = f"{progress.calls:,} calls, {progress.repeated_calls or 0:,} of them repeated"
+        if progress.unknown_calls:
+            repeated += f" ({progress.unknown_calls:,} after the end of a process)"
         reasons = ", ".join(f"{why} ({count:,}x)" for why, count in progress.failed_calls.items())
         found.append(f"{repeated}; failed: {reasons}" if reasons else repeated)
+    found += _failing(progress)
     estimate = progress.estimate
     if estimate is not None:
         if estimate.ends_at is None:
@@ -79,3 +92,14 @@ def lines(progress: Progress) -> Sequence[str]:
         else:
             found.append(f"ends about {estimate.ends_at[11:19]} UTC ({estimate.basis})")
     return found
+
+
+def _failing(progress: Progress) -> Iterator[str]:
+    """Return the last requests without a result of which a call failed, a sentence each."""
+    open_ = [each for each in progress.failing if not each.is_over]
+    for each in open_[-_FAILING_MAX:]:
+        tries = f"{each.tries:,} tr{'y' if each.tries == 1 else 'ies'}"
+        said = shown(each.message, _MESSAGE_CHARS_MAX)
+        yield f"failing: {shown(each.custom_id)} after {tries}: {shown(each.reason)}: {said}"
+    if len(open_) > _FAILING_MAX:
+        yield f"failing: {len(open_) - _FAILING_MAX:,} more of late"

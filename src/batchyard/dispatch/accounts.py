@@ -3,9 +3,10 @@
 Counted since the start of the process. A batch remembers its last requests that failed a try, so
 that one can be looked at; batches beyond a number are forgotten, the longest unused first.
 
-One of several workers writes what it has counted into the ledger each second (`news`, `dump`), so
-that any server process can tell it (`merge`). Of a batch that ends well within a second nothing is
-told.
+Each worker writes what it has counted into the ledger, once a second where it has changed (`news`,
+`dump`), so that any server process can tell it, also after this one has ended (`merge`). Of a batch
+that ends well within a second nothing is told. What a process had in flight that ended without a
+word is counted by the ledger, from its last word.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchyard import limits
+from batchyard.errors import DiskFull
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+
+    from batchyard.ledger import Ledger
 
 _BATCHES_MAX = 1_000
 _FAILING_MAX = 20
@@ -48,6 +52,8 @@ class Account:
 
     calls: int = 0
     repeated: int = 0
+    unknown: int = 0
+    """Requests that were in flight when their process ended: what became of a call is unknown."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Of the calls that failed and were repeated, or would have been."""
     failing: OrderedDict[str, Failing] = field(default_factory=OrderedDict)
@@ -73,7 +79,7 @@ class Account:
         """Return what changes with the account."""
         over = sum(each.is_over for each in self.failing.values())
         damaged = tuple(self.damaged.items())
-        return self.calls, self.repeated, self.reasons.total(), over, damaged
+        return self.calls, self.repeated, self.unknown, self.reasons.total(), over, damaged
 
     def over(self, custom_id: str) -> None:
         """Note that a request that failed a try has its result."""
@@ -122,6 +128,26 @@ class Accounts:
                     break
         return found
 
+    async def tell(self, ledger: Ledger, owner: str, now_us: int, held: Collection[str]) -> None:
+        """Write into the ledger what has changed, for others and for later.
+
+        Args:
+            ledger: where.
+            owner: the worker.
+            now_us: the time.
+            held: the batches that it works on.
+
+        Raises:
+            StoreError: the ledger failed.
+        """
+        news = self.news(held)
+        if not news:
+            return
+        try:
+            await ledger.share(owner, now_us, now_us, (), news)
+        except DiskFull:
+            self.tell_again()
+
     def tell_again(self) -> None:
         """Take note that what was told of late may not have been written."""
         self._told.clear()
@@ -141,9 +167,10 @@ class _Told(msgspec.Struct):
     reasons: dict[str, int]
     failing: list[_Failing]
     damaged: dict[int, str] = {}
+    unknown: int = 0
 
 
-_decoder = msgspec.json.Decoder(_Told)
+_decoder: msgspec.json.Decoder[_Told | int] = msgspec.json.Decoder(_Told | int)
 
 
 def dump(account: Account) -> str:
@@ -157,37 +184,55 @@ def dump(account: Account) -> str:
     ]
     reasons = dict(account.reasons.most_common(_TOLD_REASONS_MAX))
     while True:
-        told = _Told(account.calls, account.repeated, reasons, failing, account.damaged)
+        told = _Told(
+            account.calls, account.repeated, reasons, failing, account.damaged, account.unknown
+        )
         text = msgspec.json.encode(told).decode()
         if len(text) <= limits.ACCOUNT_CHARS_MAX or not failing:
             return text
         failing = failing[1:]
 
 
-def merge(texts: Iterable[str]) -> Account | None:
+def merge(texts: Iterable[str], own: Account | None = None) -> Account | None:
     """Return one account of what several workers have told; None where none has.
 
     Args:
-        texts: by `dump`, the oldest first. What cannot be read is of another version, and left out.
+        texts: by `dump`, the oldest first, or a number: so many requests were in flight in
+            processes that ended without a word. What cannot be read is of another version, and
+            left out.
+        own: of this process.
     """
-    whole: Account | None = None
-    for text in texts:
-        try:
-            told = _decoder.decode(text)
-        except msgspec.DecodeError:
-            continue
-        whole = Account() if whole is None else whole
-        whole.calls += told.calls
-        whole.repeated += told.repeated
-        whole.reasons.update(told.reasons)
-        for shard, why in told.damaged.items():
+    accounts = [account for account in map(_load, texts) if account is not None]
+    if own is not None:
+        accounts.append(own)
+    if not accounts:
+        return None
+    whole = Account()
+    for each in accounts:
+        whole.calls += each.calls
+        whole.repeated += each.repeated
+        whole.unknown += each.unknown
+        whole.reasons.update(each.reasons)
+        for shard, why in each.damaged.items():
             whole.damage(shard, why)
-        for each in told.failing:
-            whole.failing[each.custom_id] = Failing(
-                each.tries, each.reason, each.message, each.is_over
-            )
-            whole.failing.move_to_end(each.custom_id)
-    if whole is not None:
-        while len(whole.failing) > _FAILING_MAX:
-            whole.failing.popitem(last=False)
+        for custom_id, failing in each.failing.items():
+            whole.failing[custom_id] = failing
+            whole.failing.move_to_end(custom_id)
+    while len(whole.failing) > _FAILING_MAX:
+        whole.failing.popitem(last=False)
     return whole
+
+
+def _load(text: str) -> Account | None:
+    try:
+        told = _decoder.decode(text)
+    except msgspec.DecodeError:
+        return None
+    if isinstance(told, int):
+        return Account(unknown=told)
+    failing = OrderedDict(
+        (each.custom_id, Failing(each.tries, each.reason, each.message, each.is_over))
+        for each in told.failing
+    )
+    reasons = Counter(told.reasons)
+    return Account(told.calls, told.repeated, told.unknown, reasons, failing, told.damaged)

@@ -3,7 +3,8 @@
 A segment is taken whole up to its last line that parses, or, when any of its ids is covered
 already, not at all. So the extents that an attempt freezes hold every id at most once, by
 construction, and the attempt sends only ids that are not in them. Bytes after the frozen length do
-not exist.
+not exist. Before it is frozen a segment is synced; one of which a sync has failed before is dead,
+and copied to a new one, as a second sync of it would say nothing.
 
 A frozen extent that the disk has damaged is set aside: the row keeps its name with no length, so
 that nobody takes its bytes again, now that no checksum would tell them. The lines of it that are
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import limits, result, segments
 from batchyard.checksum import BLOCK_BYTES, blocks_of, is_block
-from batchyard.errors import DamagedError
+from batchyard.errors import DamagedError, DeadSegment
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
@@ -36,10 +37,6 @@ log = logging.getLogger(__name__)
 # What people are told of damaged shards, beside the log.
 UNSENT = (
     "its requests are damaged: they are not sent, and end when the batch is canceled or expires"
-)
-UNTOLD = (
-    ", so nobody can tell whose results are missing: put the file back and start again, or cancel "
-    "the batch, stop the yard and use `batchyard check --give-up`"
 )
 
 
@@ -106,7 +103,7 @@ def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
         known: the ids of its requests. A line with another id is damaged.
 
     Raises:
-        DiskFull: what is whole of a damaged extent found no room; it may be tried again.
+        DiskFull: what is to be copied found no room; it may be tried again.
         StoreError: the store failed.
     """
     adopted = Adopted()
@@ -123,16 +120,39 @@ def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
     if damaged:
         _rescue(store, claim, known, damaged, adopted)
     frozen = {extent.segment for extent in claim.frozen}
-    for name in store.names(segments.results_prefix(claim.batch, claim.index)):
+    names = store.names(segments.results_prefix(claim.batch, claim.index))
+    for name in sorted(names, key=len):  # attempt 10 after attempt 9: a copy may be torn
         if name in frozen:
             continue
         lines = list(_lines(store, name, store.size(name), known))
         if lines and adopted.covered.isdisjoint(line.custom_id for line in lines):
-            # It may be only in the page cache of a process that died.
-            store.sync(name)
-            length = lines[-1].end
-            _take(adopted, lines, Extent(name, length, blocks_of(_chunks(store, name, length))))
+            _take(adopted, lines, *_durable(store, claim, name, lines[-1].end))
     return adopted
+
+
+def _durable(store: Segments, claim: Claim, name: str, length: int) -> tuple[Extent, ...]:
+    """Make the start of a segment durable that an earlier attempt left; return where it stands."""
+    try:
+        # It may be only in the page cache of a process that died.
+        store.sync(name)
+    except DeadSegment as error:
+        log.warning("copied to a new segment: %s", error)
+        return _written(store, claim, ([chunk] for chunk in _chunks(store, name, length)))
+    return (Extent(name, length, blocks_of(_chunks(store, name, length))),)
+
+
+def _written(
+    store: Segments, claim: Claim, pieces: Iterable[Sequence[bytes]]
+) -> tuple[Extent, ...]:
+    """Write a new segment of this attempt, durably; return where it stands."""
+    appender = store.appender(segments.result_name(claim.batch, claim.index, claim.attempt))
+    try:
+        for piece in pieces:
+            appender.append(piece)
+        appender.sync()
+        return appender.extents()
+    finally:
+        appender.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +163,11 @@ class _Line:
     end: int
 
 
-def _take(adopted: Adopted, lines: list[_Line], extent: Extent) -> None:
+def _take(adopted: Adopted, lines: list[_Line], *extents: Extent) -> None:
     for line in lines:
         adopted.covered.add(line.custom_id)
         adopted.tally.add(line.kind, line.usage)
-    adopted.extents.append(extent)
+    adopted.extents += extents
 
 
 def _frozen_lines(store: Segments, extent: Extent, known: AbstractSet[str]) -> list[_Line]:
@@ -190,15 +210,8 @@ def _rescue(
         f"results of it were damaged on the disk: {len(rescued)} of them could be kept, the others "
         + ("end as errored: it was too often" if is_often else "are made again")
     )
-    if not rescued:
-        return
-    appender = store.appender(segments.result_name(claim.batch, claim.index, claim.attempt))
-    try:
-        appender.append(rescued)
-        appender.sync()
-        adopted.extents += appender.extents()
-    finally:
-        appender.close()
+    if rescued:
+        adopted.extents += _written(store, claim, [rescued])
 
 
 def _proven_lines(store: Segments, extent: Extent) -> Iterator[bytes]:

@@ -107,9 +107,10 @@ class Caller:
         account = self.accounts.of(claim.batch)
         gate = pool.gate
         counted = tries = 0
+        refused: int | None = None
         while True:
             if tries or pool.pause_reason is not None or self.look_again is not None:
-                await self._before_call(pool, shard, tries)
+                await self._before_call(pool, shard, request, tries)
             if shard.stopped.is_set():
                 shard.give_up(custom_id)
                 return
@@ -128,6 +129,10 @@ class Caller:
             action = self._judge(gate, permit, outcome, tries)
             crash.point("called")
             tries += 1
+            if type(action) is retry.Pause:
+                refused = permit.number if refused is None else refused
+                if pool.newest_taken > refused:  # others were taken since
+                    action = retry.own(action)
             if isinstance(action, _NO_RESULT):
                 account.failed(custom_id, tries, retry.reason(outcome), action.message)
                 counted += isinstance(action, retry.Again) and action.counted
@@ -136,17 +141,16 @@ class Caller:
                         call = msgspec.structs.replace(call, anew=True)
                     await self._before_again(pool, shard, request, outcome, action, tries)
                     continue
-                pool.answered()
                 shard.fail(custom_id, action.type, action.message, None)
             else:
-                _settle(pool, shard, request, action)
+                _settle(pool, shard, request, action, permit.number)
             if tries > 1:
                 account.over(custom_id)
             return
 
-    async def _before_call(self, pool: Pool, shard: ShardRun, tries: int) -> None:
+    async def _before_call(self, pool: Pool, shard: ShardRun, request: Request, tries: int) -> None:
         if tries or pool.pause_reason is not None:
-            await self._until_allowed(pool, shard)
+            await self._until_allowed(pool, shard, request, tries)
         if self.look_again is not None:
             await self.look_again()
 
@@ -164,16 +168,16 @@ class Caller:
             shard.note_try(request.custom_id, action.type, action.message)
             pool.delayed(request, 0.0)  # nobody may send now, so nobody waits for it
             until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
-            pool.pause(retry.told(outcome, action), until_s)
+            pool.pause(retry.told(outcome, action), until_s, request)
             return
         if action.reached:
             shard.note_try(request.custom_id, action.type, action.message)
         if action.at_once:
             pool.delayed(request, 0.0)
             return
-        if action.counted:
+        if action.counted and not action.is_refused:
             pool.answered()
-        else:
+        elif not action.counted:
             pool.refused(retry.told(outcome, action))
         if pool.trouble is not None or pool.gate.limiter.is_limited:
             pool.gate.tell(retry.told(outcome, action))
@@ -187,14 +191,24 @@ class Caller:
         )
         wait_s = max(0.0, left_s) if delay is None else delay
         pool.delayed(request, wait_s)
-        if action.retry_after_s is None or not pool.may_step_aside:
-            await self._wait(shard, wait_s)
-            return
-        # It was told to wait and the others were not: they may have its slot.
+        custom_id = request.custom_id
+        until_s = self._clock.monotonic_s() + wait_s
+        shard.retrying[custom_id] = until_s, retry.reason(outcome)
+        try:
+            if action.retry_after_s is None or not pool.may_step_aside:
+                await self._wait(shard, wait_s)
+                return
+            # It was told to wait and the others were not: they may have its slot.
+            await self._aside(pool, self._wait(shard, wait_s))
+        finally:
+            shard.retrying.pop(custom_id, None)
+
+    async def _aside(self, pool: Pool, waiting: Awaitable[None]) -> None:
+        """Wait without a slot."""
         pool.aside += 1
         try:
             pool.on_release(pool)
-            await self._wait(shard, wait_s)
+            await waiting
         finally:
             pool.aside -= 1
 
@@ -216,13 +230,12 @@ class Caller:
         gate.end(permit, signal, retry_after_s=after, headers=headers)
         return action
 
-    async def _until_allowed(self, pool: Pool, shard: ShardRun) -> None:
+    async def _until_allowed(
+        self, pool: Pool, shard: ShardRun, request: Request, tries: int
+    ) -> None:
         """Wait until a call may be made, or made again, before the batch expires."""
+        pausing = pool.pausing
         while not shard.stopped.is_set():
-            left_s = pool.paused_until_s - self._clock.monotonic_s()
-            if left_s > 0.0:
-                await self._wait(shard, left_s)
-                continue
             if self._left_s(shard) <= 0.0:
                 # Nothing is sent again after the expiry, which the worker notices in a moment.
                 await self._wait(shard, limits.RENEW_INTERVAL_S)
@@ -230,15 +243,23 @@ class Caller:
             if not pool.gate.may_repeat:
                 await pool.gate.wait_again(shard.stopped)
                 continue
-            return
+            now_s = self._clock.monotonic_s()
+            left_s = pausing.wait_s(request, now_s, was_refused=tries > 0)
+            if left_s <= 0.0:
+                return
+            waiting = self._wait(shard, left_s, pausing.changed)
+            if tries and pool.may_step_aside:
+                await self._aside(pool, waiting)  # for those of which nothing is known yet
+            else:
+                await waiting
 
     def _left_s(self, shard: ShardRun) -> float:
         return (shard.claim.expires_us - self._clock.now_us()) / limits.SECOND_US
 
-    async def _wait(self, shard: ShardRun, seconds: float) -> None:
+    async def _wait(self, shard: ShardRun, seconds: float, *or_: asyncio.Event) -> None:
         self.waiting += 1
         try:
-            await wait_first(self._clock, shard.stopped, seconds)
+            await wait_first(self._clock, shard.stopped, seconds, *or_)
         finally:
             self.waiting -= 1
 
@@ -255,10 +276,14 @@ def _check(upstream: Upstream | None, shard: ShardRun, request: Request) -> Prob
 
 
 def _settle(
-    pool: Pool, shard: ShardRun, request: Request, action: retry.Done | retry.Fail | retry.Unsent
+    pool: Pool,
+    shard: ShardRun,
+    request: Request,
+    action: retry.Done | retry.Fail | retry.Unsent,
+    number: int,
 ) -> None:
-    """Record the result of a request."""
-    pool.answered()
+    """Record the result of a request, which came by this call."""
+    pool.answered(number)
     custom_id = request.custom_id
     if type(action) is retry.Done:
         pool.begun(request)

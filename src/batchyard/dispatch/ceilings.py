@@ -3,6 +3,7 @@
 Each is a bucket that fills continuously, as the hosted API's do, and holds what a second brings, at
 least one. So any minute has at most the ceiling plus one second of it, or plus one request where
 that is more. Tokens are charged by an estimate when a call starts and corrected by its `usage`.
+Several workers divide each ceiling (`sharing.py`): a part of it is a smaller bucket.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _BURST_S = 1.0
 _NEVER = float("-inf")
+_ANSWER = float("inf")  # wait for a part of the ceiling, not for time
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,25 @@ class Bucket:
     def __init__(self, name: str, per_minute: int) -> None:
         self.name = name
         self.per_minute = per_minute
+        self.part = 1.0
+        """Of the amount, what this process has."""
         self._rate = per_minute / 60.0
         self._capacity = max(1.0, self._rate * _BURST_S)
         self._level = self._capacity
         self._at_s = _NEVER
 
+    def divide(self, part: float, now_s: float) -> None:
+        """Have another part from now on. What is in the bucket stays, as far as there is room."""
+        self._fill(now_s)
+        self.part = part
+        self._rate = self.per_minute / 60.0 * part
+        self._capacity = max(1.0, self._rate * _BURST_S)
+        self._level = min(self._level, self._capacity)
+
     def wait_s(self, now_s: float) -> float:
-        """Return the seconds until something may be charged, 0.0 for now."""
+        """Return the seconds until something may be charged, 0.0 for now, inf without a part."""
+        if not self._rate:
+            return _ANSWER
         if self._level < self._capacity:
             self._fill(now_s)
         return 0.0 if self._level >= 1.0 else (1.0 - self._level) / self._rate
@@ -62,15 +76,23 @@ class Bucket:
 class Ceiling:
     """The buckets of one table, which all pools of its models share."""
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, name: str = "") -> None:
+        self.name = name
+        """That no pool has: by it several workers divide the ceiling."""
         self.models = limit.models
         self.requests = _bucket("requests_per_minute", limit.requests)
         self.input = _bucket("input_tokens_per_minute", limit.input_tokens)
         self.output = _bucket("output_tokens_per_minute", limit.output_tokens)
         self.buckets = tuple(b for b in (self.requests, self.input, self.output) if b is not None)
 
+    def divide(self, part: float, now_s: float) -> None:
+        """Have another part of it from now on; 1.0 at first."""
+        for bucket in self.buckets:
+            if bucket.part != part:
+                bucket.divide(part, now_s)
+
     def wait_s(self, now_s: float) -> float:
-        """Return the seconds until a call may start, 0.0 for now."""
+        """Return the seconds until a call may start, 0.0 for now, inf without a part."""
         return max(bucket.wait_s(now_s) for bucket in self.buckets)
 
     def binding(self, now_s: float) -> tuple[Bucket, float] | None:
@@ -102,7 +124,10 @@ class Ceilings:
         Args:
             limits: by name of the upstream.
         """
-        self._of = {name: [Ceiling(each) for each in some] for name, some in (limits or {}).items()}
+        self._of = {
+            upstream: [Ceiling(each, f"#limit/{upstream}/{n}") for n, each in enumerate(some)]
+            for upstream, some in (limits or {}).items()
+        }
 
     def of_pool(self, upstream: str, model: str) -> tuple[Ceiling, ...]:
         """Return what holds for a pool.

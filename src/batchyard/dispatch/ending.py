@@ -10,7 +10,7 @@ import msgspec
 
 from batchyard import crash, limits, segments, wire
 from batchyard.dispatch.adopt import damages, verify_extent
-from batchyard.errors import DamagedError
+from batchyard.errors import DamagedError, SegmentRefused
 from batchyard.model import Extent, Tokens
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ async def _read_once_more(
         lambda: {batch_id: _damaged(store, shards) for batch_id, shards in found.items()}
     )
     for batch_id, shards in damaged.items():
-        if shards:
+        if shards is None:
+            del found[batch_id]  # the next sweep tries again
+        elif shards:
             again = [s.index for s in shards if is_sweep or damages(s.extents) < limits.DAMAGES_MAX]
             await ledger.reopen(batch_id, again)
             del found[batch_id]
@@ -160,8 +162,8 @@ def _write_manifest(store: Segments, batch_id: str, shards: Sequence[ShardResult
     store.put(name, [wire.encode(Manifest(batch_id, extents))])
 
 
-def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[ShardResult]:
-    """Return the shards whose results are not what was written. Blocks."""
+def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[ShardResult] | None:
+    """Return the shards whose results are not what was written; None if any are refused. Blocks."""
     found = []
     for shard in shards:
         try:
@@ -170,6 +172,9 @@ def _damaged(store: Segments, shards: Sequence[ShardResult]) -> list[ShardResult
         except DamagedError as error:
             log.error("damaged %s", error)  # noqa: TRY400 - it says all
             found.append(shard)
+        except SegmentRefused as error:
+            log.error("refused %s: its batch cannot end", error)  # noqa: TRY400 - it says all
+            return None
     return found
 
 

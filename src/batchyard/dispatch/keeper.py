@@ -11,9 +11,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from batchyard import crash, limits
+from batchyard.clock import steady_us
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batches
-from batchyard.errors import DiskFull
+from batchyard.errors import DiskFull, SegmentRefused
 
 if TYPE_CHECKING:
     import random
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ARCHIVE_PER_SWEEP = 100
+_ARCHIVE_AT_ONCE = 100
 
 
 class Keeper:
@@ -70,35 +71,48 @@ class Keeper:
     async def run(self) -> None:
         """Sweep for ever."""
         while True:
+            is_behind = False
             with self._activity.piece():
                 try:
-                    await self.sweep()
+                    is_behind = await self.sweep()
                 except DiskFull as error:
                     log.warning("sweep cut short: %s", error)
+            if is_behind:
+                continue
             jitter = 1.0 if self._rng is None else self._rng.uniform(0.5, 1.5)
             await self._clock.sleep(self._interval_s * jitter)
 
-    async def sweep(self) -> None:
-        """Do every duty once."""
+    async def sweep(self) -> bool:
+        """Do every duty once; return whether an interval was too short for the archiving."""
         now = self._clock.now_us()
-        freed = await self._ledger.take_back(now, but=self._owner)
+        freed = await self._ledger.take_back(steady_us(self._clock), but=self._owner)
         if freed:
             log.warning("took back %d shards whose lease had ended", freed)
         finished = await self._ledger.finished()
         await end_batches(self._ledger, self._store, self._clock, finished, is_sweep=True)
-        await self._archive(now)
+        is_behind = await self._archive(now)
         await self._ledger.forget_creates(now)
         if self._tidy is not None:
             await asyncio.to_thread(self._tidy)
+        return is_behind
 
-    async def _archive(self, now_us: int) -> None:
+    async def _archive(self, now_us: int) -> bool:
+        """Archive what is due; return whether the other duties came due before the end of it."""
         before = now_us - limits.RETENTION_US
-        for batch_id in await self._ledger.outdated(before, _ARCHIVE_PER_SWEEP):
-            # Not `now_us`: this sweep may have ended the batch after that.
-            await self._ledger.archive(batch_id, self._clock.now_us())
-            crash.point("archived")
-            await asyncio.to_thread(self._store.delete_batch, batch_id)
-            log.info("archived batch=%s", batch_id)
+        until_s = self._clock.monotonic_s() + self._interval_s
+        seen: set[str] = set()
+        while self._clock.monotonic_s() <= until_s:
+            found = await self._ledger.outdated(before, _ARCHIVE_AT_ONCE)
+            if seen.issuperset(found):  # also none; what stays although it was archived is not new
+                return False
+            for batch_id in found:
+                # Not `now_us`: this sweep may have ended the batch after that.
+                await self._ledger.archive(batch_id, self._clock.now_us())
+                crash.point("archived")
+                await self._delete(batch_id)
+                log.info("archived batch=%s", batch_id)
+            seen.update(found)
+        return True
 
     async def clear_leftovers(self, older_than_us: int = 0) -> None:
         """Remove segments that no batch owns: what a crash left of creates and deletes.
@@ -116,8 +130,17 @@ class Keeper:
                 continue
             if older_than_us and await asyncio.to_thread(self._is_newer, batch_id, before_us):
                 continue
+            if await self._delete(batch_id):
+                log.info("removed leftover segments batch=%s", batch_id)
+
+    async def _delete(self, batch_id: str) -> bool:
+        """Delete the segments of a batch; False if the store refuses that: they are leftovers."""
+        try:
             await asyncio.to_thread(self._store.delete_batch, batch_id)
-            log.info("removed leftover segments batch=%s", batch_id)
+        except SegmentRefused as error:
+            log.error("refused %s", error)  # noqa: TRY400 - it says all
+            return False
+        return True
 
     def _is_newer(self, batch_id: str, before_us: int) -> bool:
         written_us = self._store.written_us(batch_id)

@@ -129,8 +129,6 @@ class Limiter:
         self.strays = Strays()
         self.ceilings = tuple(ceilings)
         self.estimate = Estimate()
-        self.part = 1.0
-        """Of the ceilings, what this process has; several workers divide them."""
         self._sent = 0
         self._cut = 0
         """The number of the first call that was sent after the last decrease."""
@@ -192,10 +190,8 @@ class Limiter:
         return permit
 
     def _charge(self, now_s: float, requests: float, tokens: tuple[float, float]) -> None:
-        # A process with a part of the ceiling has a whole bucket, and takes that much more out.
-        weight = 1.0 / self.part
         for ceiling in self.ceilings:
-            ceiling.charge(now_s, requests * weight, (tokens[0] * weight, tokens[1] * weight))
+            ceiling.charge(now_s, requests, tokens)
 
     # After it ---------------------------------------------------------------------------------
 
@@ -362,7 +358,7 @@ class Limiter:
     def rate_max(self, now_s: float) -> float | None:
         """Return how many calls a second are possible at most; None when nothing says that."""
         rates = [
-            b.per_minute * self.part / 60.0
+            b.per_minute * b.part / 60.0
             for c in self.ceilings
             for b in c.buckets[:1]
             if b is c.requests
@@ -383,7 +379,7 @@ class Limiter:
             found.append(Wait("cooling_down", detail, cool_down.until_s))
         for ceiling in self.ceilings:
             binding = ceiling.binding(now_s)
-            if binding is not None:
+            if binding is not None and binding[0].part:  # else it has one in a second
                 bucket, wait = binding
                 detail = f"{bucket.name} = {bucket.per_minute} is reached"
                 found.append(Wait("limited", detail, now_s + wait))

@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import logging
 import zlib
+from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchyard import crash, limits, segments
-from batchyard.dispatch.adopt import UNTOLD, Adopted, adopt
+from batchyard.clock import steady_us
+from batchyard.dispatch.adopt import Adopted, adopt
 from batchyard.dispatch.loading import requests_of
 from batchyard.dispatch.shard import ShardRun
 from batchyard.dispatch.suspects import given_up, is_suspected, unseen
-from batchyard.errors import DamagedError, DiskFull, SegmentsGone
+from batchyard.errors import DamagedError, DiskFull, SegmentRefused, SegmentsGone
 from batchyard.ledger import Held
 from batchyard.segments.requests import read_ids, read_records
 
@@ -31,6 +34,18 @@ if TYPE_CHECKING:
     from batchyard.segments.requests import Record
 
 log = logging.getLogger(__name__)
+
+_SAID_MAX = 1_000
+_LOST = ", so nobody can tell whose results are missing: put it back and "
+# What people are told of shards that are left alone, beside the log.
+UNTOLD = (
+    f"{_LOST}start again, or cancel the batch, stop the yard and use `batchyard check --give-up`"
+)
+UNTOLD_SHARED = (
+    f"{_LOST}it goes on, or cancel the batch and use `batchyard check --give-up` with --ledger and "
+    "--segments"
+)
+REFUSED = "the store refuses what it needs, which is asked for again each minute: "
 
 
 class Opened(NamedTuple):
@@ -74,6 +89,10 @@ class Opening:
         self._accounts = accounts
         self._leaving = leaving
         self._claims: dict[tuple[str, int], Claim] = {}
+        self._refused: dict[tuple[str, int], tuple[Claim, float]] = {}
+        """Left alone, and when they are looked at again."""
+        self._said: OrderedDict[tuple[str, int], str] = OrderedDict()
+        """What was logged, so that it is not each time: the last ones."""
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -115,6 +134,26 @@ class Opening:
             if self._claims.get(key) is claim:
                 del self._claims[key]
 
+    async def again(self) -> list[Claim]:
+        """Return those that were refused a while ago, if they are still ours; renew them.
+
+        Where others share the work they mostly are not: the lease has ended, and another tries.
+
+        Raises:
+            DiskFull: a lease could not be renewed; it may be tried again.
+        """
+        now_s = self._clock.monotonic_s()
+        due = {key: claim for key, (claim, due_s) in self._refused.items() if due_s <= now_s}
+        if not due:
+            return []
+        lease = steady_us(self._clock) + limits.LEASE_US
+        held = [_held(claim, at_risk=True) for claim in due.values()]
+        rows = await self._ledger.renew(self._owner, lease, held)
+        for key in due:
+            del self._refused[key]
+        found = {(row.batch, row.index): row.canceled for row in rows}
+        return [replace(due[key], canceled=found[key]) for key in due if key in found]
+
     async def _open(self, claim: Claim) -> Opened | None:
         if (claim.batch, claim.index) not in self._claims:
             return None  # lost while others were opened
@@ -127,9 +166,19 @@ class Opening:
         except DamagedError as error:
             # The others go on. This one is left to the next start: as it is not known whose results
             # are missing, nothing that we could record would be true.
-            self.tell_damage(claim, f"{error}{UNTOLD}")
+            untold = UNTOLD_SHARED if self._ledger.is_concurrent else UNTOLD
+            self.tell_damage(claim, f"{error}{untold}")
             await self._leave_alone(claim)
             return None
+        except SegmentRefused as error:
+            # The others go on, and this one when it is given again: nothing is known to be lost.
+            self.tell_damage(claim, f"{REFUSED}{error}", "refused")
+            due_s = self._clock.monotonic_s() + limits.REFUSED_WAIT_S
+            self._refused[claim.batch, claim.index] = claim, due_s
+            await self._leave_alone(claim)
+            return None
+        if self._said.pop((claim.batch, claim.index), None) == "refused":
+            self._accounts.of(claim.batch).damaged.pop(claim.index, None)
         if opened.shard.damage is not None:
             self.tell_damage(claim, opened.shard.damage)
         crash.point("claimed")
@@ -139,15 +188,20 @@ class Opening:
             crash.point("adopted")
         return opened
 
-    def tell_damage(self, claim: Claim, why: str) -> None:
-        """Say what is damaged of a shard."""
-        log.error("damaged shard=%s/%d: %s", claim.batch, claim.index, why)
+    def tell_damage(self, claim: Claim, why: str, word: str = "damaged") -> None:
+        """Say what is damaged of a shard, or else wrong with it; once in the log."""
+        key = claim.batch, claim.index
+        if self._said.get(key) != word:
+            log.error("%s shard=%s/%d: %s", word, *key, why)
+            self._said[key] = word
+            if len(self._said) > _SAID_MAX:
+                self._said.popitem(last=False)
         self._accounts.of(claim.batch).damage(claim.index, why)
 
     async def _leave_alone(self, claim: Claim) -> None:
         """See to it that the end of a lease that is not renewed is no failure: no call was made."""
         self._claims.pop((claim.batch, claim.index), None)
-        lease = self._clock.now_us() + limits.LEASE_US
+        lease = steady_us(self._clock) + limits.LEASE_US
         with contextlib.suppress(DiskFull):  # it counts once
             await self._ledger.renew(self._owner, lease, [_held(claim, at_risk=False)])
 

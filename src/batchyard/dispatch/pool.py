@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import limits
 from batchyard.dispatch.parking import Parking
+from batchyard.dispatch.pausing import Pausing
 from batchyard.dispatch.priming import Priming
 from batchyard.dispatch.turns import Turns
 from batchyard.errors import shown
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from batchyard.dispatch.gate import Gate
     from batchyard.dispatch.shard import Request, ShardRun
+    from batchyard.ledger import Turn
     from batchyard.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,14 @@ class Pool:
         self.turns = Turns() if turns is None else turns
         self.busy = self.aside = 0
         """Requests in flight, and those of them that wait and have left their slot to others."""
-        self.paused_until_s = 0.0
-        self.pause_reason: str | None = None
+        self.pausing = Pausing()
+        self.newest_taken = -1
+        """The number of the newest call that the upstream took."""
+        self.is_dry = False
+        """Whether the ledger had no shard of it when it was last looked at; what is new wakes."""
+        self.drained: set[Turn] = set()
+        """Batches of which the ledger had no more shards, until leases are renewed: another worker
+        may have given one back."""
         self._refusals = 0
         self._refusal = ""
         self._now_s = now_s
@@ -82,14 +90,19 @@ class Pool:
         """
         if self._parking.size >= limits.PARKED_BYTES_MAX:
             return False
-        return (self.pause_reason is None or not self.busy) and self.unsent < 2 * self.slots
+        return self.unsent < 2 * self.slots if self.pause_reason is None else not self.unsent
 
     def is_lacking(self, shard: ShardRun) -> bool:
         """Whether its batch may soon have nothing to send, while others have."""
-        return self.pause_reason is None and len(shard.unsent) <= 2 * len(shard.inflight)
+        if self.pause_reason is not None or len(shard.unsent) > 2 * len(shard.inflight):
+            return False
+        claim = shard.claim
+        return not claim.is_only and claim.turn not in self.drained and self.turns.is_lacking(shard)
 
     def is_short(self, shard: ShardRun) -> bool:
         """Whether to look for more shards, when a request of this one has been taken."""
+        if self.is_dry:
+            return False
         if len(shard.unsent) > 2 * self.slots:  # then neither can be, and this is nearly always so
             return False
         return self.is_hungry or self.is_lacking(shard)
@@ -110,7 +123,7 @@ class Pool:
 
     def take(self, task: asyncio.Task[None]) -> tuple[ShardRun, Request] | None:
         """Return the next request to send, which `task` will do."""
-        for shard in self.turns.order(self.slots):
+        for shard in self.turns.order(self.slots, one_each=self.pause_reason is not None):
             if not shard.unsent:
                 continue
             request = self._next(shard, task) if shard.unsent[0].marks else shard.take(task)
@@ -162,6 +175,7 @@ class Pool:
 
     def tick(self) -> None:
         """Let go on what has waited long enough, or for nobody any more. Once a second is right."""
+        self.turns.tick()
         self._release(self._priming.overdue(self._now_s()))
         self._hand_on(key for key in self._parking.keys if not self._priming.is_primed(key))
 
@@ -187,21 +201,36 @@ class Pool:
             return self.pause_reason
         return self._refusal if self._refusals >= _REFUSALS_SHOWN else None
 
-    def pause(self, reason: str, until_s: float) -> None:
-        """Stop calling the upstream until `until_s`: it refuses us."""
+    @property
+    def pause_reason(self) -> str | None:
+        """Return why the upstream is not called now; None when it is."""
+        return self.pausing.reason
+
+    def pause(self, reason: str, until_s: float, refused: Request | None = None) -> None:
+        """Stop calling the upstream until `until_s`: it refuses us.
+
+        Args:
+            reason: for people.
+            until_s: monotonic seconds.
+            refused: the request that it would not take.
+        """
         if self.pause_reason is None:
             log.warning("paused pool=%s: %s", shown(self.name), shown(reason, 300))
-        self.pause_reason = reason
-        self.paused_until_s = until_s
+        self.pausing.begin(reason, until_s, refused)
 
     def refused(self, reason: str) -> None:
         """Note a call that came to nothing, and that is not counted: no connection, no capacity."""
         self._refusals += 1
         self._refusal = reason
 
-    def answered(self) -> None:
-        """Note that the upstream took a call: it accepts us, and can be reached."""
+    def answered(self, number: int = -1) -> None:
+        """Note that the upstream took a call: it accepts us, and can be reached.
+
+        Args:
+            number: of the call, where it tells that calls are not refused as such.
+        """
         self._refusals = 0
+        self.newest_taken = max(self.newest_taken, number)
         if self.pause_reason is not None:
-            self.pause_reason = None
-            self.paused_until_s = 0.0
+            self.pausing.end()
+            self.on_release(self)

@@ -44,6 +44,8 @@ class Again(msgspec.Struct, frozen=True, gc=False):
     """Whether the upstream may have seen the request."""
     at_once: bool = False
     """Whether to try again now, over a new connection."""
+    is_refused: bool = False
+    """Whether the upstream would not have taken any call like it: see `own`."""
 
 
 class Pause(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +79,10 @@ _TYPE_OF_STATUS = {
 }
 _PAUSE = frozenset({401, 402, 403})
 _WAIT = frozenset({429, 529})
+_UNAVAILABLE = 503  # to wait as well, if it says how long
+_BAD_REQUEST = 400
+# Source: the API answers 400, not 402, to an account whose prepaid credit is used up.
+_NO_CREDIT = "credit balance is too low"
 _AGAIN = frozenset({408, 409})
 _NO_ENDPOINT = frozenset({404, 405})
 _SHOWN_CHARS = 1_000
@@ -145,6 +151,15 @@ def signal(outcome: Outcome, action: Action) -> Signal:
     return Signal.TAKEN
 
 
+def own(action: Pause) -> Again:
+    """Return what a refusal means that meets one request, while others are taken.
+
+    It comes again, most likely; but the upstream may have several doors, of which one is wrong.
+    """
+    after = limits.UPSTREAM_PAUSE_S
+    return Again(action.type, action.message, after, counted=True, is_refused=True)
+
+
 def told(outcome: Outcome, action: Pause | Again) -> str:
     """Return why a pool waits, for the log and for all who have requests in it.
 
@@ -173,13 +188,16 @@ def _refusal(reply: Reply, now_us: int) -> Action:
     )
     if status in _PAUSE:
         return Pause(error_type, message)
+    if status == _BAD_REQUEST and _NO_CREDIT in message:
+        return Pause("billing_error", message)  # an account without credit must not burn a batch
     if status in _NO_ENDPOINT and error is None:
         # Not a word of the API: the base URL is wrong, which must not burn a batch.
         return Pause("api_error", f"There is no /v1/messages at the upstream (HTTP {status}).")
     # Success that is not 200 brings no message: like a reply that is none, it may do better later.
     if status in _WAIT or status in _AGAIN or status >= 500 or status < 300:
         after = wire.parse_retry_after(reply.retry_after, now_us, cap_s=limits.RETRY_AFTER_CAP_S)
-        return Again(error_type, message, after, counted=status not in _WAIT)
+        is_told = status in _WAIT or (status == _UNAVAILABLE and after is not None)
+        return Again(error_type, message, after, counted=not is_told)
     return Fail(error_type, message, reply.request_id)
 
 

@@ -62,6 +62,9 @@ class ShardRun:
             self.unsent = deque([first])
         self.inflight: dict[str, asyncio.Task[None]] = {}
         """The tasks that do the requests in flight, by `custom_id`."""
+        self.retrying: dict[str, tuple[float, str]] = {}
+        """Those of them that wait for their own time to be sent again: until when (monotonic
+        seconds), and what their last call came to, in a word."""
         self._tried: dict[str, tuple[str, str]] = {}
         """How the last try of one of them failed, for when its time runs out: type and message."""
         self.parked: dict[str, Request] = {}

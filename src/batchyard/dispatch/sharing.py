@@ -1,9 +1,11 @@
 """One worker's part of its pools, where there are several workers.
 
 Each second it renews the row by which it has slots, tells what it sees and has counted, and reads
-what the others tell. Configured limits are divided as the slots are. What was learned is divided by
-the workers that are there: when one comes or leaves, each scales what it knows, and the newcomer
-begins with the part that the others leave it instead of finding the limits out anew.
+what the others tell. A configured limit is divided like slots, under a name of its own, by the
+workers with slots in any of the pools that share it. What was learned is divided by the workers
+that are there: when one comes or leaves, each scales what it knows, and the newcomer begins with
+the part that the others leave it instead of finding the limits out anew. A share of a workspace
+that is less than one slot in each worker goes round, also under a name of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from batchyard import limits
+from batchyard.clock import steady_us
 from batchyard.dispatch import waiting
 from batchyard.errors import DiskFull
 from batchyard.ledger import Want
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
 
     from batchyard.clock import Clock
     from batchyard.dispatch.accounts import Accounts
+    from batchyard.dispatch.ceilings import Ceiling
     from batchyard.dispatch.limiter import Limiter
     from batchyard.dispatch.pool import Pool
     from batchyard.dispatch.shard import ShardRun
-    from batchyard.ledger import Granted, Ledger
+    from batchyard.ledger import Granted, Ledger, Peer
 
-_PART_MIN = 0.001  # of limits, for a pool without slots: calls in flight may still end there
+_PARTS = 1_000_000  # that a configured limit is divided into
+_OVER_MAX = 64  # workspaces that are told of, since it is written each second
 
 
 class Size(NamedTuple):
@@ -66,6 +71,8 @@ class Sharing:
         self._size_of = size_of
         self._among: dict[str, int] = {}
         """Workers of each pool, this one included, where it has slots."""
+        self._ceilings: dict[str, Ceiling] = {}
+        """Configured limits of which it has a part, or waits for one, by name."""
         self.has_asked = False
         """Whether the others know of pools that are ours too."""
 
@@ -80,22 +87,36 @@ class Sharing:
             DiskFull: nothing has changed.
             StoreError: the ledger failed.
         """
-        now = self._clock.now_us()
+        changed = await self._ask(pools, shards)
+        if ceilings_of(pools.values()).keys() - self._ceilings.keys():
+            changed = await self._ask(pools, shards)  # the first slots come with a part of these
+        return changed
+
+    async def _ask(self, pools: Mapping[str, Pool], shards: Sequence[ShardRun]) -> list[Pool]:
+        now, lease_now = self._clock.now_us(), steady_us(self._clock)
         wants = [self._want(pool, shards) for pool in pools.values()]
+        ceilings = ceilings_of(pools.values())
+        wants += [Want(pool=name, slots=_PARTS, busy=0, note=None) for name in ceilings]
+        small = {name: self._small_shares(pool) for name, pool in pools.items()}
+        wants += [want for each in small.values() for want in each.values()]
         accounts = self._accounts.news({shard.claim.batch for shard in shards})
         try:
             granted = await self._ledger.share(
-                self._owner, now, now + limits.LEASE_US, wants, accounts
+                self._owner, now, lease_now + limits.LEASE_US, wants, accounts, lease_now=lease_now
             )
         except DiskFull:
             self._accounts.tell_again()
             raise
+        self._divide(ceilings, granted)
         self.has_asked = bool(granted)
         for name in self._among.keys() - granted.keys():
             del self._among[name]
         changed = [(pools[name], each) for name, each in granted.items() if name in pools]
         for pool, each in changed:
             self._take(pool, each)
+            if self._size_of(pool.name).is_divided:
+                rows = {name: granted[want.pool].slots for name, want in small[pool.name].items()}
+                pool.turns.divide(self._allowed(pool, rows, each.peers))
         return [pool for pool, _ in changed]
 
     def _want(self, pool: Pool, shards: Iterable[ShardRun]) -> Want:
@@ -108,6 +129,7 @@ class Sharing:
             window=limiter.window.size,
             wall=limiter.window.wall,
             among=self._among.get(pool.name, 1),
+            over=over_of(pool),
         )
         return Want(
             pool=pool.name,
@@ -115,13 +137,64 @@ class Sharing:
             busy=pool.busy,
             note=pool.trouble,
             told=waiting.dump(told),
+            is_new=pool.name not in self._among,
         )
+
+    def _small_shares(self, pool: Pool) -> dict[str, Want]:
+        """Return what to ask for workspaces whose share of each worker's slots is less than one."""
+        size, among = self._size_of(pool.name), self._among.get(pool.name)
+        if among is None or not size.is_divided:
+            return {}
+        return {
+            name: Want(
+                pool=f"#share/{name}/{pool.name}",
+                slots=share.slots(size.slots),
+                busy=inflight,
+                note=None,
+                go_round=True,
+            )
+            for name, share, inflight in pool.turns.limited()
+            if not share.slots(size.slots // among, least=0)
+        }
+
+    def _allowed(
+        self, pool: Pool, rows: Mapping[str, int], peers: Sequence[Peer]
+    ) -> dict[str, int]:
+        """Return what may be in flight here, for each workspace where its share does not say it.
+
+        What others have in flight above their share, as from before this worker came, is missing
+        here until those calls have ended.
+
+        Args:
+            pool: it.
+            rows: what was granted of small shares, by workspace.
+            peers: the other workers.
+        """
+        told = [(peer.slots, waiting.load(peer.told).over) for peer in peers]
+        allowed = {}
+        for name in rows.keys() | {name for _, over in told for name in over}:
+            share = pool.turns.share_of(name)
+            others = sum(max(share.slots(slots, 0), over.get(name, 0)) for slots, over in told)
+            left = share.slots(self._size_of(pool.name).slots) - others
+            allowed[name] = max(0, min(left, rows.get(name, share.slots(pool.slots, 0))))
+        return allowed
+
+    def _divide(self, ceilings: Mapping[str, Ceiling], granted: Mapping[str, Granted]) -> None:
+        now_s = self._clock.monotonic_s()
+        for name in self._ceilings.keys() - ceilings.keys():
+            self._ceilings[name].divide(0.0, now_s)
+        self._ceilings = dict(ceilings)
+        for name, ceiling in ceilings.items():
+            ceiling.divide(granted[name].slots / _PARTS, now_s)
 
     def _take(self, pool: Pool, granted: Granted) -> None:
         size = self._size_of(pool.name)
         pool.slots = granted.slots if size.is_divided else size.slots
         limiter = pool.gate.limiter
-        limiter.part = max(pool.slots / size.slots, _PART_MIN)
+        now_s = self._clock.monotonic_s()
+        for ceiling in limiter.ceilings:
+            if ceiling.name not in self._ceilings:
+                ceiling.divide(0.0, now_s)  # until it is asked for: the others may have all of it
         limiter.slots = max(pool.slots, 1)  # a call that was begun is repeated without a slot, too
         if not pool.slots:
             return
@@ -129,13 +202,34 @@ class Sharing:
         among = 1 + len(granted.peers) if is_shared else 1
         before = self._among.get(pool.name)
         self._among[pool.name] = among
-        now_s = self._clock.monotonic_s()
         if before is None:
             if size.is_divided and not limiter.is_limited:
-                told = [waiting.load(peer.told) for peer in granted.peers if peer.slots]
-                begin(limiter, told, among, now_s)
+                texts = [peer.told for peer in granted.peers if peer.slots]
+                if granted.known is not None:
+                    texts.append(granted.known)
+                begin(limiter, [waiting.load(text) for text in texts], among, now_s)
         elif before != among:
             scale(limiter, before / among, now_s)
+
+
+def ceilings_of(pools: Iterable[Pool]) -> dict[str, Ceiling]:
+    """Return the configured limits, by name, of those pools in which calls may be made."""
+    return {
+        ceiling.name: ceiling
+        for pool in pools
+        if pool.slots or pool.busy
+        for ceiling in pool.gate.limiter.ceilings
+    }
+
+
+def over_of(pool: Pool) -> dict[str, int]:
+    """Return the requests in flight of workspaces with more than their share of what is filled."""
+    over = [
+        (name, inflight)
+        for name, share, inflight in pool.turns.limited()
+        if inflight > share.slots(pool.busy, 0)
+    ]
+    return dict(sorted(over, key=lambda each: -each[1])[:_OVER_MAX])
 
 
 def begin(limiter: Limiter, others: Sequence[waiting.Told], among: int, now_s: float) -> None:

@@ -7,7 +7,10 @@ wrongly. So after `limits.FAILURES_TO_SET_APART` failures a shard is claimed apa
 the least suspected first, and the next when the last one has a result, has gone, or has done no
 harm for `limits.PROBATION_S`. If the worker ends, only the last one is blamed, and not even that
 when it has done no harm for ten times as long. So the innocent ones get through, and the one that
-ends workers is found. Of a shard that was claimed apart one request
+ends workers is found. A worker takes none up before it has lived for `limits.SETTLING_S`: where
+workers end for another reason, one after the other, that says nothing of the shards that they had,
+and where one ends at the hand of its shard, it has at least worked for the others until then. Of a
+shard that was claimed apart one request
 is sent alone until it has a result: whatever else ends the process, there is soon one, and the row
 is over. After `limits.FAILURES_TO_GIVE_UP` failures that one request is given up, unseen. Should
 even that not help, as when the requests cannot be read without harm, all that is left of the shard
@@ -63,14 +66,18 @@ class _Suspect:
 class Suspects:
     """The shards of one worker that were claimed apart and are not cleared, the last one last."""
 
-    def __init__(self, owner: str, ledger: Ledger, renew: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, owner: str, ledger: Ledger, renew: Callable[[], Awaitable[None]], began_s: float
+    ) -> None:
         """Make one without any.
 
         Args:
             owner: the worker.
             ledger: where it claims.
             renew: tells the ledger of all that the worker holds.
+            began_s: since when the worker lives.
         """
+        self._settled_s = began_s + limits.SETTLING_S
         self._owner = owner
         self._ledger = ledger
         self._renew = renew
@@ -102,6 +109,8 @@ class Suspects:
             if (each.key in held and not _is_cleared(each, held[each.key]))
             or (each.key in opening and each.results is None)
         ]
+        if now_s < self._settled_s:
+            return ()
         if self._of and now_s - self._of[-1].since_s < limits.PROBATION_S:
             return ()
         self._is_claiming = True

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from batchyard.fairness import EQUAL, weight_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from batchyard.dispatch.shard import ShardRun
     from batchyard.fairness import Share, Shares
@@ -80,13 +80,20 @@ class _Batch(_Lane):
             count += len(shard.inflight)
         return count
 
+    @property
+    def is_lacking(self) -> bool:
+        return self.unsent < 2 * max(1, self.inflight)
+
 
 class _Workspace(_Lane):
-    __slots__ = ("batches", "share")
+    __slots__ = ("batches", "granted", "least", "share")
 
     def __init__(self, share: Share, peers: Iterable[_Lane]) -> None:
         super().__init__(share.weight, peers)
         self.share = share
+        self.least = 1
+        self.granted: int | None = None
+        """Slots that it may fill in this worker; None where they follow from those of the pool."""
         self.batches: dict[str, _Batch] = {}
 
     def forget(self) -> None:
@@ -106,7 +113,8 @@ class _Workspace(_Lane):
     def ready(self, slots: int) -> int:
         if self.share.most >= 1.0:
             return self.unsent
-        return min(self.unsent, max(0, self.share.slots(slots) - self.inflight))
+        most = self.share.slots(slots, self.least) if self.granted is None else self.granted
+        return min(self.unsent, max(0, most - self.inflight))
 
 
 class Turns:
@@ -122,6 +130,7 @@ class Turns:
         self._shares = shares
         self._now_us = now_us
         self._workspaces: dict[str, _Workspace] = {}
+        self._granted: Mapping[str, int] | None = None
         self._alone: _Batch | None = None
         """The only batch there is, of a workspace that may have all slots: it is always its turn.
 
@@ -136,6 +145,7 @@ class Turns:
         if workspace is None:
             share = self._shares.of(claim.workspace)
             workspace = _Workspace(share, self._workspaces.values())
+            self._divide(claim.workspace, workspace)
             self._workspaces[claim.workspace] = workspace
         elif not workspace.unsent:
             workspace.catch_up(self._workspaces.values())
@@ -158,17 +168,22 @@ class Turns:
         (batch,) = workspace.batches.values()
         return batch
 
-    def order(self, slots: int) -> Iterable[ShardRun]:
+    def order(self, slots: int, *, one_each: bool = False) -> Iterable[ShardRun]:
         """Return the shards that may have unsent requests, the one whose turn it is first.
 
         Args:
             slots: of the pool, of which a workspace may have its share only.
+            one_each: whether only batches that have nothing in flight are wanted.
         """
-        return self._ordered(slots) if self._alone is None else self._alone.shards
+        if self._alone is None or one_each:
+            return self._ordered(slots, one_each=one_each)
+        return self._alone.shards
 
-    def _ordered(self, slots: int) -> Iterator[ShardRun]:
+    def _ordered(self, slots: int, *, one_each: bool) -> Iterator[ShardRun]:
         for workspace in _sorted([w for w in self._workspaces.values() if w.ready(slots)]):
             for batch in _sorted([b for b in workspace.batches.values() if b.unsent]):
+                if one_each and batch.inflight:
+                    continue
                 batch.forget()
                 yield from [shard for shard in batch.shards if shard.unsent]
 
@@ -188,9 +203,61 @@ class Turns:
             return alone.unsent
         return sum(workspace.unsent for workspace in self._workspaces.values())
 
-    def ready(self, slots: int) -> int:
-        """Return how many requests could be sent now, if slots were free."""
+    def ready(self, slots: int, *, one_each: bool = False) -> int:
+        """Return how many requests could be sent now, if slots were free; see `order`."""
+        if one_each:
+            batches = [b for w in self._workspaces.values() for b in w.batches.values()]
+            return sum(bool(batch.unsent) and not batch.inflight for batch in batches)
         return sum(workspace.ready(slots) for workspace in self._workspaces.values())
+
+    def capped(self, slots: int) -> dict[str, int]:
+        """Return the batches whose workspace fills all slots that it may have, with how many.
+
+        Args:
+            slots: of the pool.
+        """
+        return {
+            name: workspace.inflight
+            for workspace in self._workspaces.values()
+            if workspace.share.most < 1.0 and workspace.unsent and not workspace.ready(slots)
+            for name, batch in workspace.batches.items()
+            if batch.unsent
+        }
+
+    def divide(self, granted: Mapping[str, int]) -> None:
+        """Note that the slots are a part of those that there are.
+
+        Args:
+            granted: what this worker may fill for workspaces where that is not their share of them.
+        """
+        self._granted = granted
+        for name, workspace in self._workspaces.items():
+            self._divide(name, workspace)
+
+    def _divide(self, name: str, workspace: _Workspace) -> None:
+        if self._granted is not None:
+            workspace.least, workspace.granted = 0, self._granted.get(name)
+
+    def share_of(self, workspace: str) -> Share:
+        """Return the share of a workspace, which may have no work here."""
+        return self._shares.of(workspace)
+
+    def limited(self) -> Iterator[tuple[str, Share, int]]:
+        """Return the workspaces that have work and may not fill all slots, with those they fill."""
+        for name, workspace in self._workspaces.items():
+            if workspace.share.most < 1.0:
+                inflight = workspace.inflight
+                if inflight or workspace.unsent:
+                    yield name, workspace.share, inflight
+
+    def tick(self) -> None:
+        """Weigh the batches anew: the nearer their expiry is, the more urgent they are."""
+        now_us = self._now_us()
+        for workspace in self._workspaces.values():
+            for batch in workspace.batches.values():
+                if batch.shards:
+                    claim = batch.shards[0].claim
+                    batch.weight = weight_of(claim.priority, claim.expires_us - now_us)
 
     @property
     def batches(self) -> int:
@@ -201,15 +268,21 @@ class Turns:
     def lacking(self) -> list[Turn]:
         """Return the batches that would soon have nothing to send: they need another shard.
 
-        Less is unsent than fills the slots twice that the batch has now.
+        Less is unsent than fills the slots twice that the batch has now. A batch of one shard is
+        never among them.
         """
         self._forget()
         return [
             batch.shards[-1].claim.turn
             for workspace in self._workspaces.values()
             for batch in workspace.batches.values()
-            if batch.unsent < 2 * max(1, batch.inflight)
+            if batch.is_lacking and not batch.shards[-1].claim.is_only
         ]
+
+    def is_lacking(self, shard: ShardRun) -> bool:
+        """Whether the batch of a shard, which has a request in flight, has as little left."""
+        claim = shard.claim
+        return self._workspaces[claim.workspace].batches[claim.batch].is_lacking
 
     def _forget(self) -> None:
         for name, workspace in list(self._workspaces.items()):

@@ -7,20 +7,29 @@ tell each second through the ledger.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from batchyard.dispatch.limiter import Wait
     from batchyard.dispatch.pool import Pool
     from batchyard.dispatch.shard import ShardRun
 
 Reason = Literal[
-    "unconfigured", "paused", "breaker_open", "cooling_down", "limited", "priming", "behind_share"
+    "unconfigured",
+    "paused",
+    "breaker_open",
+    "cooling_down",
+    "limited",
+    "retrying",
+    "priming",
+    "behind_share",
 ]
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -28,7 +37,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 # What a worker tells of a pool stays small: it is written each second.
 _WAITS_MAX = 6
-_PARKED_MAX = 32
+_BATCHES_MAX = 32
 _DETAIL_CHARS_MAX = 200
 
 
@@ -41,6 +50,10 @@ class Waiting:
     detail: str
     until_s: float | None = None
     """Monotonic seconds; None where no time is known."""
+    last_s: float | None = None
+    """When the last of them goes on, where that is later."""
+    is_everywhere: bool = True
+    """Whether each worker of the pool is held back as much, for whatever reason."""
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -50,6 +63,18 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     detail: str
     left_s: float | None
     """Until it ends, from the moment that it was told; None where that is not known."""
+
+
+class Retrying(msgspec.Struct, frozen=True, array_like=True):
+    """Requests of a batch that wait for their own time to be sent again."""
+
+    requests: int
+    left_s: float
+    """Until the first of them is, from the moment that it was told."""
+    last_s: float
+    """Until the last of them is."""
+    why: str
+    """What the calls of the most of them came to, in a word."""
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,6 +87,10 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     held: tuple[Held, ...] = ()
     parked: dict[str, int] = {}
     """Requests that wait for their prompt prefix, by batch; the most first, no more than 32."""
+    retrying: dict[str, Retrying] = {}
+    """By batch, as `parked`."""
+    capped: dict[str, int] = {}
+    """Batches whose workspace fills all slots that it may have, with how many; no more than 32."""
     rate_max: float | None = None
     """Calls a second that its limits allow it, where that is known."""
     rate: float | None = None
@@ -72,6 +101,8 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """Calls in flight of which it knows that more are refused."""
     among: int = 1
     """Workers that share the pool: it has such a part of what the upstream allows."""
+    over: dict[str, int] = {}
+    """Requests in flight of workspaces with more than their share of the slots that it fills."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +142,46 @@ def of_pool(pool: Pool, waits: Iterable[Wait], shards: Iterable[ShardRun], now_s
     """
     held = []
     if pool.pause_reason is not None:
-        left_s = max(0.0, pool.paused_until_s - now_s)
+        left_s = max(0.0, pool.pausing.until_s - now_s)
         held.append(Held("paused", pool.pause_reason[:_DETAIL_CHARS_MAX], left_s))
     for wait in waits:
         left = None if wait.until_s is None else max(0.0, wait.until_s - now_s)
         held.append(Held(wait.kind, wait.detail[:_DETAIL_CHARS_MAX], left))
     parked: dict[str, int] = {}
+    delays: dict[str, list[tuple[float, str]]] = {}
     for shard in shards:
+        batch = shard.claim.batch
         if shard.parked and shard.claim.pool == pool.name:
-            batch = shard.claim.batch
             parked[batch] = parked.get(batch, 0) + len(shard.parked)
-    most = sorted(parked.items(), key=lambda each: -each[1])[:_PARKED_MAX]
-    return Told(slots=pool.slots, busy=pool.busy, held=tuple(held[:_WAITS_MAX]), parked=dict(most))
+        if shard.retrying and shard.claim.pool == pool.name:
+            delays.setdefault(batch, []).extend(shard.retrying.values())
+    most = sorted(parked.items(), key=lambda each: -each[1])[:_BATCHES_MAX]
+    slowest = sorted(delays.items(), key=lambda each: -len(each[1]))[:_BATCHES_MAX]
+    return Told(
+        slots=pool.slots,
+        busy=pool.busy - pool.aside,
+        held=tuple(held[:_WAITS_MAX]),
+        parked=dict(most),
+        retrying={batch: _retrying(each, now_s) for batch, each in slowest},
+        capped=dict(islice(pool.turns.capped(pool.slots).items(), _BATCHES_MAX)),
+    )
+
+
+def _retrying(delays: Sequence[tuple[float, str]], now_s: float) -> Retrying:
+    untils = [until_s for until_s, _ in delays]
+    (why, _), *_ = Counter(why for _, why in delays).most_common(1)
+    left_s, last_s = (max(0.0, end_s - now_s) for end_s in (min(untils), max(untils)))
+    return Retrying(len(delays), left_s, last_s, why)
 
 
 def in_pool(
-    pool: Pool, waits: Iterable[Wait], shards: Sequence[ShardRun], batch: str, now_s: float
+    pool: Pool,
+    waits: Iterable[Wait],
+    shards: Sequence[ShardRun],
+    batch: str,
+    now_s: float,
+    *,
+    queued: int = 0,
 ) -> list[Waiting]:
     """Return why requests of a batch wait in a pool that only this process works on.
 
@@ -136,15 +191,17 @@ def in_pool(
         shards: that this process holds, of all pools.
         batch: its id.
         now_s: the time.
+        queued: requests of the batch in the pool whose shards nobody has taken up.
     """
     own = [s for s in shards if s.claim.batch == batch and s.claim.pool == pool.name]
     flying = sum(len(shard.inflight) for shard in own)
+    unsent = queued + sum(len(shard.unsent) + len(shard.kept_back) for shard in own)
     told = of_pool(pool, waits, own, now_s)
-    return explain(pool.name, [Heard(told)], batch, flying, now_s)
+    return explain(pool.name, [Heard(told)], batch, flying, now_s, unsent=unsent)
 
 
 def explain(
-    pool: str, heard: Sequence[Heard], batch: str, flying: int, now_s: float
+    pool: str, heard: Sequence[Heard], batch: str, flying: int, now_s: float, *, unsent: int
 ) -> list[Waiting]:
     """Return why requests of a batch wait in a pool.
 
@@ -154,19 +211,49 @@ def explain(
         batch: its id.
         flying: requests of the batch that are taken up in the pool.
         now_s: the time.
+        unsent: requests of the batch in the pool that are not.
     """
     found = _held(pool, heard, now_s)
     parked = sum(each.told.parked.get(batch, 0) for each in heard)
     if parked:
         detail = f"{_requests(parked)} until their prompt prefix is in the cache"
         found.append(Waiting(pool, "priming", detail))
+    if not found and unsent:
+        found += _slots(pool, heard, batch, flying, unsent)
+    found += _delayed(pool, heard, batch, now_s)
+    return sorted(found, key=lambda each: _rank(each.reason))
+
+
+def _slots(
+    pool: str, heard: Sequence[Heard], batch: str, flying: int, unsent: int
+) -> Iterator[Waiting]:
+    """Return that there is no slot, and who has them."""
+    capped = sum(each.told.capped.get(batch, 0) for each in heard)
     # Where a worker has to give up slots, it has those that it still fills.
     slots = sum(max(each.told.slots, each.told.busy) for each in heard)
     busy = sum(each.told.busy for each in heard)
-    if not found and busy >= slots > flying:
+    if capped:
+        detail = f"its workspace fills the {capped:,} slots that it may have (share_max)"
+        yield Waiting(pool, "limited", detail)
+    elif busy >= slots > flying:
         detail = f"{flying} of {slots} slots; the others work for other batches"
-        found.append(Waiting(pool, "behind_share", detail))
-    return found
+        yield Waiting(pool, "behind_share", detail)
+    elif busy >= slots > 0:
+        yield Waiting(pool, "limited", f"all {slots:,} slots are filled; {_requests(unsent)}")
+
+
+def _delayed(pool: str, heard: Sequence[Heard], batch: str, now_s: float) -> Iterator[Waiting]:
+    """Return that requests wait for their own time."""
+    told = [
+        (each.told.retrying[batch], each.age_s) for each in heard if batch in each.told.retrying
+    ]
+    if told:
+        count = sum(each.requests for each, _ in told)
+        most = max((each for each, _ in told), key=lambda each: each.requests)
+        first_s = now_s + min(max(0.0, each.left_s - age_s) for each, age_s in told)
+        last_s = now_s + max(max(0.0, each.last_s - age_s) for each, age_s in told)
+        detail = f"{_requests(count)} to be sent again ({most.why})"
+        yield Waiting(pool, "retrying", detail, first_s, last_s)
 
 
 def _held(pool: str, heard: Sequence[Heard], now_s: float) -> list[Waiting]:
@@ -176,13 +263,22 @@ def _held(pool: str, heard: Sequence[Heard], now_s: float) -> list[Waiting]:
         for held in each.told.held:
             until_s = None if held.left_s is None else now_s + max(0.0, held.left_s - each.age_s)
             of.setdefault((held.reason, held.detail), []).append(until_s)
+    at_work = [each for each in heard if each.told.slots or each.told.busy] or heard
+    hardest = [
+        min((_rank(h.reason) for h in each.told.held), default=len(REASONS)) for each in at_work
+    ]
     found = []
     for (reason, detail), untils in of.items():
         if len(untils) < len(heard):
             detail = f"{detail} (in {len(untils)} of {len(heard)} workers)"  # noqa: PLW2901
-        known = [until_s for until_s in untils if until_s is not None]
-        found.append(Waiting(pool, reason, detail, max(known, default=None)))
-    return sorted(found, key=lambda each: REASONS.index(each.reason))
+        until_s = max((each for each in untils if each is not None), default=None)
+        everywhere = all(rank <= _rank(reason) for rank in hardest)
+        found.append(Waiting(pool, reason, detail, until_s, is_everywhere=everywhere))
+    return found
+
+
+def _rank(reason: Reason) -> int:
+    return REASONS.index(reason)
 
 
 def rate_max(heard: Iterable[Heard]) -> float | None:

@@ -12,7 +12,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from batchyard import ids, limits
-from batchyard.clock import wait_first
+from batchyard.clock import steady_us, wait_first
+from batchyard.dispatch.accounts import merge
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.adopt import UNSENT
 from batchyard.dispatch.calling import Caller
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from batchyard.dispatch.accounts import Account
     from batchyard.dispatch.shard import ShardRun, StopReason
     from batchyard.fairness import Shares
-    from batchyard.ledger import Claim, Ledger, Turn
+    from batchyard.ledger import Claim, Ledger, Rest
     from batchyard.segments import Segments
     from batchyard.upstream import Upstream
 
@@ -102,11 +103,9 @@ class Worker:
         self._pools: dict[str, Pool] = {}
         self._held: dict[tuple[str, int], ShardRun] = {}
         self._homeless = set[str]()
-        self._drained: set[tuple[str, Turn]] = set()
-        """Batches of which a pool has all there is, for a moment."""
         accounts, self._leaving = self._caller.accounts, asyncio.Event()
         self._sharing = Sharing(self.owner, ledger, clock, accounts, self._size_of)
-        self._suspects = Suspects(self.owner, ledger, self._renew)
+        self._suspects = Suspects(self.owner, ledger, self._renew, clock.monotonic_s())
         self._opening = Opening(self.owner, ledger, store, clock, accounts, self._leaving)
         self._canceled = set[str]()
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
@@ -164,23 +163,26 @@ class Worker:
                 found[name] = "its upstream is not configured any more"
         return found
 
-    def explain(self, batch_id: str, pools: Mapping[str, int]) -> list[Waiting]:
+    def explain(self, batch_id: str, pools: Mapping[str, Rest]) -> list[Waiting]:
         """Return why requests of a batch wait in these pools."""
         found: list[Waiting] = []
         now_s = self._clock.monotonic_s()
-        for name in pools:
+        for name, rest in pools.items():
             pool = self._pools.get(name)
             if pool is not None:
-                shards = list(self._held.values())
-                found += in_pool(pool, self._gates.waits(name), shards, batch_id, now_s)
+                shards, waits = list(self._held.values()), self._gates.waits(name)
+                found += in_pool(pool, waits, shards, batch_id, now_s, queued=rest.queued)
             elif name in self._homeless:
                 why = "its upstream is not configured any more"
                 found.append(Waiting(name, "unconfigured", why))
         return found
 
     async def account(self, batch_id: str) -> Account | None:
-        """Return what is counted of the calls of a batch."""
-        return self._caller.accounts.find(batch_id)
+        """Return what is counted of the calls of a batch, also before this process began."""
+        own = self._caller.accounts.find(batch_id)
+        told = await self._ledger.accounts(batch_id)
+        others = [text for owner, text in told if own is None or owner != self.owner]
+        return merge(others, own)
 
     def told_us(self, pools: Iterable[str]) -> int | None:
         """Return of when it is what it says of these pools: now."""
@@ -205,14 +207,18 @@ class Worker:
             raise
         except (StoreError, ExceptionGroup) as error:
             if isinstance(error, StoreError) or error.subgroup(StoreError) is not None:
-                await self._spare()
+                await self._spare(back=True)
             raise
 
-    async def _spare(self) -> None:
-        """Count nothing as failed that is held, if the ledger still takes that."""
+    async def _spare(self, *, back: bool = False) -> None:
+        """Count nothing as failed that is held, if the ledger still takes that.
+
+        Args:
+            back: whether others may have it at once. What was not synced is none of theirs.
+        """
         with contextlib.suppress(StoreError, Overloaded, TimeoutError):
             async with asyncio.timeout(_SPARE_MAX_S):
-                await self._ledger.spare(self.owner)
+                await (self._ledger.release if back else self._ledger.spare)(self.owner)
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -224,14 +230,20 @@ class Worker:
             group.create_task(self._recorder.run())
             await self._leaving.wait()
             await self._drain()
+            for shard in self._held.values():  # what becomes of these calls nobody will know
+                cut = sum(not task.done() for task in shard.inflight.values())
+                self._caller.accounts.of(shard.claim.batch).unknown += cut
             for task in (*loops, *self._calls):
                 task.cancel()
             self._recorder.finish()
+        with contextlib.suppress(Overloaded, TimeoutError):
+            async with asyncio.timeout(_SPARE_MAX_S):
+                await self._tell()
         for shard in self._held.values():
             self._recorder.close(shard)
         self._held.clear()
         with contextlib.suppress(DiskFull):  # the next start takes everything back
-            await self._ledger.release(self.owner)
+            await self._ledger.release(self.owner, has_left=True)
 
     # Claiming ---------------------------------------------------------------------------------
 
@@ -247,16 +259,20 @@ class Worker:
         """Claim and open what there is room for; return whether there was anything."""
         self._canceled.clear()  # the claims of this round know
         now = self._clock.now_us()
-        lease = now + limits.LEASE_US
+        lease = self._lease_us()
         voids: Sequence[Claim] = ()
         claims: list[Claim] = []
         ready: Sequence[str] = ()
         try:
             voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
             self._opening.add(voids)
+            claims += await self._opening.again()
+            self._opening.add(claims)
             apart = await self._ledger.pools_apart()
             ready = sorted({*await self._ledger.pools_ready(), *apart})
             pools = [pool for pool in map(self._pool, ready) if pool is not None]
+            for pool in self._pools.values():
+                pool.is_dry = pool.name not in ready
             if self._is_one_of_several and not all(pool.slots for pool in pools):
                 await self._share()
             for pool in pools:
@@ -288,24 +304,24 @@ class Worker:
         taken request by request.
         """
         ledger, owner, name = self._ledger, self.owner, pool.name
-        lease = now_us + limits.LEASE_US
+        lease = self._lease_us()
         claims: list[Claim] = []
-        if pool.pause_reason is None and pool.slots and self._has_room:
+        if pool.slots and self._has_room:
             begun = min(pool.slots - pool.turns.batches, limits.FRESH_PER_ROUND)
             if begun > 0:
                 claims += await ledger.claim_fresh(owner, name, lease, begun, shares=self._shares)
+        if pool.pause_reason is None and pool.slots and self._has_room:
             lacking = pool.turns.lacking()
             # One at a time would not keep up with thousands of slots, or with quick answers.
             ahead = max(pool.slots // limits.SHARD_REQUESTS, pool.shards_ahead() if lacking else 0)
             each = 1 + ahead // max(1, pool.turns.batches)
+            each = min(each, _LACKING_PER_ROUND)
             for turn in lacking:
-                if (name, turn) not in self._drained:
-                    more = await ledger.claim(
-                        owner, name, lease, min(each, _LACKING_PER_ROUND), turn=turn
-                    )
+                if turn not in pool.drained:
+                    more = await ledger.claim(owner, name, lease, each, turn=turn)
                     claims += more
-                    if not more:
-                        self._drained.add((name, turn))
+                    if len(more) < each:
+                        pool.drained.add(turn)
         if not claims and pool.is_hungry:
             claims += await ledger.claim(owner, name, lease, 1, shares=self._shares, now_us=now_us)
         return claims
@@ -388,7 +404,7 @@ class Worker:
 
     def _fill(self, pool: Pool) -> None:
         """Start slots for what is unsent, up to the pool's number and the process's."""
-        ready = pool.turns.ready(pool.slots)
+        ready = pool.turns.ready(pool.slots, one_each=pool.pause_reason is not None)
         free = pool.slots - pool.busy + pool.aside
         for _ in range(min(free, ready, self._calls_max - self._busy)):
             pool.busy += 1
@@ -446,11 +462,12 @@ class Worker:
         due_s = self._clock.monotonic_s()
         while True:
             await self._clock.sleep(limits.RENEW_INTERVAL_S)
-            self._drained.clear()
-            for pool in list(self._pools.values()):
-                pool.tick()
             now_s = self._clock.monotonic_s()
             is_due = now_s >= due_s
+            for pool in list(self._pools.values()):
+                pool.tick()
+                if is_due:
+                    pool.drained.clear()
             if is_due:
                 due_s = now_s + self._ledger.renew_s - limits.RENEW_INTERVAL_S / 2  # rounds go late
             if self._held or self._opening:
@@ -460,6 +477,14 @@ class Worker:
             if self._sharing.has_asked or (self._is_one_of_several and self._pools):
                 with self._activity.piece(), contextlib.suppress(DiskFull):
                     await self._share()
+            elif not self._is_one_of_several:
+                with self._activity.piece():
+                    await self._tell()
+
+    async def _tell(self) -> None:
+        """Keep what is counted of calls, for others and for after the end of this process."""
+        held = {shard.claim.batch for shard in self._held.values()}
+        await self._caller.accounts.tell(self._ledger, self.owner, self._clock.now_us(), held)
 
     async def _share(self) -> None:
         """Tell the other workers which pools are ours too, and take our part of their slots."""
@@ -493,16 +518,20 @@ class Worker:
         """Return a time to wait, such that several workers do not all look at once."""
         return seconds * self._rng.uniform(0.5, 1.5) if self._is_one_of_several else seconds
 
+    def _lease_us(self) -> int:
+        """Return until when a lease is that begins now."""
+        return steady_us(self._clock) + limits.LEASE_US
+
     async def _renew(self, *, is_due: bool = True) -> None:
         """Renew all leases; where that is not due, tell of those whose risk has changed."""
         shards = dict(self._held)
-        now, now_s = self._clock.now_us(), self._clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         held = [*self._opening.held(), *(shard.held() for shard in shards.values())]
         held = self._suspects.to_tell(held, now_s, is_due=is_due)
         if not held:
             return
         try:
-            renewed = await self._ledger.renew(self.owner, now + limits.LEASE_US, held)
+            renewed = await self._ledger.renew(self.owner, self._lease_us(), held)
         except DiskFull:
             return  # nobody takes shards from a process that lives
         kept = {(row.batch, row.index): row for row in renewed}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Never, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Never, Protocol
 
 from batchyard.fairness import EQUAL
 
@@ -51,6 +51,17 @@ class Page:
     has_more: bool
 
 
+class Rest(NamedTuple):
+    """Requests of a batch in a pool that have no result."""
+
+    inflight: int
+    """Taken up."""
+    unsent: int
+    """Of the same shards, not taken up."""
+    queued: int
+    """Of shards that nobody works on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """What is known of a batch that has not ended."""
@@ -59,8 +70,8 @@ class Progress:
     shards_done: int
     inflight: int
     counts: Counts
-    pools: Mapping[str, int]
-    """Of the shards that are not done, each with its requests that are taken up."""
+    pools: Mapping[str, Rest]
+    """Of the shards that are not done, each with their requests that have no result."""
 
 
 class Turn(NamedTuple):
@@ -96,6 +107,8 @@ class Claim:
     """The place of its batch in the list."""
     failures: int = 0
     """Attempts in a row that ended with their worker and left no result."""
+    is_only: bool = False
+    """Whether its batch has no other shard: there is nothing more to claim of it."""
 
     @property
     def turn(self) -> Turn:
@@ -139,6 +152,10 @@ class Want:
     """Why the requests of the pool wait, if they do."""
     told: str | None = None
     """What it knows of the pool, for the other workers and for people."""
+    go_round: bool = False
+    """Whether few slots go round, rather than all to one worker as long as it has work."""
+    is_new: bool = False
+    """Whether it had no slots before."""
 
 
 class Peer(NamedTuple):
@@ -154,6 +171,8 @@ class Granted(NamedTuple):
 
     slots: int
     peers: tuple[Peer, ...]
+    known: str | None = None
+    """What the last worker there knew, for one that is new and finds no other with slots."""
 
 
 class Telling(NamedTuple):
@@ -211,10 +230,15 @@ class ShardResult:
 class Ledger(Protocol):
     """The interface of a ledger. Every method may raise StoreError; a writing one DiskFull.
 
+    Leases (`lease_us`, `lease_now`) are in the steady time of the caller's machine, which nobody
+    sets (`clock.steady_us`): a wall clock that is set ends no lease. Everything else is wall time.
+
     Those that a client waits for raise Overloaded when the database is away: `create`, `known`,
     `get`, `page`, `cancel`, `delete`, `progress`. The others wait for its return.
     """
 
+    is_concurrent: ClassVar[bool]
+    """Whether processes of other hosts may write too."""
     poll_s: float
     """How often, in seconds, another process may look for news."""
     renew_s: float
@@ -343,6 +367,7 @@ class Ledger(Protocol):
         lease_us: int,
         wants: Sequence[Want],
         accounts: Mapping[str, str] = EMPTY,
+        lease_now: int | None = None,
     ) -> Mapping[str, Granted]:
         """Ask for slots of all pools that this worker has work in; return how many it may fill.
 
@@ -354,26 +379,32 @@ class Ledger(Protocol):
             lease_us: until when it may have them.
             wants: of each pool.
             accounts: what it has counted, by batch, for `accounts`.
+            lease_now: the time that leases are in; `now_us` if that is the same.
         """
 
-    async def tellings(self, now_us: int) -> Sequence[Telling]:
+    async def tellings(self, lease_now: int) -> Sequence[Telling]:
         """Return what the workers that live have told with `share`, by pool and owner."""
 
     async def accounts(self, batch_id: str) -> Sequence[tuple[str, str]]:
-        """Return what each worker has counted for a batch: owner and account, oldest first."""
+        """Return what each worker has counted for a batch: owner and account, oldest first.
+
+        Without an owner it is a number: of what was in flight in processes that ended.
+        """
 
     async def news(self) -> News:
         """Return what other processes have done that a worker should look at."""
 
-    async def release(self, owner: str, *, has_died: bool = False) -> None:
+    async def release(self, owner: str, *, has_died: bool = False, has_left: bool = False) -> None:
         """Give back everything that this owner holds.
 
         Args:
             owner: whose.
             has_died: whether its process ended without a word: what was at risk has failed then.
+            has_left: whether it has counted itself what it had in flight. Else it is told, as it
+                was at the last renewal, with the accounts: what became of a call is unknown.
         """
 
-    async def take_back(self, now_us: int, *, but: str) -> int:
+    async def take_back(self, lease_now: int, *, but: str) -> int:
         """Free the shards whose lease has ended, but for one owner's; return how many.
 
         An owner whose process was held up still knows its shards; it renews them late. What was

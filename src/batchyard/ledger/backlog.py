@@ -40,26 +40,7 @@ class BacklogReader:
             ConfigError: the URL is not usable, or there is no ledger.
             StoreError: the database cannot be reached.
         """
-        import psycopg  # noqa: PLC0415 - an extra: the import above has told who lacks it
-
-        where = shown_url(url)
-
-        def check(db: psycopg.Connection[dict[str, Any]]) -> None:
-            row = db.execute(_EXISTS).fetchone()
-            if row is None or not row["is_there"]:
-                raise ConfigError(f"ledger {where}: no yard has used this database yet")
-
-        self._connection = Connection(
-            settings_of(url), clock, Contact(clock), reads=True, database_time=True
-        )
-        try:
-            self._connection.open(check)
-        except BaseException as error:
-            self._connection.abort()
-            if not isinstance(error, psycopg.Error):
-                raise
-            text = " ".join(str(error).split())
-            raise StoreError(f"cannot open the ledger {where}: {text}") from None
+        self._connection = attach(url, clock, reads=True)
 
     async def read(self) -> Backlog:
         """Return the open work.
@@ -73,6 +54,41 @@ class BacklogReader:
     async def close(self) -> None:
         """Let go of the connection."""
         await self._connection.close()
+
+
+def attach(url: str, clock: Clock, *, reads: bool) -> Connection:
+    """Connect to a ledger that is there, and leave its tables as they are.
+
+    Args:
+        url: of the ledger.
+        clock: of waits.
+        reads: whether nothing is written.
+
+    Raises:
+        ConfigError: the URL is not usable, or there is no ledger.
+        StoreError: the database cannot be reached.
+    """
+    import psycopg  # noqa: PLC0415 - an extra: the import above has told who lacks it
+
+    where = shown_url(url)
+
+    def check(db: psycopg.Connection[dict[str, Any]]) -> None:
+        row = db.execute(_EXISTS).fetchone()
+        if row is None or not row["is_there"]:
+            raise ConfigError(f"ledger {where}: no yard has used this database yet")
+
+    connection = Connection(
+        settings_of(url), clock, Contact(clock), reads=reads, database_time=True
+    )
+    try:
+        connection.open(check)
+    except BaseException as error:
+        connection.abort()
+        if not isinstance(error, psycopg.Error):
+            raise
+        text = " ".join(str(error).split())
+        raise StoreError(f"cannot open the ledger {where}: {text}") from None
+    return connection
 
 
 def _read(t: Transaction) -> Backlog:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchyard import limits
 from batchyard.fairness import PRIORITIES, weight_of
 from batchyard.ledger import Claim, Turn, columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from batchyard.fairness import Shares
     from batchyard.ledger.sql import Row, Transaction
@@ -49,7 +49,7 @@ class Lanes:
 def read_lanes(t: Transaction, pool: str, now_us: int) -> Lanes:
     """Return the workspaces that wait in a pool."""
     waiting = [row["workspace"] for row in t.all("lanes", {"pool": pool})]
-    return Lanes(now_us, waiting, _taken_up(t, pool) if waiting else {})
+    return Lanes(now_us, waiting, _taken_up(t, pool) if len(waiting) > 1 else {})
 
 
 def choose(t: Transaction, pool: str, lanes: Lanes, shares: Shares, now_us: int) -> Turn | None:
@@ -64,15 +64,27 @@ def choose(t: Transaction, pool: str, lanes: Lanes, shares: Shares, now_us: int)
     taken = lanes.taken
     workspace = min(lanes.waiting, key=lambda w: (taken.get(w, 0) / shares.of(w).weight, w))
     bound = {"pool": pool, "workspace": workspace}
-    running = {row["seq"]: row["shards"] for row in t.all("running", bound)}
+    found = [
+        (priority, row)
+        for index, priority in enumerate(PRIORITIES)
+        for row in t.all("turns", bound | {"priority": index})
+    ]
+    running = _running(t, bound, [row["seq"] for _, row in found if not row["is_fresh"]])
     waiting = []
-    for index, priority in enumerate(PRIORITIES):
-        for row in t.all("turns", bound | {"priority": index}):
-            seq = row["seq"]
-            weight = weight_of(priority, row["expires_us"] - now_us)
-            key = (running.get(seq, 0) / weight, -weight, seq)
-            waiting.append((key, Turn(workspace, priority, seq)))
+    for priority, row in found:
+        seq = row["seq"]
+        weight = weight_of(priority, row["expires_us"] - now_us)
+        key = (running.get(seq, 0) / weight, -weight, seq)
+        waiting.append((key, Turn(workspace, priority, seq)))
     return min(waiting)[1] if waiting else None
+
+
+def _running(t: Transaction, bound: Mapping[str, Any], begun: Sequence[int]) -> dict[int, int]:
+    """Return how many shards of batches run that have begun. Most others may be tiny, and many."""
+    if not begun:
+        return {}
+    rows = t.all("running", {**bound, "first": min(begun), "last": max(begun)})
+    return {row["seq"]: row["shards"] for row in rows}
 
 
 def check(t: Transaction, pool: str, turn: Turn) -> Turn | None:
@@ -85,16 +97,21 @@ def fresh(t: Transaction, pool: str, shares: Shares, limit: int) -> list[Turn]:
     lanes = [row["workspace"] for row in t.all("lanes_fresh", {"pool": pool})]
     if not lanes:
         return []
-    taken = _taken_up(t, pool)
+    bound = {"pool": pool, "limit": limit}
+    are_few = len(lanes) <= limit
+    found = {w: t.all("fresh", bound | {"workspace": w}) for w in lanes} if are_few else {}
+    # Where all can be taken, or all are of one, nobody need be compared by what is taken up: that
+    # is a look at each shard that runs.
+    is_clear = are_few and (len(lanes) == 1 or sum(map(len, found.values())) <= limit)
+    taken = {} if is_clear else _taken_up(t, pool)
+    rows = {workspace: iter(each) for workspace, each in found.items()}
     queue = [(taken.get(w, 0) / shares.of(w).weight, w) for w in lanes]
     heapq.heapify(queue)
-    rows = {}
     turns: list[Turn] = []
     while queue and len(turns) < limit:
         measure, workspace = heapq.heappop(queue)
         if workspace not in rows:
-            bound = {"pool": pool, "workspace": workspace, "limit": limit}
-            rows[workspace] = iter(t.all("fresh", bound))
+            rows[workspace] = iter(t.all("fresh", bound | {"workspace": workspace}))
         row = next(rows[workspace], None)
         if row is not None:
             turns.append(Turn(workspace, PRIORITIES[row["priority"]], row["seq"]))
@@ -169,6 +186,7 @@ def claims(t: Transaction, rows: Sequence[Row]) -> list[Claim]:
                 priority=PRIORITIES[batch["priority"]],
                 seq=row["seq"],
                 failures=row["failures"],
+                is_only=row["n"] == batch["requests"],
             )
         )
     return sorted(found, key=lambda claim: (claim.batch, claim.index))

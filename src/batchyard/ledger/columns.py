@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchyard import wire
 from batchyard.fairness import PRIORITIES
+from batchyard.ledger import Rest
 from batchyard.model import Batch, Counts, Extent, Tokens
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ def read_betas(text: str) -> tuple[str, ...]:
 def read_counts(row: Row) -> Counts:
     """Return the four counts of a row."""
     return Counts(row["succeeded"], row["errored"], row["canceled"], row["expired"])
+
+
+def read_rest(row: Row) -> Rest:
+    """Return what is left of a batch in a pool."""
+    return Rest(row["inflight"], row["unsent"], row["queued"])
 
 
 def bind_counts(counts: Counts | None) -> dict[str, int | None]:

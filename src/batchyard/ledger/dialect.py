@@ -11,8 +11,9 @@ share is few, and is exchanged word for word:
     :lease_us, :lease_now              as they are     in the time of the database, see below
     column types and table options     as they are     those of PostgreSQL
 
-Leases: every process tells the time by its own clock. Where processes are on several hosts, only
-the clock of the database counts: a moment of a process is that far from now in the database too.
+Leases are in the steady time of a machine (`clock.steady_us`). Where processes are on several
+hosts, only the clock of the database counts: a moment of a process is that far from now in the
+database too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def postgres_statement(text: str, *, own_clock: bool) -> str:
     Args:
         text: in the common words.
         own_clock: whether leases are in the time of the database. The parameter `:host_now` is
-            the time of this process then.
+            the steady time of this process then.
     """
     text = re.sub(r"--[^\n]*", "", text)
     text = re.sub(r"/\* (FOR UPDATE.*?) \*/", r"\1", text)

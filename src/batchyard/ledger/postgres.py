@@ -76,17 +76,17 @@ class PostgresLedger(SqlLedger):
             text = " ".join(str(error).split())
             raise StoreError(f"cannot open the ledger {where}: {text}") from None
 
-    async def take_back(self, now_us: int, *, but: str) -> int:
+    async def take_back(self, lease_now: int, *, but: str) -> int:
         """Free the shards of other owners whose lease has ended; see the protocol."""
         lease_s = limits.LEASE_US / limits.SECOND_US
         if self._database_time and not self._contact.has_lasted(lease_s):
             return 0
-        return await super().take_back(now_us, but=but)
+        return await super().take_back(lease_now, but=but)
 
-    async def release(self, owner: str, *, has_died: bool = False) -> None:
+    async def release(self, owner: str, *, has_died: bool = False, has_left: bool = False) -> None:
         """Give back everything that this owner holds; if the database is away, leases run out."""
         with contextlib.suppress(Overloaded):
-            await super().release(owner, has_died=has_died)
+            await super().release(owner, has_died=has_died, has_left=has_left)
 
     async def spare(self, owner: str) -> None:
         """Count nothing as failed that this owner holds, if the database is there."""

@@ -19,6 +19,7 @@ from psycopg import errors
 from psycopg.rows import dict_row
 
 from batchyard import crash, limits
+from batchyard.clock import steady_us
 from batchyard.errors import ConfigError, DiskFull, Overloaded, StoreError
 from batchyard.ledger.dialect import postgres_statement, statements
 
@@ -249,7 +250,7 @@ class Connection:
         try:
             if not self._reads:
                 db.execute(_BEGIN)
-            answer = query(Transaction(db, self._texts, self._clock.now_us(), again=again))
+            answer = query(Transaction(db, self._texts, steady_us(self._clock), again=again))
             if not self._reads:
                 crash.point("ledger_before_commit")
                 is_unknown = True

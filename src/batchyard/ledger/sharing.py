@@ -24,32 +24,34 @@ def divide(
     lease_us: int,
     wants: Sequence[Want],
     accounts: Mapping[str, str],
+    lease_now: int | None = None,
     *,
     is_concurrent: bool,
 ) -> Callable[[Transaction], dict[str, Granted]]:
     """Return what asks for slots, and writes what the worker tells; see `Ledger.share`."""
+    lease_now = now_us if lease_now is None else lease_now
 
     def run(t: Transaction) -> dict[str, Granted]:
         granted = {}
         for want in sorted(wants, key=lambda want: want.pool):  # locks in one order
             bound: dict[str, Any] = {"pool": want.pool, "owner": owner}
-            if is_concurrent:
-                t.change("share_lock", {"pool": want.pool})
-            rows = t.all("shares_of_others", bound | {"lease_now": now_us})
-            peers = tuple(Peer(row["owner"], row["slots"], row["told"]) for row in rows)
-            others = {peer.owner: peer.slots for peer in peers}
             turn = now_us // limits.SLOTS_TURN_US
-            if want.slots >= limits.SLOTS_DIVIDED_MIN:
-                slots = fairness.slots_of(owner, want.slots, others, turn)
-            else:
-                slots = _undivided(want, [(row["slots"], row["note"]) for row in rows])
-            granted[want.pool] = Granted(slots, peers)
+            found = _part(t, owner, want, lease_now, turn)
+            if is_concurrent and max(found.slots, want.busy) > _has(t, bound, lease_now):
+                t.change("share_lock", {"pool": want.pool})
+                found = _part(t, owner, want, lease_now, turn)
+            if want.is_new and found.slots and not any(peer.slots for peer in found.peers):
+                row = t.one("share_known", bound | {"lease_now": lease_now})
+                found = found._replace(known=None if row is None else row["told"])
+            granted[want.pool] = found
             # What it still fills is its own until its calls have ended.
-            bound |= {"slots": max(slots, want.busy), "lease_us": lease_us}
+            bound |= {"slots": max(found.slots, want.busy), "lease_us": lease_us}
             t.change("share_put", bound | {"note": want.note, "told": want.told})
-        for row in t.all("shares_of_owner", {"owner": owner}):
-            if row["pool"] not in granted:
-                t.change("share_drop", {"pool": row["pool"], "owner": owner})
+        for pool in sorted(row["pool"] for row in t.all("shares_of_owner", {"owner": owner})):
+            if pool not in granted:
+                bound = {"pool": pool, "owner": owner}
+                t.change("share_hand_on", bound | {"kept_us": limits.LEARNED_KEPT_US})
+                t.change("share_drop", bound)
         if accounts:
             common = {"owner": owner, "now": now_us}
             told = sorted(accounts.items())  # locks in one order
@@ -57,6 +59,26 @@ def divide(
         return granted
 
     return run
+
+
+def _has(t: Transaction, bound: Mapping[str, Any], lease_now: int) -> int:
+    """Return how many slots a worker has: who asks for no more takes none that another may take.
+
+    So the many who keep what they have do not wait for each other each second. Of a row that soon
+    runs out none are counted: they may be others' before this transaction ends.
+    """
+    row = t.one("share_of_owner", {**bound, "lease_now": lease_now + limits.LEASE_US // 2})
+    return 0 if row is None else int(row["slots"])
+
+
+def _part(t: Transaction, owner: str, want: Want, lease_now: int, turn: int) -> Granted:
+    """Return a worker's part of a pool, by what the others have now."""
+    rows = t.all("shares_of_others", {"pool": want.pool, "owner": owner, "lease_now": lease_now})
+    peers = tuple(Peer(row["owner"], row["slots"], row["told"]) for row in rows)
+    if want.slots < limits.SLOTS_DIVIDED_MIN and not want.go_round:
+        return Granted(_undivided(want, [(row["slots"], row["note"]) for row in rows]), peers)
+    others = {peer.owner: peer.slots for peer in peers}
+    return Granted(fairness.slots_of(owner, want.slots, others, turn), peers)
 
 
 def _undivided(want: Want, others: Sequence[tuple[int, str | None]]) -> int:
@@ -77,8 +99,8 @@ def _undivided(want: Want, others: Sequence[tuple[int, str | None]]) -> int:
     return max(0, want.slots - sum(slots for slots, _ in others))
 
 
-def read_tellings(t: Transaction, now_us: int) -> list[Telling]:
+def read_tellings(t: Transaction, lease_now: int) -> list[Telling]:
     """Return what the workers that live have told, by pool and owner."""
     names = ("pool", "owner", "slots", "note", "told", "left_us")
-    rows = t.all("tellings", {"lease_now": now_us})
+    rows = t.all("tellings", {"lease_now": lease_now})
     return [Telling(*(row[name] for name in names)) for row in rows]

@@ -30,6 +30,7 @@ from batchyard.ledger import (
     ShardResult,
     choosing,
     columns,
+    returning,
     sharing,
 )
 
@@ -84,8 +85,6 @@ class Connection(Protocol):
             StoreError: whether it happened is unknown.
         """
 
-
-APART = {"apart_from": limits.FAILURES_TO_SET_APART}
 
 # Another worker may take what was chosen; the next choice sees it.
 _CHOICES_MAX = 3
@@ -200,7 +199,7 @@ class SqlLedger:
             bound = {"batch": batch_id}
             row = t.one("progress", bound)
             assert row is not None  # it is made of sums
-            pools = {row["pool"]: row["inflight"] for row in t.all("progress_pools", bound)}
+            pools = {row["pool"]: columns.read_rest(row) for row in t.all("progress_pools", bound)}
             return Progress(
                 shards=row["shards"],
                 shards_done=row["shards_done"],
@@ -235,17 +234,18 @@ class SqlLedger:
                     else choosing.check(t, pool, turn)
                 )
             )
-            if chosen is None and self._lanes.pop(pool, None) is None:
-                return []
-            if chosen is None:  # of lanes that were read a moment ago
-                continue
+            if chosen is None:
+                if turn is not None or self._lanes.pop(pool, None) is None:
+                    return []
+                continue  # the lanes were read a moment ago
             take = choosing.take(owner, pool, lease_us, limit, [chosen])
             claims = await self._writer.run(take)
             if claims:
                 if pool in self._lanes:
                     self._lanes[pool].take(claims)
                 return claims
-            self._lanes.pop(pool, None)
+            if turn is None:
+                self._lanes.pop(pool, None)
         return []
 
     def _choose(self, t: Transaction, pool: str, shares: Shares, now_us: int) -> Turn | None:
@@ -378,17 +378,17 @@ class SqlLedger:
         lease_us: int,
         wants: Sequence[Want],
         accounts: Mapping[str, str] = EMPTY,
+        lease_now: int | None = None,
     ) -> Mapping[str, Granted]:
         """Ask for slots; see the protocol."""
-        is_concurrent = self.is_concurrent
         divide = sharing.divide(
-            owner, now_us, lease_us, wants, accounts, is_concurrent=is_concurrent
+            owner, now_us, lease_us, wants, accounts, lease_now, is_concurrent=self.is_concurrent
         )
         return await self._writer.run(divide)
 
-    async def tellings(self, now_us: int) -> Sequence[Telling]:
+    async def tellings(self, lease_now: int) -> Sequence[Telling]:
         """Return what the workers that live have told with `share`, by pool and owner."""
-        return await self._reader.run(lambda t: sharing.read_tellings(t, now_us))
+        return await self._reader.run(lambda t: sharing.read_tellings(t, lease_now))
 
     async def accounts(self, batch_id: str) -> Sequence[tuple[str, str]]:
         """Return what each worker has counted for a batch: owner and account, oldest first."""
@@ -403,24 +403,14 @@ class SqlLedger:
         """Return what other processes have done that a worker should look at."""
         return await self._reader.run(read_news)
 
-    async def release(self, owner: str, *, has_died: bool = False) -> None:
+    async def release(self, owner: str, *, has_died: bool = False, has_left: bool = False) -> None:
         """Give back everything that this owner holds; see the protocol."""
+        release = returning.release(owner, has_died=has_died, has_left=has_left)
+        await self._writer.run(release, hurried=True)
 
-        def run(t: Transaction) -> None:
-            t.change("release_dead" if has_died else "release", {"owner": owner, **APART})
-            t.change("shares_drop", {"owner": owner})
-
-        await self._writer.run(run, hurried=True)
-
-    async def take_back(self, now_us: int, *, but: str) -> int:
+    async def take_back(self, lease_now: int, *, but: str) -> int:
         """Free the shards of other owners whose lease has ended; return how many."""
-        bound = {"lease_now": now_us, "owner": but}
-
-        def run(t: Transaction) -> int:
-            t.change("shares_expire", bound)
-            return t.change("take_back", bound | APART)
-
-        return await self._writer.run(run)
+        return await self._writer.run(returning.take_back(lease_now, but))
 
     async def spare(self, owner: str) -> None:
         """Count nothing as failed that this owner holds."""

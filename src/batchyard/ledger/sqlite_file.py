@@ -7,7 +7,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
-from batchyard import limits
+from batchyard import crash, limits
 from batchyard.errors import ConfigError, StoreError
 from batchyard.ledger.dialect import sqlite_schema, sqlite_statement, statements
 
@@ -106,6 +106,8 @@ def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Conn
         _check_identity(db, path)
         for pragma in _PRAGMAS:
             db.execute(pragma)
+        if not joins and failure_of(path).exists():
+            _fold(db, path)
         with db:
             db.execute("BEGIN IMMEDIATE")
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -116,13 +118,29 @@ def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Conn
             if not joins:
                 if failure_of(path).exists():
                     db.execute(SQL["spare_all"])
+                db.execute(SQL["cut_all"])
                 db.execute(SQL["take_back_all"], {"apart_from": limits.FAILURES_TO_SET_APART})
                 db.execute(SQL["shares_clear"])
+        crash.point("opened")
         if not joins:
             with contextlib.suppress(OSError):  # then the next end counts for nothing either
                 failure_of(path).unlink(missing_ok=True)
     db.row_factory = sqlite3.Row
     return db
+
+
+def _fold(db: sqlite3.Connection, path: Path) -> None:
+    """Write all that the log holds to the file, durably, and begin the log anew.
+
+    A sync of the log may have failed: what can be read of it may be on no disk, and no later sync
+    would say so. What is appended behind such a gap is lost with it.
+
+    Raises:
+        StoreError: another program holds the file.
+    """
+    is_held, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if is_held:
+        raise StoreError(f"cannot clear the log of {path}: another program holds the file")
 
 
 def failure_of(path: Path) -> Path:
@@ -164,8 +182,11 @@ def _create_schema(db: sqlite3.Connection) -> None:
 def _migrate(db: sqlite3.Connection, version: int) -> None:
     for step in range(version, SCHEMA_VERSION):
         for statement in _MIGRATIONS[step]:
+            crash.point("migrating")
             db.execute(statement)
+    crash.point("migrating")
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    crash.point("migrating")
 
 
 def _check_identity(db: sqlite3.Connection, path: Path) -> None:

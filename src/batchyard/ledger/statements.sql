@@ -80,8 +80,13 @@ SELECT count(*) AS shards,
 FROM shards WHERE batch = :batch
 
 -- name: progress_pools
--- The pools of the shards that are not done, each with its requests that are taken up.
-SELECT pool, coalesce(sum(CASE WHEN state = 1 THEN inflight ELSE 0 END), 0) AS inflight
+-- The pools of the shards that are not done, each with its requests that have no result: taken up,
+-- of the same shards not taken up, and of shards that nobody works on.
+SELECT pool, coalesce(sum(CASE WHEN state = 1 THEN inflight ELSE 0 END), 0) AS inflight,
+  coalesce(sum(CASE WHEN state = 1
+    THEN n - succeeded - errored - canceled - expired - inflight ELSE 0 END), 0) AS unsent,
+  coalesce(sum(CASE WHEN state = 1
+    THEN 0 ELSE n - succeeded - errored - canceled - expired END), 0) AS queued
 FROM shards WHERE batch = :batch AND state < 2 GROUP BY pool ORDER BY pool
 
 -- name: queued
@@ -133,7 +138,8 @@ WHERE state = 0 AND head = 1 AND pool = :pool AND workspace = :workspace
 ORDER BY priority DESC, seq LIMIT :limit
 
 -- name: turns
--- Of a workspace and a priority, the 64 batches that wait longest in this pool.
+-- Of a workspace and a priority, the 64 batches that wait longest in this pool, and whether each has
+-- not begun.
 WITH RECURSIVE waiting(seq, place) AS (
   SELECT min(seq), 1 FROM shards
   WHERE state = 0 AND pool = :pool AND workspace = :workspace AND priority = :priority
@@ -143,12 +149,16 @@ WITH RECURSIVE waiting(seq, place) AS (
             AND seq > waiting.seq), place + 1
   FROM waiting WHERE waiting.seq IS NOT NULL AND place < 64
 )
-SELECT waiting.seq, b.expires_us FROM waiting JOIN batches AS b ON b.seq = waiting.seq
+SELECT waiting.seq, b.expires_us, EXISTS (
+  SELECT 1 FROM shards AS s WHERE s.state = 0 AND s.head = 1 AND s.pool = :pool
+    AND s.workspace = :workspace AND s.priority = :priority AND s.seq = waiting.seq) AS is_fresh
+FROM waiting JOIN batches AS b ON b.seq = waiting.seq
 
 -- name: running
--- How many shards of each batch of a workspace run in this pool.
+-- How many shards of each batch of a workspace, of those between two, run in this pool.
 SELECT seq, count(*) AS shards FROM shards
-WHERE state = 1 AND pool = :pool AND workspace = :workspace GROUP BY seq
+WHERE state = 1 AND pool = :pool AND workspace = :workspace AND seq >= :first AND seq <= :last
+GROUP BY seq
 
 -- name: is_waiting
 SELECT idx FROM shards
@@ -213,7 +223,8 @@ SELECT coalesce(max(seq), 0) AS seq FROM batches
 SELECT id FROM batches WHERE cancel_us IS NOT NULL AND ended_us IS NULL
 
 -- name: batch_of_shard
-SELECT version, betas, user_profile, priority, expires_us, cancel_us FROM batches WHERE id = :batch
+SELECT requests, version, betas, user_profile, priority, expires_us, cancel_us FROM batches
+WHERE id = :batch
 
 -- name: renew
 UPDATE shards SET lease_us = :lease_us, inflight = :inflight,
@@ -242,6 +253,38 @@ WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AN
 -- name: committed
 -- Whether a commit whose answer was lost has happened.
 SELECT idx FROM shards WHERE batch = :batch AND idx = :idx AND state = 2 AND manifest = :manifest
+
+-- name: cut_of_owner
+-- What an owner had in flight that has ended, by its last word: one number for each batch.
+INSERT INTO accounts (batch, owner, told_us, told)
+SELECT b.id, '', b.created_us, CAST(sum(cut.inflight) AS TEXT)
+FROM (SELECT batch, inflight FROM shards
+      WHERE owner = :owner AND state = 1 /* FOR UPDATE */) AS cut
+JOIN batches AS b ON b.id = cut.batch
+WHERE cut.inflight > 0 GROUP BY b.id, b.created_us
+ON CONFLICT (batch, owner) DO UPDATE
+SET told = CAST(CAST(accounts.told AS INTEGER) + CAST(excluded.told AS INTEGER) AS TEXT)
+
+-- name: cut_late
+-- The same, of all that `take_back` frees.
+INSERT INTO accounts (batch, owner, told_us, told)
+SELECT b.id, '', b.created_us, CAST(sum(cut.inflight) AS TEXT)
+FROM (SELECT batch, inflight FROM shards
+      WHERE state = 1 AND lease_us < :lease_now AND owner <> :owner /* FOR UPDATE */) AS cut
+JOIN batches AS b ON b.id = cut.batch
+WHERE cut.inflight > 0 GROUP BY b.id, b.created_us
+ON CONFLICT (batch, owner) DO UPDATE
+SET told = CAST(CAST(accounts.told AS INTEGER) + CAST(excluded.told AS INTEGER) AS TEXT)
+
+-- name: cut_all
+INSERT INTO accounts (batch, owner, told_us, told)
+SELECT b.id, '', b.created_us, CAST(sum(cut.inflight) AS TEXT)
+FROM (SELECT batch, inflight FROM shards
+      WHERE state = 1 /* FOR UPDATE */) AS cut
+JOIN batches AS b ON b.id = cut.batch
+WHERE cut.inflight > 0 GROUP BY b.id, b.created_us
+ON CONFLICT (batch, owner) DO UPDATE
+SET told = CAST(CAST(accounts.told AS INTEGER) + CAST(excluded.told AS INTEGER) AS TEXT)
 
 -- name: release
 UPDATE shards SET state = CASE WHEN failures >= :apart_from THEN -1 ELSE 0 END, owner = NULL,
@@ -285,8 +328,8 @@ SELECT owner, slots, note, told FROM shares
 WHERE pool = :pool AND owner <> :owner AND lease_us >= :lease_now
 
 -- name: share_lock
--- Holds off all others that divide this pool, until this transaction ends.
-INSERT INTO shares (pool, owner, slots, lease_us) VALUES (:pool, '', 0, 0)
+-- Holds off all others that ask for more of this pool, until this transaction ends.
+INSERT INTO shares (pool, owner, slots, lease_us) VALUES (:pool, '', 0, -1)
 ON CONFLICT (pool, owner) DO UPDATE SET slots = 0
 
 -- name: share_put
@@ -295,8 +338,23 @@ VALUES (:pool, :owner, :slots, :lease_us, :note, :told)
 ON CONFLICT (pool, owner) DO UPDATE
 SET slots = excluded.slots, lease_us = excluded.lease_us, note = excluded.note, told = excluded.told
 
+-- name: share_of_owner
+SELECT slots FROM shares WHERE pool = :pool AND owner = :owner AND lease_us >= :lease_now
+
 -- name: shares_of_owner
 SELECT pool FROM shares WHERE owner = :owner
+
+-- name: share_hand_on
+-- What a worker with slots knew of a pool, or of each for an empty name, is kept for the next one.
+INSERT INTO shares (pool, owner, slots, lease_us, told)
+SELECT '#known/' || pool, '', 0, lease_us + :kept_us, told FROM shares
+WHERE owner = :owner AND (pool = :pool OR :pool = '') AND slots > 0 AND told IS NOT NULL
+ORDER BY pool
+ON CONFLICT (pool, owner) DO UPDATE SET lease_us = excluded.lease_us, told = excluded.told
+
+-- name: share_known
+SELECT told FROM shares
+WHERE pool = '#known/' || :pool AND owner = '' AND lease_us >= :lease_now
 
 -- name: share_drop
 DELETE FROM shares WHERE pool = :pool AND owner = :owner
@@ -311,9 +369,10 @@ DELETE FROM shares WHERE lease_us < :lease_now AND owner <> :owner
 DELETE FROM shares
 
 -- name: tellings
--- What the workers that live know of their pools, and how long their leases last.
+-- What the workers that live know of their pools, and how long their leases last. What else they
+-- divide in the same way has names that begin with a #, as no pool's does.
 SELECT pool, owner, slots, note, told, lease_us - :lease_now AS left_us FROM shares
-WHERE lease_us >= :lease_now ORDER BY pool, owner
+WHERE lease_us >= :lease_now AND substr(pool, 1, 1) <> '#' ORDER BY pool, owner
 
 -- name: account_put
 -- Not of a batch that was deleted meanwhile.
@@ -394,3 +453,18 @@ SELECT owner, pool, count(*) AS shards,
   coalesce(sum(n - succeeded - errored - canceled - expired), 0) AS requests,
   coalesce(sum(inflight), 0) AS inflight
 FROM shards WHERE state = 1 GROUP BY owner, pool ORDER BY owner, pool
+
+-- name: left_batch
+-- An open batch, for who takes it out.
+SELECT cancel_us, expires_us FROM batches WHERE id = :batch AND ended_us IS NULL
+
+-- name: left_shards
+-- What of it is not done.
+SELECT idx, off, len, crc, n FROM shards WHERE batch = :batch AND state < 2 ORDER BY idx
+
+-- name: left_forget
+-- Of these, all that no worker has calls of.
+DELETE FROM shards WHERE batch = :batch AND state < 2 AND inflight = 0
+
+-- name: left_take
+DELETE FROM batches WHERE id = :batch AND ended_us IS NULL RETURNING workspace, seq

@@ -6,6 +6,7 @@ Layout of a batch, where `<h2>` are two digits of a hash that spread the names:
     <h2>/<batch>/r/<shard>.<attempt>.<nonce>   appended to by one attempt of one worker only
     <h2>/<batch>/manifest.json   written once, at the end; `manifest.<n>.json` where n extents had
                                  been set aside until then, since they were damaged: the most count
+    <h2>/<batch>/sync-failed     empty: results that were not committed are copied; `syncing.py`
 
 In an object store, which cannot append, a result segment is a row of objects: see `objects.py`.
 Nothing is ever rewritten, and only what a full disk has cut short is truncated away. Names are made
@@ -163,7 +164,11 @@ class Segments(Protocol):
         """Return the names that begin with `prefix`, which ends in a `.` or `/`, sorted."""
 
     def sync(self, name: str) -> None:
-        """Make a segment durable that another process wrote and left."""
+        """Make a segment durable that another process wrote and left.
+
+        Raises:
+            DeadSegment: a sync of it, or of its name, has failed before: it may be copied.
+        """
 
     def delete_batch(self, batch_id: str) -> None:
         """Remove all segments of a batch. A transfer that is under way is cut."""

@@ -1,7 +1,8 @@
 """Segments as files in one directory tree of one machine.
 
 Durable means: `fdatasync` of the file returned, and `fsync` of the directory that names it. A sync
-that failed is never repeated: the kernel may have dropped the pages, so a second one would lie.
+that failed is never repeated: the kernel may have dropped the pages, so a second one would lie; see
+`syncing.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from batchyard import crash, ids, limits, segments
 from batchyard.checksum import Checksums
-from batchyard.errors import DamagedError, DiskFull, SegmentsGone, StoreError, is_disk_full
+from batchyard.errors import (
+    DamagedError,
+    DeadSegment,
+    DiskFull,
+    SegmentRefused,
+    SegmentsGone,
+    StoreError,
+    is_disk_full,
+)
 from batchyard.model import Extent
+from batchyard.segments.syncing import Syncs, is_marked, mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +40,7 @@ T = TypeVar("T")
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
 _MODE_DIRECTORY = 0o700
 _MODE_FILE = 0o600
+_MAKES_MAX = 20
 
 
 class _Unreadable(DamagedError):
@@ -53,11 +64,17 @@ class DirectorySegments:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.syncs = Syncs()
         try:
             _make_directories(root)
-            _sync_directory(root.parent)  # also at a later start: the first may have been cut short
+            # Also at a later start: the first may have been cut short.
+            self.syncs.directory(root.parent, str(root.parent))
         except OSError as error:
             raise StoreError(f"cannot use {root}: {error}") from error
+        except StoreError:
+            with contextlib.suppress(OSError):  # one that holds something was durable before
+                root.rmdir()  # so that the next start makes it anew
+            raise
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment; see the protocol."""
@@ -83,7 +100,7 @@ class DirectorySegments:
     def appender(self, name: str) -> FileAppender:
         """Begin a segment to append to."""
         try:
-            return FileAppender(self._root, name)
+            return FileAppender(self._root, name, self.syncs)
         except FileNotFoundError as error:
             raise _gone(self._root, name) from error
         except OSError as error:
@@ -123,7 +140,8 @@ class DirectorySegments:
         except OSError as error:
             if error.errno in _UNREADABLE:
                 raise _Unreadable(f"segment {name} cannot be opened: {error.strerror}") from error
-            raise StoreError(f"cannot open segment {name}: {error}") from error
+            kind = SegmentRefused if isinstance(error, PermissionError) else StoreError
+            raise kind(f"cannot open segment {name}: {error}") from error
         try:
             yield descriptor
         except EOFError:
@@ -162,26 +180,32 @@ class DirectorySegments:
         return sorted(f"{parent}/{name}" for name in found)
 
     def sync(self, name: str) -> None:
-        """Make a segment durable that another process wrote and left."""
+        """Make a segment durable that another process wrote and left; see the protocol."""
         path = self._root / name
+        crash.point("left_sync")
         try:
+            if is_marked(path.parent):
+                raise DeadSegment(f"segment {name}: a sync of its batch has failed")
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fdatasync(descriptor)
+                _sync_result(self.syncs, descriptor, path, name, is_named=False)
             finally:
                 os.close(descriptor)
-            _sync_directory(path.parent)
         except OSError as error:
             raise StoreError(f"cannot sync segment {name}: {error}") from error
+        crash.point("left_synced")
 
     def delete_batch(self, batch_id: str) -> None:
         """Remove all segments of a batch."""
+        directory = self._root / segments.batch_prefix(batch_id)
         try:
-            shutil.rmtree(self._root / segments.batch_prefix(batch_id))
-        except FileNotFoundError:
-            return
+            for part in (directory / "r", directory):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(part)
+                crash.point("delete_part")
         except OSError as error:
-            raise StoreError(f"cannot delete the segments of {batch_id}: {error}") from error
+            kind = SegmentRefused if isinstance(error, PermissionError) else StoreError
+            raise kind(f"cannot delete the segments of {batch_id}: {error}") from error
 
     def batches(self) -> list[str]:
         """Return the ids of all batches that have segments."""
@@ -216,14 +240,22 @@ class DirectorySegments:
         """Make the directories of a batch, each durable in its parent."""
         if directory.exists():
             return
-        spread = directory.parent
-        if not spread.exists():
-            _make_directories(spread)
-        # Also when another create has just made it: its own sync may still be to come.
-        _sync_directory(self._root)
-        _make_directories(directory / "r")
-        _sync_directory(directory)
-        _sync_directory(spread)
+        # Made anew when nothing is in it: its name may be what a failed sync has lost.
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()
+        for left in reversed(range(_MAKES_MAX)):
+            try:
+                _make_directories(directory / "r")
+                break
+            except FileNotFoundError:  # another create has done the same at this moment
+                if not left:
+                    raise
+        crash.point("batch_made")
+        # Those above too when they were there: another create may have just made them, its own
+        # sync still to come. They stay, as this batch is in them.
+        for each in (self._root, directory.parent, directory):
+            self.syncs.directory(each, f"directory {each}")
+            crash.point("batch_named")
 
 
 class FileDraft:
@@ -231,6 +263,7 @@ class FileDraft:
 
     def __init__(self, store: DirectorySegments, name: str) -> None:
         self._name = name
+        self._syncs = store.syncs
         try:
             self._path, self._temporary, self._descriptor = store.create(name)
         except OSError as error:
@@ -266,19 +299,22 @@ class FileDraft:
             self._settling.result()
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, "settling")
-        self._settling = self._helper.submit(_sync_file, self._descriptor, self._name)
+        self._settling = self._helper.submit(self._sync)
+
+    def _sync(self) -> None:
+        self._syncs.file(self._descriptor, f"segment {self._name}")
 
     def commit(self) -> None:
         """Make it durable and give it its name; see the protocol."""
         crash.point("put_written")
         if self._settling is not None:
             self._settling.result()
-        _sync_file(self._descriptor, self._name)
+        self._sync()
         crash.point("put_synced")
         try:
             self._temporary.replace(self._path)
             crash.point("put_renamed")
-            _sync_directory(self._path.parent)
+            self._syncs.directory(self._path.parent, f"segment {self._name}")
         except OSError as error:
             raise _error(error, f"cannot write segment {self._name}") from error
         crash.point("put_done")
@@ -298,8 +334,9 @@ class FileDraft:
 class FileAppender:
     """One file that grows. Its own process is the only one that ever writes to it."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, syncs: Syncs) -> None:
         self.name = name
+        self._syncs = syncs
         self._root = root
         self._path = root / name
         self._descriptor = _create(self._path)
@@ -339,14 +376,10 @@ class FileAppender:
         """Make everything that was appended durable."""
         crash.point("sync")
         try:
-            os.fdatasync(self._descriptor)
-            if not self._named:
-                _sync_directory(self._path.parent)
-                self._named = True
+            _sync_result(self._syncs, self._descriptor, self._path, self.name, is_named=self._named)
         except FileNotFoundError as error:
             raise _gone(self._root, self.name) from error
-        except OSError as error:
-            raise StoreError(f"cannot sync segment {self.name}: {error}") from error
+        self._named = True
         crash.point("synced")
 
     def close(self) -> None:
@@ -372,16 +405,21 @@ def _create(path: Path) -> int:
     return os.open(path, flags, _MODE_FILE)
 
 
-def _sync_file(descriptor: int, name: str) -> None:
-    """Sync a file.
+def _sync_result(syncs: Syncs, descriptor: int, path: Path, name: str, *, is_named: bool) -> None:
+    """Sync a result segment, and its name unless that was done.
 
     Raises:
-        StoreError: whatever the reason, a full disk included: what is on it is unknown.
+        FileNotFoundError: its directory is not there.
+        StoreError: that failed, and its batch is marked.
     """
     try:
-        os.fdatasync(descriptor)
-    except OSError as error:
-        raise StoreError(f"cannot sync segment {name}: {error}") from error
+        syncs.file(descriptor, f"segment {name}")
+        if not is_named:
+            crash.point("synced_unnamed")
+            syncs.directory(path.parent, f"segment {name}")
+    except StoreError:
+        mark(path.parent)
+        raise
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -396,17 +434,9 @@ def _make_directories(path: Path) -> None:
 
 
 def _missing(path: Path) -> Iterator[Path]:
-    while not path.exists():
+    while not path.is_dir():
         yield path
         path = path.parent
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_exactly(descriptor: int, offset: int, length: int) -> bytes:

@@ -15,6 +15,7 @@ as `OBJECTS_RETRY_S`; a repeated PUT that finds its own object there has succeed
 
 from __future__ import annotations
 
+import math
 import mmap
 import tempfile
 import threading
@@ -28,6 +29,7 @@ from batchyard.errors import (
     ConfigError,
     DamagedError,
     DiskFull,
+    SegmentRefused,
     StoreError,
     is_disk_full,
     shown,
@@ -63,8 +65,9 @@ class ObjectSegments:
         """Prepare; nothing is called yet.
 
         Args:
-            url: `s3://bucket/path`, `gs://bucket/path` or `az://account/container/path`. Keys,
-                region and endpoint come from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+            url: `s3://bucket/path`, `gs://bucket/path` or `az://container/path`. Keys, region and
+                endpoint come from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`), and so does
+                the account that an Azure container is of (`AZURE_STORAGE_ACCOUNT_NAME`).
 
         Raises:
             ConfigError: it is not such a URL, or its settings do not fit.
@@ -74,7 +77,7 @@ class ObjectSegments:
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(
                 f"segments {shown(url)}: a URL such as s3://bucket/path, gs://bucket/path or "
-                "az://account/container/path is allowed"
+                "az://container/path is allowed"
             )
         retry: dict[str, Any] = {
             "max_retries": 1_000,
@@ -88,6 +91,9 @@ class ObjectSegments:
         try:
             open_store: Any = stores.from_url  # its overloads know no URL of any scheme
             self._store: Any = open_store(url, client_options=client, retry_config=retry)
+            client |= {"timeout": timedelta(seconds=limits.OBJECTS_LOOK_TIMEOUT_S)}
+            once = {"max_retries": 0}
+            self._look: Any = open_store(url, client_options=client, retry_config=once)
         except (BaseError, ValueError) as error:
             raise ConfigError(f"segments {shown(url)}: {_first_line(error)}") from None
 
@@ -146,7 +152,7 @@ class ObjectSegments:
         except FileNotFoundError:
             raise DamagedError(f"segment {name} is not there") from None
         except BaseError as error:
-            raise StoreError(f"cannot find segment {name}: {_first_line(error)}") from error
+            raise self._failure(name, f"cannot find segment {name}", error) from error
 
     def names(self, prefix: str) -> list[str]:
         """Return the names that begin with `prefix`, sorted."""
@@ -167,9 +173,8 @@ class ObjectSegments:
         except FileNotFoundError:
             return
         except BaseError as error:
-            raise StoreError(
-                f"cannot delete the segments of {batch_id}: {_first_line(error)}"
-            ) from error
+            what = f"cannot delete the segments of {batch_id}"
+            raise self._failure(f"{segments.batch_prefix(batch_id)}/", what, error) from error
 
     def batches(self) -> list[str]:
         """Return the ids of all batches that have segments."""
@@ -209,9 +214,30 @@ class ObjectSegments:
             return None
         except BaseError as error:
             # Out of range is an error of some stores and a short answer of others.
-            if self.size(name) <= offset:
+            if self._ends_at(name) <= offset:
                 return b""
-            raise StoreError(f"cannot read segment {name}: {_first_line(error)}") from error
+            raise self._failure(name, f"cannot read segment {name}", error) from error
+
+    def _ends_at(self, name: str) -> float:
+        """Return the size of a segment, infinite where it is not told; ask once."""
+        try:
+            return float(obstore.head(self._look, _path(name))["size"])
+        except (BaseError, FileNotFoundError):
+            return math.inf
+
+    def _failure(self, name: str, what: str, error: Exception) -> StoreError:
+        """Return what an error means: a store that refuses one object otherwise answers.
+
+        Asked once, and for something else: the error came after all the tries that are made, or at
+        once, as one that no further try would change. How it says so differs from store to store.
+        """
+        first = _first_line(error)
+        text = f"{what}: {first.partition(' - ')[2] or first}"  # without the call and its address
+        try:
+            obstore.list_with_delimiter(self._look, prefix=name.rpartition("/")[0])
+        except (BaseError, FileNotFoundError):
+            return StoreError(text)
+        return SegmentRefused(text)
 
     def _list(self, folder: str) -> list[str]:
         return [_name(meta["path"]) for meta in self._metas(folder)]

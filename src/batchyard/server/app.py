@@ -65,7 +65,8 @@ def build(yard: Yard, layer: Callable[[ASGIApp], ASGIApp] | None = None) -> ASGI
     if layer is not None:
         inner = layer(inner)
     prefix = urlsplit(yard.public_url or "").path
-    return Guard(_Prefixed(inner, prefix) if prefix else inner, yard.allowed_hosts)
+    app = _Prefixed(inner, prefix) if prefix else inner
+    return Guard(app, yard.allowed_hosts, yard.failure.tell)
 
 
 class _Endpoint:

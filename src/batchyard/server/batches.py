@@ -46,11 +46,11 @@ class Batches:
                 should_retry=False,
             )
         priority = read_priority(request.headers.get("batchyard-priority"))
-        if named is None and not _is_retry(request):  # a repeat needs no room
-            self._yard.disk.admit(_announced_bytes(request))
+        is_new = not await self._may_be_repeat(request, caller, named)
+        room = self._yard.disk.room(announced_bytes(request), is_new=is_new)
         batch_id = ids.mint("msgbatch")
         arrival = uploads.Arrival(batch_id, self._yard.store, self._yard.spool)
-        async with uploads.spooled(request, self._yard.spool, arrival) as upload:
+        async with uploads.spooled(request, self._yard.spool, room, arrival) as upload:
             key = self._create_key(caller, upload, named)
             # A repeat that arrives while the first call is being written waits for its batch.
             # Equal calls that are no repeats of each other become batches of their own.
@@ -58,6 +58,7 @@ class Batches:
             async with lock:
                 batch = await self._repeated(request, caller, key)
                 if batch is None:
+                    room.admit()
                     batch = await self._create(batch_id, caller, upload, key, priority)
         return _json(self._object(request, batch))
 
@@ -82,6 +83,13 @@ class Batches:
             replaces=True,
         )
 
+    async def _may_be_repeat(self, request: Request, caller: Caller, named: str | None) -> bool:
+        """Return whether the batch of a call may be there, as far as it shows without the body."""
+        if named is None:
+            return _is_retry(request)
+        now = self._yard.clock.now_us()
+        return await self._yard.ledger.known(caller.workspace, f"named:{named}", now) is not None
+
     async def _repeated(self, request: Request, caller: Caller, key: CreateKey) -> Batch | None:
         """Return the batch of the first call when this one repeats it."""
         if key.replaces and not _is_retry(request):
@@ -94,7 +102,6 @@ class Batches:
         self, batch_id: str, caller: Caller, upload: Upload, key: CreateKey, priority: Priority
     ) -> Batch:
         yard = self._yard
-        yard.disk.admit(0)  # the body is on the disk already
         try:
             accepted = await asyncio.to_thread(
                 uploads.accept, upload, batch_id, yard.routes, yard.store
@@ -225,9 +232,11 @@ async def find(yard: Yard, request: Request) -> Batch:
     return batch
 
 
-def _announced_bytes(request: Request) -> int:
+def announced_bytes(request: Request) -> int:
+    """Return the length of the body where it is told beforehand and not refused, else 0."""
     length = request.headers.get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() and len(length) < 16 else 0
+    known = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else 0
+    return known if known <= limits.BATCH_BODY_BYTES_MAX else 0
 
 
 def _is_retry(request: Request) -> bool:

@@ -369,7 +369,9 @@ def _public_url(text: str | None) -> str | None:
 
 def _split(url: str, where: str) -> SplitResult:
     try:
-        return urlsplit(url)
+        parts = urlsplit(url)
+        _ = parts.port, (parts.hostname or "").encode("idna")  # as a connection will need them
+        return parts
     except ValueError as error:
         raise ConfigError(f"{where}: {shown(url)} is not a URL: {error}") from None
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from batchyard import limits, wire
 from batchyard.dispatch import checking
 from batchyard.server import uploads
+from batchyard.server.batches import announced_bytes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -31,7 +32,8 @@ class DryRun:
     async def respond(self, request: Request) -> Response:
         """Check a create body; report the first requests that would be `errored` unsent."""
         caller = request.state.caller
-        async with uploads.spooled(request, self._yard.spool) as upload:
+        room = self._yard.disk.room(announced_bytes(request), copies=1, is_new=False)
+        async with uploads.spooled(request, self._yard.spool, room) as upload:
             report = await asyncio.to_thread(self._check, upload, caller)
         return Response(wire.encode(report), media_type="application/json")
 

@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.clock import steady_us
 from batchyard.dispatch import accounts, waiting
 from batchyard.dispatch.routes import UNROUTED
 from batchyard.dispatch.waiting import Heard, Waiting
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from batchyard.clock import Clock
     from batchyard.dispatch.accounts import Account
     from batchyard.dispatch.routes import Routes
-    from batchyard.ledger import Ledger, Telling
+    from batchyard.ledger import Ledger, Rest, Telling
 
 _HOMELESS = "its upstream is not configured any more"
 
@@ -67,20 +68,23 @@ class Elsewhere:
                 found[name] = notes[0]
         return found
 
-    def explain(self, batch_id: str, pools: Mapping[str, int]) -> list[Waiting]:
+    def explain(self, batch_id: str, pools: Mapping[str, Rest]) -> list[Waiting]:
         """Return why requests of a batch wait, as the workers have said of late.
 
         Args:
             batch_id: of the batch.
-            pools: of its requests that have no result, with how many are taken up.
+            pools: of its requests that have no result, with how many these are.
         """
         found: list[Waiting] = []
         now_s = self._clock.monotonic_s()
-        for name, flying in pools.items():
+        for name, rest in pools.items():
             if self._is_homeless(name):
                 found.append(Waiting(name, "unconfigured", _HOMELESS))
             else:
-                found += waiting.explain(name, self._heard(name), batch_id, flying, now_s)
+                unsent = max(0, rest.unsent) + rest.queued
+                found += waiting.explain(
+                    name, self._heard(name), batch_id, rest.inflight, now_s, unsent=unsent
+                )
         return found
 
     def _is_homeless(self, pool: str) -> bool:
@@ -129,7 +133,7 @@ class Elsewhere:
 
     async def _listen(self) -> None:
         found: dict[str, list[Telling]] = {}
-        for each in await self._ledger.tellings(self._clock.now_us()):
+        for each in await self._ledger.tellings(steady_us(self._clock)):
             found.setdefault(each.pool, []).append(each)
         self._tellings, self._listened_s = found, self._clock.monotonic_s()
 

@@ -1,7 +1,9 @@
 """When a batch will have ended: from the results it got in the last minutes, and honestly.
 
 Pure but for its memory of what was seen: the times are passed in. There is no estimate without a
-basis, and none is earlier than what is known of limits allows.
+basis, none while a pool of the batch stands still, and none is earlier than the known end of what
+is waited for, or than a known rate of calls allows. Where no result has come for a while, it is as
+far away again: who is asked often does not hear "now" for as long as one slow call lasts.
 """
 
 from __future__ import annotations
@@ -29,11 +31,34 @@ class Estimate:
     basis: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Time that has to pass, as far as it is known, before all that is left can go on."""
+
+    seconds: float = 0.0
+    is_of_all: bool = False
+    """Whether nothing goes on before."""
+
+
+NO_WAIT = Wait()
+
+
+@dataclass(slots=True)
+class _Seen:
+    """How far a batch was when it was looked at."""
+
+    looks: deque[tuple[int, int]]
+    """When, and how many results it had."""
+    results: int
+    moved_us: int
+    """When there was a new result, or it was known to wait for time."""
+
+
 class Estimates:
     """Remembers how far batches were when they were looked at."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[str, deque[tuple[int, int]]] = OrderedDict()
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
 
     def of(
         self,
@@ -43,6 +68,7 @@ class Estimates:
         *,
         stopped: str | None = None,
         rate_max: float | None = None,
+        wait: Wait = NO_WAIT,
     ) -> Estimate:
         """Return when a batch that has not ended will have.
 
@@ -50,13 +76,17 @@ class Estimates:
             batch: it.
             results: how many of its requests have a result.
             now_us: the wall time.
-            stopped: why nothing moves at all, if so.
+            stopped: what of it stands still without a known end, and why.
             rate_max: calls a second that its upstreams take at most, where that is known.
+            wait: what is known to be waited for.
         """
-        since_us, before = self._look(batch, results, now_us)
+        seen = self._look(batch, results, now_us)
+        if results != seen.results or wait.seconds > 0.0:
+            seen.results, seen.moved_us = results, now_us
+        since_us, before = seen.looks[0]
         left = batch.requests - results
         if stopped is not None:
-            return Estimate(None, f"nothing moves: {stopped}")
+            return Estimate(None, f"not while it stands still: {stopped}")
         seconds = (now_us - since_us) / limits.SECOND_US
         gained = results - before
         if not gained or now_us - since_us < _BASIS_US:
@@ -66,22 +96,32 @@ class Estimates:
         if rate_max is not None and rate > rate_max:
             rate = rate_max
             basis += f", at most {rate_max:,.1f} a second from now on"
-        ends_us = now_us + round(left / rate * limits.SECOND_US)
+        takes_s = left / rate
+        quiet_s = (now_us - seen.moved_us) / limits.SECOND_US
+        if quiet_s > takes_s:
+            takes_s = quiet_s
+            basis += f", none in the last {quiet_s:.0f} s"
+        if wait.seconds > 0.0:
+            takes_s = wait.seconds + takes_s if wait.is_of_all else max(wait.seconds, takes_s)
+            basis += f", {'all wait' if wait.is_of_all else 'some wait'} for {wait.seconds:,.0f} s"
+        ends_us = now_us + round(takes_s * limits.SECOND_US)
         if ends_us >= batch.expires_us:
             return Estimate(batch.expires_us, f"{basis}: it expires before all is done")
         return Estimate(ends_us, basis)
 
-    def _look(self, batch: Batch, results: int, now_us: int) -> tuple[int, int]:
-        """Remember how far a batch is; return when and how far it was, minutes ago."""
+    def _look(self, batch: Batch, results: int, now_us: int) -> _Seen:
+        """Remember how far a batch is; return how far it was in the last minutes."""
         seen = self._seen.get(batch.id)
         if seen is None:
             # A young batch has begun within the window; of an older one nothing is known yet.
             begun = (batch.created_us, 0) if now_us - batch.created_us <= _WINDOW_US else None
-            seen = self._seen[batch.id] = deque([begun] if begun else [])
+            looks = deque([begun] if begun else [])
+            seen = self._seen[batch.id] = _Seen(looks, results, now_us)
             if len(self._seen) > _BATCHES_MAX:
                 self._seen.popitem(last=False)
-        if not seen or now_us - seen[-1][0] >= _APART_US:
-            seen.append((now_us, results))
-        while len(seen) > 1 and now_us - seen[0][0] > _WINDOW_US:
-            seen.popleft()
-        return seen[0]
+        looks = seen.looks
+        if not looks or now_us - looks[-1][0] >= _APART_US:
+            looks.append((now_us, results))
+        while len(looks) > 1 and now_us - looks[0][0] > _WINDOW_US:
+            looks.popleft()
+        return seen

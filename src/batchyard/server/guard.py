@@ -7,6 +7,7 @@ turns every error into the envelope of the API. Knows no endpoint.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import re
@@ -17,18 +18,21 @@ from starlette.responses import Response
 from batchyard import __version__, ids, limits, wire
 from batchyard.errors import (
     BatchyardError,
+    DamagedError,
     DiskFull,
     Forbidden,
     Internal,
     InvalidRequest,
     Overloaded,
+    SegmentRefused,
+    SegmentsGone,
     StoreError,
     TooLarge,
     shown,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,6 +43,10 @@ BODY_IDLE_S = 60.0
 BODY_TIMEOUT = "request_body_timeout"
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
+# What is wrong with one batch, or will be right again, is not the end of the store.
+_OF_ONE_CALL = (DamagedError, DiskFull, SegmentRefused, SegmentsGone)
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # nothing was written for want of
+
 _HOST = re.compile(
     r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?"
 )
@@ -48,9 +56,22 @@ _PORT_MAX = 65_535
 class Guard:
     """ASGI layer around the whole application."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        allowed_hosts: frozenset[str],
+        store_failed: Callable[[StoreError], None],
+    ) -> None:
+        """Put it around an application.
+
+        Args:
+            app: what answers.
+            allowed_hosts: values of `Host` that are answered, without port, lower case.
+            store_failed: told, after the answer, when the store itself failed under a call.
+        """
         self._app = app
         self._allowed_hosts = allowed_hosts
+        self._store_failed = store_failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -81,20 +102,16 @@ class Guard:
             self._check_origin(scope)
             await self._app(scope, receive, framed)
         except BatchyardError as error:
-            if started:
-                # The server aborts the connection of an unfinished answer: the cut is noticed.
-                log.warning("cut short request_id=%s: %s", request_id, shown(error.message, 300))
-                return
-            if isinstance(error, DiskFull):
-                log.warning("disk full request_id=%s: %s", request_id, error)
-                error = Overloaded(
-                    "The disk of this server is full", retry_after_s=limits.DISK_FULL_RETRY_AFTER_S
-                )
-            elif isinstance(error, StoreError):
-                # A ledger that failed also ends the process: see `SqliteLedger.failure`.
-                log.error("store request_id=%s: %s", request_id, error)  # noqa: TRY400 - it says all
-                error = Internal()
-            await error_response(error, request_id)(scope, receive, framed)
+            try:
+                if started:
+                    # The server aborts the connection of an unfinished answer: it is noticed.
+                    why = shown(error.message, 300)
+                    log.warning("cut short request_id=%s: %s", request_id, why)
+                else:
+                    await _answer(error, request_id)(scope, receive, framed)
+            finally:
+                if isinstance(error, StoreError) and not _is_of_one_call(error):
+                    self._store_failed(error)
         except asyncio.CancelledError:
             # Only the end of the process cancels: the store failed, which is told elsewhere. The
             # connection is aborted; passed on, this would be logged as a defect of ours.
@@ -123,6 +140,25 @@ class Guard:
             name == b"origin" for name, _ in scope["headers"]
         ):
             raise Forbidden("Requests from web pages are not allowed.")
+
+
+def _answer(error: BatchyardError, request_id: str) -> Response:
+    """Return the answer to a call that failed; what the store says is for the log."""
+    if isinstance(error, DiskFull):
+        log.warning("disk full request_id=%s: %s", request_id, error)
+        error = Overloaded(
+            "The disk of this server is full", retry_after_s=limits.DISK_FULL_RETRY_AFTER_S
+        )
+    elif isinstance(error, StoreError):
+        log.error("store request_id=%s: %s", request_id, error)
+        error = Internal()
+    return error_response(error, request_id)
+
+
+def _is_of_one_call(error: StoreError) -> bool:
+    cause = error.__cause__
+    is_passing = isinstance(cause, OSError) and cause.errno in _PASSING
+    return is_passing or isinstance(error, _OF_ONE_CALL)
 
 
 def _expects(scope: Scope) -> bool:

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from batchyard import limits, wire
 from batchyard.server.batches import find
-from batchyard.server.estimate import Estimates
+from batchyard.server.estimate import NO_WAIT, Estimates, Wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _EVENT_INTERVAL_S = 1.0
 _STOPS = frozenset({"unconfigured", "paused", "breaker_open"})
+_HOLDS = _STOPS | {"cooling_down"}
 
 
 class Progress:
@@ -62,11 +63,8 @@ class Progress:
         kind; `in_flight` are taken up without a result. `billing` is what the calls cost:
         `standard` (the list price), `batch` (half of it) or `simulated` (nothing). `tokens` are the
         sums of an ended batch. `paused` says, by pool, why requests of this batch wait for their
-        upstream. `waiting` says more, and until when. `calls` and what follows are counted by the
-        processes that work, since their start, null where none has told; `failing` are the last
-        requests of which a call failed, `damaged` the shards of which the disk has damaged
-        something. `as_of` is when the oldest of this was told, null where no worker has any of it.
-        `estimate` is the end or why it is not known.
+        upstream. `waiting` says more, and until when. `as_of` is when the oldest of this was told,
+        null where no worker has any of it. `estimate` is the end or why it is not known.
         """
         shards = shards_done = in_flight = 0
         waiting: dict[str, str] = {}
@@ -111,7 +109,7 @@ class Progress:
             },
             "paused": waiting,
             "waiting": [self._waiting(reason) for reason in reasons],
-            **_calls(await self._yard.worker.account(batch.id)),
+            **_calls(await self._yard.worker.account(batch.id), batch),
             "as_of": None if told_us is None else wire.rfc3339(told_us),
             "estimate": None if batch.ended_us is not None else estimate,
         }
@@ -132,33 +130,49 @@ class Progress:
     def _estimate(
         self, batch: Batch, progress: ledger.Progress, reasons: Sequence[Waiting]
     ) -> dict[str, object]:
-        stops = {r.pool: r.detail for r in reasons if r.reason in _STOPS}
-        stopped = None
-        if stops and set(progress.pools) <= set(stops):
-            stopped = next(iter(stops.values()))
+        stops = [f"{r.pool}: {r.detail}" for r in reasons if r.reason in _STOPS and r.is_everywhere]
         found = self._estimates.of(
             batch,
             progress.counts.total,
             self._yard.clock.now_us(),
-            stopped=stopped,
+            stopped=next(iter(stops), None),
             rate_max=self._yard.worker.rate_max(progress.pools),
+            wait=self._wait(progress, reasons),
         )
         ends = found.ends_us
         return {"ends_at": None if ends is None else wire.rfc3339(ends), "basis": found.basis}
 
+    def _wait(self, progress: ledger.Progress, reasons: Sequence[Waiting]) -> Wait:
+        """Return the last of all known ends of what is waited for, as a time from now."""
+        known = [r.until_s if r.last_s is None else r.last_s for r in reasons]
+        last_s = max((until_s for until_s in known if until_s is not None), default=None)
+        if last_s is None:
+            return NO_WAIT
+        held = {r.pool for r in reasons if r.reason in _HOLDS and r.is_everywhere}
+        left_s = max(0.0, last_s - self._yard.clock.monotonic_s())
+        return Wait(left_s, is_of_all=held.issuperset(progress.pools))
 
-def _calls(account: Account | None) -> dict[str, object]:
+
+def _calls(account: Account | None, batch: Batch) -> dict[str, object]:
+    """Return what is counted of calls by all processes, null where none has told.
+
+    `repeated_calls` are those beyond one for each request, `unknown_calls` those in flight when
+    their process ended; `failing` are the last requests of which a call failed, `damaged` the
+    shards of which the disk has damaged something.
+    """
     if account is None:
         return {
             "calls": None,
             "repeated_calls": None,
+            "unknown_calls": None,
             "failed_calls": {},
             "failing": [],
             "damaged": [],
         }
     return {
         "calls": account.calls,
-        "repeated_calls": account.repeated,
+        "repeated_calls": account.repeated + account.unknown,
+        "unknown_calls": account.unknown,
         "failed_calls": dict(account.reasons),
         "failing": [
             {
@@ -166,7 +180,7 @@ def _calls(account: Account | None) -> dict[str, object]:
                 "tries": failing.tries,
                 "reason": failing.reason,
                 "message": failing.message,
-                "is_over": failing.is_over,
+                "is_over": failing.is_over or batch.ended_us is not None,
             }
             for custom_id, failing in account.failing.items()
         ],

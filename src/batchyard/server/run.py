@@ -199,6 +199,8 @@ async def run(
         ]
         if yard.shares_stores:
             background.append(group.create_task(yard.keeper.clear_old_leftovers()))
+        else:  # a network that fails is no such end: nothing is in doubt that is named anew
+            background.append(group.create_task(yard.failure.wait()))
         working = group.create_task(yard.worker.run())
         serving = group.create_task(server.serve([listener]))
         try:

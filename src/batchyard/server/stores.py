@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from batchyard.clock import Clock
     from batchyard.ledger import Ledger
+    from batchyard.ledger.left import LeftBatches
     from batchyard.segments import Segments
 
 Role = Literal["all", "api", "worker"]
@@ -48,7 +49,7 @@ def check(ledger: str | None, segments: str | None, role: str, workers: int) -> 
     if segments is not None and _scheme(segments) not in _SEGMENTS:
         raise ConfigError(
             f"segments {shown(segments)}: a URL such as s3://bucket/path, gs://bucket/path or "
-            "az://account/container/path is allowed; without one they are in the data directory"
+            "az://container/path is allowed; without one they are in the data directory"
         )
     if role != "all" and ledger is None:
         raise ConfigError(
@@ -88,6 +89,15 @@ def open_shared(ledger: str, segments: str, clock: Clock) -> tuple[Ledger, Segme
 
     store = ObjectSegments(segments)
     return PostgresLedger(ledger, clock), store
+
+
+def open_left(ledger: str, segments: str, clock: Clock) -> tuple[LeftBatches, Segments]:
+    """Open what many machines share, to take a batch out; raises as `open_shared` does."""
+    from batchyard.ledger.left import LeftBatches  # noqa: PLC0415
+    from batchyard.segments.objects import ObjectSegments  # noqa: PLC0415
+
+    store = ObjectSegments(segments)
+    return LeftBatches(ledger, clock), store
 
 
 def check_file_system(data: Path, mounts: Callable[[], str] | None = None) -> None:

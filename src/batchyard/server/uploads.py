@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from batchyard.model import ShardPlan
     from batchyard.segments import Draft, Segments
     from batchyard.segments.requests import Identified
+    from batchyard.server.disk import Room
     from batchyard.wire import Entry
 
 
@@ -68,24 +69,27 @@ class Accepted:
 
 @asynccontextmanager
 async def spooled(
-    request: Request, directory: Path, arrival: Arrival | None = None
+    request: Request, directory: Path, room: Room, arrival: Arrival | None = None
 ) -> AsyncIterator[Upload]:
     """Receive the body of a request into a file that is gone afterwards.
 
     Args:
         request: of which nothing was read yet.
         directory: for the file.
+        room: for it on the disk.
         arrival: is given the body as it comes.
 
     Raises:
         InvalidRequest, TooLarge: it is coded, too slow, too large, …
+        Overloaded: there is no room for it.
         StoreError: the disk failed; DiskFull when there is no room.
     """
     try:
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            spool = _Spool(file, arrival)
+        with room, tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            spool = _Spool(file, room, arrival)
             try:
                 async for chunk in body_chunks(request, limits.BATCH_BODY_BYTES_MAX):
+                    room.arrive(len(chunk))
                     await spool.add(chunk)
             finally:
                 await spool.rest()
@@ -101,13 +105,15 @@ async def spooled(
 class _Spool:
     """Writes and digests a body in pieces: those of a large one in a thread, as the next arrive."""
 
-    def __init__(self, file: IO[bytes], arrival: Arrival | None) -> None:
+    def __init__(self, file: IO[bytes], room: Room, arrival: Arrival | None) -> None:
         self._file = file
+        self._room = room
         self._arrival = arrival
         self._digest = hashlib.sha256()
         self._chunks: list[bytes] = []
         self._length = 0
         self._writing: asyncio.Future[None] | None = None
+        self._writing_length = 0
 
     async def add(self, chunk: bytes) -> None:
         """Take a chunk in; waits while the disk is a piece behind.
@@ -118,9 +124,12 @@ class _Spool:
         self._chunks.append(chunk)
         self._length += len(chunk)
         if self._length >= limits.SPOOL_PIECE_BYTES:
-            piece, self._chunks, self._length = self._chunks, [], 0
+            piece, self._chunks = self._chunks, []
+            length, self._length = self._length, 0
             if self._writing is not None:
                 await asyncio.shield(self._writing)
+                self._room.wrote(self._writing_length)
+            self._writing_length = length
             self._writing = asyncio.ensure_future(asyncio.to_thread(self._take, piece))
 
     async def rest(self) -> None:

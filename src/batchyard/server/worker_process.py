@@ -66,7 +66,7 @@ async def _work(order: Order) -> None:
     Raises:
         ExceptionGroup: the store failed.
     """
-    clock = SystemClock()
+    clock = SystemClock(offset_us=order.offset_us)
     async with assemble.opened_worker(order.config, clock, order.owner) as (ledger, worker, _):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.leave)
         async with asyncio.TaskGroup() as group:

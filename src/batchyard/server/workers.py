@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchyard import ids, limits
-from batchyard.clock import wait_first
+from batchyard.clock import offset_of, steady_us, wait_first
 from batchyard.dispatch.ending import end_batches
 from batchyard.errors import DiskFull, Overloaded, StoreError
 from batchyard.server import orphans
@@ -54,6 +54,8 @@ class Order:
     """Its name in the ledger."""
     core: int | None
     """Where it runs; None leaves that to the system."""
+    offset_us: int
+    """Of the server's clock, which may know that the wall clock is wrong; see `clock.offset_of`."""
 
 
 class Workers(Elsewhere):
@@ -110,7 +112,7 @@ class Workers(Elsewhere):
             owner = ids.nonce()
             began_s = self._clock.monotonic_s()
             try:
-                code = await self._live(Order(self._config, owner, core))
+                code = await self._live(Order(self._config, owner, core, offset_of(self._clock)))
             except asyncio.CancelledError:  # we ended it, for what is none of its shards
                 await self._give_back(owner)
                 raise
@@ -190,7 +192,7 @@ class Workers(Elsewhere):
             if self._clock.monotonic_s() - taken_s >= _TAKE_BACK_S:
                 taken_s = self._clock.monotonic_s()
                 with contextlib.suppress(DiskFull):
-                    await self._ledger.take_back(self._clock.now_us(), but=self.owner)
+                    await self._ledger.take_back(steady_us(self._clock), but=self.owner)
 
 
 def cores(workers: int) -> list[int | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from batchyard.server.elsewhere import Elsewhere
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from batchyard.dispatch.keeper import Keeper
     from batchyard.dispatch.routes import Routes
     from batchyard.dispatch.worker import Worker
+    from batchyard.errors import StoreError
     from batchyard.ledger import Ledger
     from batchyard.model import Billing
     from batchyard.segments import Segments
@@ -22,6 +24,29 @@ if TYPE_CHECKING:
     from batchyard.server.disk import Disk
     from batchyard.server.rates import Rates
     from batchyard.upstream import Upstream
+
+
+class Failure:
+    """The first failure of the store under a call, which ends a yard that has the store alone."""
+
+    def __init__(self) -> None:
+        self._error: StoreError | None = None
+        self._has_come = asyncio.Event()
+
+    def tell(self, error: StoreError) -> None:
+        """Note a failure."""
+        self._error = self._error or error
+        self._has_come.set()
+
+    async def wait(self) -> None:
+        """Wait for it.
+
+        Raises:
+            StoreError: the failure. Never returns.
+        """
+        await self._has_come.wait()
+        assert self._error is not None
+        raise self._error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +73,7 @@ class Yard:
     """Origin and path prefix that clients use; None takes each request's own."""
     allowed_hosts: frozenset[str]
     """Values of `Host` that are answered, without port, lower case."""
+    failure: Failure = field(default_factory=Failure)
 
     @property
     def own_worker(self) -> Worker:

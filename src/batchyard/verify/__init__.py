@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from batchyard.verify.findings import Finding, Rule, Summary
 from batchyard.verify.giving_up import give_up
+from batchyard.verify.giving_up_shared import give_up_shared
 from batchyard.verify.run import check
 
-__all__ = ["Finding", "Rule", "Summary", "check", "give_up"]
+__all__ = ["Finding", "Rule", "Summary", "check", "give_up", "give_up_shared"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import segments
 from batchyard.errors import shown
+from batchyard.segments.syncing import MARK
 from batchyard.verify.findings import Reporter, Rule
 from batchyard.verify.ledger import FILE
 from batchyard.verify.results import attempt_of
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SEGMENTS = "segments"
 SPOOL = "spool"
+WORKERS = "workers"
+"""Where a server writes down its worker processes, by their ids, while they run."""
 GIVEN_UP = "given-up"
 """Where the files of batches are that an operator has given up. Nobody looks at them any more."""
 _FILES = frozenset(
@@ -63,13 +66,19 @@ class Tree:
         self._check_mode(self._data.stat().st_mode, ".")
         for entry in self._list(self._data, ""):
             mode = self._mode(entry, entry.name)
-            if entry.name in {SEGMENTS, SPOOL, GIVEN_UP} and stat.S_ISDIR(mode):
+            if entry.name in {SEGMENTS, SPOOL, GIVEN_UP, WORKERS} and stat.S_ISDIR(mode):
                 continue
             if entry.name not in _FILES or not stat.S_ISREG(mode):
                 self._stranger(entry.name, entry.name)
         for entry in self._list(self._data / SPOOL, SPOOL):
             name = f"{SPOOL}/{entry.name}"
             self._report.add(Rule.LEFTOVER, "of a body that was being received", segment=name)
+        for entry in self._list(self._data / WORKERS, WORKERS):
+            name = f"{WORKERS}/{entry.name}"
+            if entry.name.isdigit() and stat.S_ISREG(self._mode(entry, name)):
+                self._report.add(Rule.LEFTOVER, "of a worker process that ended", segment=name)
+            else:
+                self._stranger(entry.name, name)
 
     def check_spread(self, needed: Mapping[str, bool]) -> None:
         """Look for segments that no batch needs.
@@ -113,7 +122,7 @@ class Tree:
                 )
             elif (number := segments.set_aside_of(entry.name)) is not None:
                 found.manifest = max(found.manifest or 0, number)
-            elif entry.name != "requests":
+            elif entry.name not in {"requests", MARK}:
                 self._stranger(entry.name, name, batch)
         for entry in self._list(self.root / prefix / "r", f"{prefix}/r"):
             name = f"{prefix}/r/{entry.name}"

@@ -1,0 +1,154 @@
+"""Data directories that cannot be used: the start is refused, names the directory and says why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers_upstream import DEADLINE_S
+from helpers_yard import Yard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+READ_ONLY = (
+    *("unshare", "--mount", "sh", "-euc"),
+    'mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; shift; exec "$@"',
+    "sh",
+)
+
+
+def refused(data: Path, *before: str, code: int = 2) -> str:
+    """Start a yard that must not start, perhaps by another program; return what it said of it."""
+    command = [*before, *Yard(data.parent / "any", "http://127.0.0.1:9").command()]
+    command[command.index("--data") + 1] = str(data)
+    done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=False, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert str(data) in done.stderr
+    return done.stderr
+
+
+def is_able(*command: str) -> bool:
+    """Return whether a program can be run here."""
+    if shutil.which(command[0]) is None:
+        return False
+    return not subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+
+def a_file(root: Path) -> Path:
+    (root / "file").write_bytes(b"somebody's")
+    return root / "file"
+
+
+def below_a_file(root: Path) -> Path:
+    return a_file(root) / "data"
+
+
+def a_link_to_nowhere(root: Path) -> Path:
+    (root / "link").symlink_to("nowhere/at/all")
+    return root / "link"
+
+
+def a_name_too_long(root: Path) -> Path:
+    return root / ("n" * 256)
+
+
+def another_spool(root: Path) -> Path:
+    (root / "data").mkdir()
+    (root / "data/spool").write_bytes(b"somebody's")
+    return root / "data"
+
+
+def another_endpoint(root: Path) -> Path:
+    """Where the first thing that cannot be written is written when all else runs."""
+    (root / "data/server.json").mkdir(parents=True)
+    return root / "data"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (a_file, "File exists"),
+        (below_a_file, "Not a directory"),
+        (a_link_to_nowhere, "File exists"),
+        (a_name_too_long, "File name too long"),
+        (another_spool, "File exists"),
+        (another_endpoint, "Is a directory"),
+    ],
+)
+def test_what_is_no_directory_is_refused(
+    tmp_path: Path, make: Callable[[Path], Path], why: str
+) -> None:
+    data = make(tmp_path)
+    assert f"cannot use data directory {data}: {why}" in refused(data)
+
+
+def test_a_file_in_the_place_of_the_segments_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "segments").write_bytes(b"somebody's")
+    said = refused(tmp_path, code=1)
+    assert f"stopped, the store failed: cannot use {tmp_path / 'segments'}" in said
+    assert "File exists" in said
+
+
+def test_nothing_is_made_where_nothing_can_be_made() -> None:
+    data = Path("/proc/batchyard/data")
+    assert f"cannot use data directory {data}: No such file" in refused(data)
+
+
+def test_a_file_in_the_place_of_the_directory_stays_as_it_is(tmp_path: Path) -> None:
+    refused(a_file(tmp_path))
+    assert (tmp_path / "file").read_bytes() == b"somebody's"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def denied() -> Iterator[tuple[Path, Sequence[str]]]:
+    """Return an empty directory, and what comes before the program to run it as its owner.
+
+    Root may do everything, and becomes somebody else.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        data = Path(root) / "data"
+        data.mkdir()
+        if os.geteuid():
+            yield data, ()
+            return
+        Path(root).chmod(0o755)
+        os.chown(data, 65534, 65534)
+        python = Yard(data, "").command()[0]
+        for probe in ((python, "-c", "import batchyard"), ("test", "-w", str(data))):
+            if not is_able(*NOBODY, *probe):
+                pytest.skip("nobody else can run the program here")
+        yield data, NOBODY
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"), [(0o000, "is not readable"), (0o500, "Permission denied")]
+)
+def test_a_directory_without_the_permission_is_refused(
+    denied: tuple[Path, Sequence[str]], mode: int, why: str
+) -> None:
+    data, other = denied
+    data.chmod(mode)
+    said = refused(data, *other)
+    data.chmod(0o700)
+    assert why in said
+    assert not list(data.iterdir())
+
+
+def test_a_disk_that_may_only_be_read_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    if not is_able(*READ_ONLY, str(data), "true"):
+        pytest.skip("nothing can be mounted here")
+    assert "Read-only file system" in refused(data, *READ_ONLY, str(data))
+    assert not list(data.iterdir())
