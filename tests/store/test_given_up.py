@@ -75,11 +75,6 @@ async def live(ledger: Ledger, store: DirectorySegments, batches: list[Batch]) -
             break
     else:
         raise AssertionError(f"neither: {worker.worker.troubles(['up/m'])}")
-    for _ in range(500):  # it dies a moment later: what it was answered before is written then
-        if worker.worker._recorder.is_quiet:
-            break
-        await worker.clock.advance(0.2)
-        await asyncio.sleep(0.004)
     mortal.is_dead = True
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError, StoreError, ExceptionGroup):

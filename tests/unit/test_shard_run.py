@@ -249,11 +249,20 @@ def suspected(*ids: str, covered: tuple[str, ...] = ()) -> ShardRun:
     return ShardRun(claim(len(ids)), requests, adopted, is_suspected=True)
 
 
-def test_a_suspected_shard_sends_one_request_alone_until_that_has_a_result() -> None:
+def test_a_suspected_shard_sends_one_request_alone_until_its_result_is_durable() -> None:
     shard = suspected("a", "b", "c", "d", covered=("a",))
-    assert taken(shard) == "b"
+    told: list[str] = []
+    shard.on_let_go = lambda: told.append("now")
+    assert (taken(shard), shard.durable) == ("b", 1)
     assert take(shard) is None
     settle(shard, "b")
+    shard.synced(shard.written)
+    shard.take_lines()
+    shard.synced(shard.written)
+    assert (take(shard), shard.durable, told) == (None, 1, []), "it is in memory only"
+    shard.wrote()
+    shard.synced(shard.written)
+    assert (shard.durable, told) == (2, ["now"])
     assert [taken(shard), taken(shard)] == ["c", "d"]
 
 

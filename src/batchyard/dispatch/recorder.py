@@ -151,11 +151,13 @@ class Recorder:
                 return
             work = [(shard, lines) for shard, lines in work if not shard.closed]
         self._has_room_for("results")
+        for shard in dirty:
+            shard.wrote()
         self._done += [shard for shard in done if not shard.lost]
         is_first = not self._unsynced
         self._unsynced.update(shard for shard in dirty if not shard.closed)
-        if self._done or is_first:  # else there is time until the next sync is due
-            self._work.set()
+        if self._done or is_first or any(shard.kept_back for shard in dirty):
+            self._work.set()  # else there is time until the next sync is due
 
     def _write(
         self, work: Sequence[tuple[ShardRun, list[bytes]]]
@@ -223,12 +225,16 @@ class Recorder:
         done, self._done = self._done, []
         since_s = self._clock.monotonic_s() - self._synced_s
         due = sync or since_s >= self._segments.sync_interval_s
-        syncing = self._unsynced | set(done) if due else set(done)
+        waited_for = (shard for shard in self._unsynced if due or shard.kept_back)
+        syncing = {*done, *waited_for}
         self._unsynced -= syncing
         syncing = {shard for shard in syncing if not shard.closed}
         if syncing:
+            written = {shard: shard.written for shard in syncing}
             with self._using(syncing):
                 await self._sync_all(list(syncing))
+            for shard, number in written.items():
+                shard.synced(number)
         if due:
             self._synced_s = self._clock.monotonic_s()
         done = [shard for shard in done if not shard.lost]

@@ -15,6 +15,8 @@ from batchyard.ledger import Claim, Held
 from batchyard.model import Counts, Extent, Tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchyard.dispatch.adopt import Adopted
     from batchyard.dispatch.prefix import Mark
     from batchyard.price import Usage
@@ -56,7 +58,9 @@ class ShardRun:
         self.claim = claim
         self.unsent = deque(r for r in requests if r.custom_id not in adopted.covered)
         self.kept_back: list[Request] = []
-        """Unsent requests that wait for the one that is sent alone."""
+        """Unsent requests that wait until the one that is sent alone has a durable result."""
+        self.on_let_go: Callable[[], object] = lambda: None
+        """Called when these may be sent."""
         if is_suspected and self.unsent:
             first, *self.kept_back = self.unsent
             self.unsent = deque([first])
@@ -82,6 +86,9 @@ class ShardRun:
         """Whether its segment was let go: it is committed or lost, and nothing more is written."""
         self._adopted = adopted
         self._tally = adopted.tally
+        self.durable = self.counts.total
+        """Results that survive the end of this process, of those that it is known of."""
+        self._before = self._taken = self._written = self.durable
 
     @property
     def key(self) -> tuple[str, int]:
@@ -138,9 +145,6 @@ class ShardRun:
         """Record the result of a request in flight, unless it has one."""
         if self.inflight.pop(custom_id, None) is not None:
             self._add(kind, line, usage)
-            if self.kept_back:
-                self.unsent.extend(self.kept_back)
-                self.kept_back.clear()
 
     def fail(self, custom_id: str, error_type: str, message: str, request_id: str | None) -> None:
         """Record an `errored` result of a request in flight."""
@@ -198,7 +202,25 @@ class ShardRun:
     def take_lines(self) -> list[bytes]:
         """Return the lines that have not been written yet, once."""
         lines, self.lines = self.lines, []
+        self._taken = self.counts.total
         return lines
+
+    def wrote(self) -> None:
+        """Note that the lines which were taken last are written."""
+        self._written = self._taken
+
+    @property
+    def written(self) -> int:
+        """Return how many results are written."""
+        return self._written
+
+    def synced(self, number: int) -> None:
+        """Note that so many results survive the end of this process."""
+        self.durable = number
+        if self.kept_back and number > self._before:
+            self.unsent.extend(self.kept_back)
+            self.kept_back.clear()
+            self.on_let_go()
 
     def take_fresh_bytes(self) -> int:
         """Return the bytes of the lines since the last call."""

@@ -158,7 +158,7 @@ class Suspects:
 
 
 def _is_cleared(suspect: _Suspect, shard: ShardRun) -> bool:
-    return suspect.results is not None and shard.counts.total > suspect.results
+    return suspect.results is not None and shard.durable > suspect.results
 
 
 def is_suspected(claim: Claim, *, has_gained: bool) -> bool:

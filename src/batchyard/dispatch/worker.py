@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from batchyard import ids, limits
@@ -398,6 +399,7 @@ class Worker:
         pool = self._pool(claim.pool)
         assert pool is not None  # it was claimed from this pool
         pool.add(shard)
+        shard.on_let_go = partial(self._fill, pool)
         self._fill(pool)
 
     # Calling ----------------------------------------------------------------------------------
@@ -432,11 +434,8 @@ class Worker:
                     break
                 if not self._wake.is_set() and pool.is_short(taken[0]):
                     self._wake.set()
-                is_alone = bool(taken[0].kept_back)
                 await self._caller.run(pool, *taken)
                 pool.left(taken[1])
-                if is_alone:
-                    self._fill(pool)
                 self._recorder.note(taken[0])
                 done += 1
                 if done % _YIELD_EVERY == 0:
