@@ -77,6 +77,8 @@ class FakeApi:
     paused: dict[str, str] = field(default_factory=dict)
     tokens_of: Callable[[dict[str, Any]], int] | None = None
     """The tokens of a request; without it the server has no `count_tokens`."""
+    key_of_messages: str = ""
+    """The key that single calls need."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -195,6 +197,8 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
             path = self.path.split("?")[0].removeprefix("/v1/messages/")
             parts = path.split("/")
             match (method, parts):
+                case ("POST", ["", "v1", "messages"]):
+                    self.plain("message", lambda: self.message(json.loads(body)))
                 case ("POST", ["batches"]):
                     self.create(body, headers)
                 case ("DELETE", ["batches", batch_id]):
@@ -248,6 +252,12 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                     self.error(502, "api_error")
                 else:
                     self.send(200, self.shape(batch))
+
+        def message(self, params: dict[str, Any]) -> None:
+            if self.headers.get("x-api-key") != api.key_of_messages:
+                self.error(401, "authentication_error")
+            else:
+                self.send(200, succeeded("Told at once.", model=params["model"])["message"])
 
         def delete(self, batch_id: str) -> None:
             known = api.batches.pop(batch_id, None)

@@ -198,6 +198,32 @@ def test_a_batch_that_is_open_rises_as_its_end_comes_near() -> None:
     assert (found["late"], found["early"]) == (54, 9)
 
 
+def test_a_shard_whose_requests_wait_for_a_durable_result_is_not_forgotten() -> None:
+    run = shard(3, batch="suspected")
+    run.kept_back = [run.unsent.pop(), run.unsent.pop()]
+    both = pool(8, run, shard(1, batch="other"))
+    assert fill(both, 8) == {"suspected": 1, "other": 1}
+    settle(run, "suspected-0")
+    run.take_lines()
+    run.wrote()
+    both.add(shard(1, batch="third"))
+    assert fill(both, 8) == {"third": 1}
+    assert (both.is_idle, both.turns.batches) == (False, 3)
+    run.synced(run.written)
+    assert fill(both, 8) == {"suspected": 2}
+
+
+def test_a_pool_with_requests_that_wait_so_is_not_idle() -> None:
+    run = shard(2)
+    run.kept_back = [run.unsent.pop()]
+    alone = pool(8, run)
+    assert fill(alone, 8) == {"b": 1}
+    settle(run, "b-0")
+    assert not alone.is_idle
+    run.stop("canceled", 0.0)
+    assert alone.is_idle
+
+
 def test_a_workspace_with_a_cap_leaves_slots_free_even_alone() -> None:
     shares = Shares(others=Share(1.0, 0.75))
     run = shard(100, workspace="whale", batch="a")

@@ -128,6 +128,14 @@ def _next(kind: str, retry: str | None, offer: Offer | None) -> str:
     return NEXT[kind].format(retry=f"`{retry}`", command=retry, price=price_of)
 
 
+def at_once(retry: str, offer: Offer) -> str:
+    """Return how the last few may be had without a batch, and for how much."""
+    count = sum(offer.again.values())
+    cost = "at a price not known" if offer.micros is None else f"at most {_dollars(offer.micros)}"
+    left, them = ("one is", "it") if count == 1 else (f"{count} are", "them")
+    return f"  {left} left: `{retry} --now` asks for {them} at once, at the list price, {cost}"
+
+
 def headline(name: str, receipt: Receipt) -> str:
     """Return the counts of a run in one line; they add up to its documents."""
     counts = {

@@ -206,6 +206,12 @@ class Again:
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="With --with-change: another output limit for them.")
     ] = None
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="Ask for them one by one, at once, at the list price, not as a batch."
+        ),
+    ] = False
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before sending.")] = False
 
 

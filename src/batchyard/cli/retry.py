@@ -34,11 +34,20 @@ def retry(back: Back, again: Again, going: Going) -> None:
         opened(folder)
         if again.max_tokens is not None and not again.with_change:
             raise InputError("--max-tokens belongs to --with-change")
+        if again.now and again.with_change:
+            raise InputError("--now excludes --with-change")
         also = frozenset({CANCELED} if again.canceled else ())
         room: list[int | None] = [0]  # a run that is under way is finished as it was approved
 
         def prepare(session: Session) -> None:
             session.check_requests()
+            is_settled = all(shard.is_settled for shard in session.state.shards)
+            if again.now:
+                if not is_settled:
+                    raise InputError(
+                        "batches of the run are under way; --now is for what they leave"
+                    )
+                session.check_at_once()
             if again.with_change:
                 change = changed.prepare(session, max_tokens=again.max_tokens)
                 offer = offers.Offer({"needs_fix": change.documents}, change.micros, {})
@@ -48,11 +57,13 @@ def retry(back: Back, again: Again, going: Going) -> None:
                     render.emit({"event": "notice", "text": change.text})
                 else:
                     render.say(change.text)
-            elif all(shard.is_settled for shard in session.state.shards):
-                charges = billing.presumed(session.state)
+            elif is_settled:
+                charges = "standard" if again.now else billing.presumed(session.state)
                 offer = offers.make(session.files, session.state, charges, also)
                 room[0] = offer.micros
                 approve(folder, offer, yes=again.yes, as_json=as_json)
+                if again.now:
+                    session.go_at_once()
             if again.canceled:
                 session.files.cancel.unlink(missing_ok=True)
 

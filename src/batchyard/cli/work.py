@@ -12,7 +12,7 @@ from batchyard.cli import ending, pilots, render
 from batchyard.cli.exits import Exit
 from batchyard.client.problems import Detached, Paused
 from batchyard.client.results import classes, finals, receipt
-from batchyard.client.running import billing, offers, rounds
+from batchyard.client.running import at_once, billing, offers, rounds
 from batchyard.client.running.session import Session
 
 if TYPE_CHECKING:
@@ -135,6 +135,9 @@ def show_end(out: Path, files: Files, state: State, done: Receipt, *, as_json: b
     errors = str(out / "errors.jsonl")
     for line in ending.lines(out.name, done, failures, errors=errors, retry=retry, offer=offer):
         render.fitted(line)
+    few = None if retry is None else _few(files, state, done)
+    if few is not None:
+        render.fitted(ending.at_once(retry or "", few))
     render.table(ending.money_rows(done))
     render.fitted(f"reports in {out}/   receipt in {out / 'receipt.json'}")
     render.fitted(receipt.money_line(done))
@@ -147,6 +150,15 @@ def _offer(files: Files, state: State, done: Receipt) -> Offer | None:
     if not _knows_requests(state):
         return None
     return offers.make(files, state, billing.presumed(state))
+
+
+def _few(files: Files, state: State, done: Receipt) -> Offer | None:
+    """Return what it would cost to ask for the last few at once; None where that is no choice."""
+    can = sum(done.classes.get(kind, 0) for kind in rounds.REPEATABLE)
+    if not 0 < can <= at_once.FEW or not at_once.is_possible(state):
+        return None
+    offer = offers.make(files, state, "standard")
+    return offer if offer.again else None
 
 
 def _knows_requests(state: State) -> bool:

@@ -192,7 +192,7 @@ class Pool:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to remember: no work, no call, no trouble."""
-        return not self.busy and not self.unsent and not self.parked and self.trouble is None
+        return not self.busy and not self.turns.batches and self.trouble is None
 
     @property
     def trouble(self) -> str | None:

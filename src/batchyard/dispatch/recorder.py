@@ -106,7 +106,7 @@ class Recorder:
     @property
     def is_quiet(self) -> bool:
         """Whether all there is has been written, and all that is done committed."""
-        has_work = self._dirty or self._done or self._ends.is_set()
+        has_work = self._dirty or self._done or self._work.is_set() or self._ends.is_set()
         return not has_work and self._activity.is_quiet
 
     def finish(self) -> None:

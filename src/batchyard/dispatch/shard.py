@@ -100,6 +100,11 @@ class ShardRun:
         """Whether every request has a result."""
         return not self.lost and self.counts.total == self.claim.requests
 
+    @property
+    def has_open(self) -> bool:
+        """Whether a request has no result."""
+        return bool(self.unsent or self.inflight or self.parked or self.kept_back)
+
     def segment_name(self) -> str:
         """Return a new name for the segment of this attempt."""
         return segments.result_name(self.claim.batch, self.claim.index, self.claim.attempt)

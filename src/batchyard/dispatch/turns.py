@@ -63,8 +63,8 @@ class _Batch(_Lane):
         """Those with requests that have no result, as they were opened."""
 
     def forget(self) -> None:
-        if not all(shard.unsent or shard.inflight or shard.parked for shard in self.shards):
-            self.shards = [s for s in self.shards if s.unsent or s.inflight or s.parked]
+        if not all(shard.has_open for shard in self.shards):
+            self.shards = [shard for shard in self.shards if shard.has_open]
 
     @property
     def unsent(self) -> int:

@@ -88,7 +88,11 @@ def apply(state: State, event: Event) -> State:  # noqa: PLR0911 - one for each 
             return replace(state, saving=event, finished_us=finished_us)
         case Moved():
             assert state.config is not None
-            return replace(state, config=structs.replace(state.config, base_url=event.base_url))
+            is_own = event.base_url is None
+            config = structs.replace(
+                state.config, base_url=event.base_url, local=is_own, upstreams=event.upstreams
+            )
+            return replace(state, config=config)
         case Approved():
             return replace(state, is_approved=True)
         case Finished():

@@ -247,9 +247,12 @@ class Finished(Event, frozen=True, kw_only=True):
 
 
 class Moved(Event, frozen=True, kw_only=True):
-    """The server of the run is at another address from now on."""
+    """The server of the run is at another address from now on, or one of our own before it."""
 
-    base_url: str
+    base_url: str | None
+    """None for one of our own."""
+    upstreams: tuple[str, ...] = ()
+    """Of that one."""
 
 
 class Left(Event, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batchyard.clock import Clock
 
 KEY = "local"  # a yard without keys takes any
+NOW_KEY = "BATCHYARD_UPSTREAM_NOW_KEY"  # of the server of the run, where a yard stands before it
 CLAUDE = "claude=https://api.anthropic.com"
 SIMULATED = "sim=simulated:"
 START_TIMEOUT_S = 30.0
@@ -115,8 +116,24 @@ class LocalYard:
     """A server process of our own."""
 
     def __init__(
-        self, data: Path, log: Path, upstreams: Sequence[str], *, clock: Clock | None = None
+        self,
+        data: Path,
+        log: Path,
+        upstreams: Sequence[str],
+        *,
+        clock: Clock | None = None,
+        key: str | None = None,
     ) -> None:
+        """Describe one that does not run yet.
+
+        Args:
+            data: its directory.
+            log: a file for what it says.
+            upstreams: `NAME=URL`.
+            clock: of waits.
+            key: for an upstream that is called `now`; None takes that of the environment.
+        """
+        self._key = key or os.environ.get("ANTHROPIC_API_KEY")
         self._clock = clock or SystemClock()
         self._data = data
         self._log = log
@@ -210,9 +227,13 @@ class LocalYard:
         ]  # fmt: skip
         for upstream in self._upstreams:
             command += ["--upstream", upstream]
+        environment = dict(os.environ)
+        if self._key:
+            environment.setdefault(NOW_KEY, self._key)
         with self._log.open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own program
                 command,
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -20,7 +20,16 @@ from batchyard import crash, wire
 from batchyard.client.planning import rerun
 from batchyard.client.planning.plan import subset
 from batchyard.client.problems import InputError, InputsChanged
-from batchyard.client.running import billing, budget, folder, journal, local, registry, rounds
+from batchyard.client.running import (
+    at_once,
+    billing,
+    budget,
+    folder,
+    journal,
+    local,
+    registry,
+    rounds,
+)
 from batchyard.client.running import pilot as pilots
 from batchyard.client.running.pipeline import Pipeline
 from batchyard.client.running.sending import GRACE_S
@@ -135,8 +144,8 @@ class Session:
         state = self.state
         if not state.run or fresh:
             return Standing("new", plan)
-        before = state.config
-        assert before is not None
+        assert state.config is not None
+        before = at_once.behind(state.config)
         drift = rerun.drift(before, config)
         entries = list(self.files.read_documents(len(state.shards)))
         changes = rerun.compare(entries, plan, is_same_command=not drift)
@@ -166,8 +175,11 @@ class Session:
         """
         plan = standing.plan
         if standing.kind != "new":
+            before = self.state.config
+            assert before is not None
             registry.ensure(self.files.out, self._clock.now_us())
-            if self.state.finished_us is None and config.base_url is not None:
+            is_behind = before != at_once.behind(before)
+            if self.state.finished_us is None and config.base_url is not None and not is_behind:
                 self.move(config.base_url, is_allowed=True)  # as `compare` found
             if standing.kind == "more":
                 self._extend(standing, config, pilot)
@@ -210,6 +222,29 @@ class Session:
         self._journal().record(journal.Moved(base_url=base_url))
         crash.point("moved")
         return text
+
+    def check_at_once(self) -> None:
+        """Refuse to send single calls where they cost what a batch does.
+
+        Raises:
+            InputError: they do, or nobody knows.
+        """
+        state = self.state
+        assert state.config is not None
+        if state.config == at_once.behind(state.config) and not at_once.is_possible(state):
+            raise InputError(
+                "--now is for servers with a price for batches; that of this run calls its model "
+                "at once as it is"
+            )
+
+    def go_at_once(self) -> None:
+        """Send what comes next one by one, through a yard of our own, at the list price."""
+        config = self.state.config
+        assert config is not None
+        if config != at_once.behind(config):
+            return  # it does already
+        self._journal().record(journal.Moved(base_url=None, upstreams=at_once.upstreams(config)))
+        crash.point("moved")
 
     def _keep_columns(self, plan: Plan) -> None:
         if plan.columns:
@@ -277,7 +312,11 @@ class Session:
         locate: Callable[[], str] | None = None
         if config.local:
             yard = local.LocalYard(
-                self.files.yard, self.files.yard_log, config.upstreams, clock=self._clock
+                self.files.yard,
+                self.files.yard_log,
+                config.upstreams,
+                clock=self._clock,
+                key=self._api_key,
             )
             self._stack.callback(self._stop_yard, yard)
             url = yard.start(self._stop.wait, self._say)
