@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from batchyard.client.running import billing
+from batchyard.client.running.local import BEHIND
 
 if TYPE_CHECKING:
     from batchyard.client.running.journal import Config, State
 
 FEW = 20  # documents for which it is offered
-NAME = "now"  # so its key is `local.NOW_KEY`
 
 
 def is_possible(state: State) -> bool:
@@ -29,12 +29,21 @@ def is_possible(state: State) -> bool:
 
 def upstreams(config: Config) -> tuple[str, ...]:
     """Return the upstreams of the yard before the server of a run."""
-    return (f"{NAME}={config.base_url}",)
+    return (f"{BEHIND}={config.base_url}",)
+
+
+def is_on(config: Config) -> bool:
+    """Whether a yard stands before the server of a run."""
+    return config.local and bool(config.upstreams) and _first(config)[0] == BEHIND
 
 
 def behind(config: Config) -> Config:
     """Return a run as it was before a yard stood before its server; others as they are."""
-    name, _, url = (config.upstreams or ("",))[0].partition("=")
-    if not config.local or name != NAME:
+    if not is_on(config):
         return config
-    return structs.replace(config, local=False, base_url=url, upstreams=())
+    return structs.replace(config, local=False, base_url=_first(config)[1], upstreams=())
+
+
+def _first(config: Config) -> tuple[str, str]:
+    name, _, url = config.upstreams[0].partition("=")
+    return name, url

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from batchyard.clock import Clock
 
 KEY = "local"  # a yard without keys takes any
-NOW_KEY = "BATCHYARD_UPSTREAM_NOW_KEY"  # of the server of the run, where a yard stands before it
+BEHIND = "server-of-the-run"  # the upstream of a yard that stands before the server of a run
 CLAUDE = "claude=https://api.anthropic.com"
 SIMULATED = "sim=simulated:"
 START_TIMEOUT_S = 30.0
@@ -87,10 +87,14 @@ def check_upstreams(upstreams: Sequence[str]) -> None:
                 f"--upstream {shown(upstream)} is not like NAME=https://host, NAME=http://host "
                 "or NAME=simulated:"
             )
-        own = f"BATCHYARD_UPSTREAM_{name.upper().replace('-', '_')}_KEY"
+        own = _key_variable(name)
         keys = ("ANTHROPIC_API_KEY", own)
         if _host(upstream) == HOSTED and not any(map(os.environ.get, keys)):
             raise InputError(f"--upstream {shown(name)} needs a key: set {' or '.join(keys)}")
+
+
+def _key_variable(name: str) -> str:
+    return f"BATCHYARD_UPSTREAM_{name.upper().replace('-', '_')}_KEY"
 
 
 def _host(upstream: str) -> str | None:
@@ -131,7 +135,7 @@ class LocalYard:
             log: a file for what it says.
             upstreams: `NAME=URL`.
             clock: of waits.
-            key: for an upstream that is called `now`; None takes that of the environment.
+            key: for the upstream `BEHIND`; None takes that of the environment.
         """
         self._key = key or os.environ.get("ANTHROPIC_API_KEY")
         self._clock = clock or SystemClock()
@@ -229,7 +233,7 @@ class LocalYard:
             command += ["--upstream", upstream]
         environment = dict(os.environ)
         if self._key:
-            environment.setdefault(NOW_KEY, self._key)
+            environment.setdefault(_key_variable(BEHIND), self._key)
         with self._log.open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own program
                 command,

@@ -178,7 +178,7 @@ class Session:
             before = self.state.config
             assert before is not None
             registry.ensure(self.files.out, self._clock.now_us())
-            is_behind = before != at_once.behind(before)
+            is_behind = at_once.is_on(before)
             if self.state.finished_us is None and config.base_url is not None and not is_behind:
                 self.move(config.base_url, is_allowed=True)  # as `compare` found
             if standing.kind == "more":
@@ -231,7 +231,7 @@ class Session:
         """
         state = self.state
         assert state.config is not None
-        if state.config == at_once.behind(state.config) and not at_once.is_possible(state):
+        if not at_once.is_on(state.config) and not at_once.is_possible(state):
             raise InputError(
                 "--now is for servers with a price for batches; that of this run calls its model "
                 "at once as it is"
@@ -241,7 +241,7 @@ class Session:
         """Send what comes next one by one, through a yard of our own, at the list price."""
         config = self.state.config
         assert config is not None
-        if config != at_once.behind(config):
+        if at_once.is_on(config):
             return  # it does already
         self._journal().record(journal.Moved(base_url=None, upstreams=at_once.upstreams(config)))
         crash.point("moved")
