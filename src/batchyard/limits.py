@@ -160,6 +160,7 @@ LEFTOVERS_AGE_US = DAY_US  # no sooner are segments without a batch removed: of 
 OBJECTS_SYNC_INTERVAL_S = 5.0  # where each sync of a shard is a call that costs money
 OBJECTS_SYNCS_AT_ONCE = 16
 OBJECTS_RETRY_S = 180.0  # a call is tried again for so long, then the process ends
+OBJECTS_DOUBT_S = 10.0  # a call for one object, until it is asked whether that one alone is refused
 OBJECTS_CALL_TIMEOUT_S = 60.0
 REFUSED_WAIT_S = 60.0  # until a segment that was refused is asked for again by the same worker
 OBJECTS_LOOK_TIMEOUT_S = 10.0  # of a call that only asks whether the store answers

@@ -9,12 +9,13 @@ import pytest
 
 from batchyard import limits
 from batchyard.fairness import Share, Shares
-from batchyard.ledger import Turn, Want, choosing
+from batchyard.ledger import Here, Turn, Want, choosing
 from batchyard.model import Counts
 from store.making import DAY, LEASE, NOW, add, make_commit, make_held, take
 
 if TYPE_CHECKING:
     from batchyard.ledger import Claim, Ledger
+    from batchyard.model import Priority
 
 pytestmark = pytest.mark.anyio
 
@@ -219,6 +220,42 @@ async def test_a_workspace_with_much_in_flight_begins_last(ledger: Ledger) -> No
     await add(ledger, "small", workspace="b")
     found = await ledger.claim_fresh("me", POOL, LEASE, 1)
     assert [each.batch for each in found] == ["msgbatch_small"]
+
+
+async def test_of_each_workspace_one_batch_is_claimed_that_is_not_open_here(
+    ledger: Ledger,
+) -> None:
+    """Whether it has begun, elsewhere or before a restart, or not."""
+    for name in ("a-low", "a-one", "a-two", "b-one", "c-one", "c-new"):
+        priority: Priority = "low" if name == "a-low" else "normal"
+        await add(ledger, name, *[POOL] * 9, workspace=name[0], priority=priority)
+    turns = {}
+    for name in ("a-low", "a-one", "a-two", "b-one", "c-one"):
+        (found,) = await ledger.claim_fresh(
+            "other", POOL, LEASE, 1, here=Here(served=frozenset("abc") - {name[0]})
+        )
+        turns[found.batch.removeprefix("msgbatch_")] = found.turn
+
+    async def begun(*open_: str, limit: int = 9, served: str = "") -> list[str]:
+        here = Here(served=frozenset(served), batches=frozenset(turns[name] for name in open_))
+        found = await ledger.claim_fresh("me", POOL, LEASE, limit, here=here)
+        assert all(claim.index or claim.batch == "msgbatch_c-new" for claim in found)
+        return [claim.batch.removeprefix("msgbatch_") for claim in found]
+
+    assert await begun() == ["a-one", "b-one", "c-one"]
+    assert await begun("a-one", "c-one", served="b") == ["a-two", "c-new"]
+    assert await begun("a-one", "a-two", "b-one") == ["a-low", "c-one"]
+    assert await begun("a-one", "a-two", "a-low", "b-one", served="c") == []
+    assert await begun(limit=1) == ["b-one"], "of the workspace with the fewest taken up"
+
+
+async def test_no_workspace_begins_that_is_served(ledger: Ledger) -> None:
+    for workspace in ("a", "b"):
+        await add(ledger, workspace, workspace=workspace)
+    here = Here(served=frozenset("a"))
+    found = await ledger.claim_fresh("me", POOL, LEASE, 9, here=here)
+    assert [claim.workspace for claim in found] == ["b"]
+    assert await ledger.claim_fresh("me", POOL, LEASE, 9, here=here) == []
 
 
 async def test_a_batch_that_was_given_back_is_fresh_again(ledger: Ledger) -> None:

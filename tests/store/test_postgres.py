@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from typing import TYPE_CHECKING
@@ -27,9 +28,11 @@ from store.making import (
     make_held,
     make_key,
     make_shards,
+    no_standby,
     postgres,
     postgres_url,
     take,
+    wait_for,
 )
 
 if TYPE_CHECKING:
@@ -145,6 +148,23 @@ async def test_a_client_is_told_to_come_again_while_a_worker_waits(
         await waiting
 
 
+async def test_what_a_client_was_told_to_repeat_is_not_done_once_the_database_lets_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repeat may have come through another process meanwhile, and be another batch."""
+    ledger = PostgresLedger(url, SystemClock(), database_time=False)
+    try:
+        monkeypatch.setattr(limits, "LEDGER_AWAY_WAIT_S", 0.2)
+        with psycopg.connect(url) as db:
+            db.execute("LOCK creates")
+            with pytest.raises(Overloaded):
+                await ledger.create(make_batch("a"), make_shards("up/m"), make_key("k"))
+        await ledger.claim("me", "up/m", LEASE, 1)  # what was queued before it is over
+        assert await ledger.get("w", make_batch("a").id) is None
+    finally:
+        await ledger.close()
+
+
 # Clocks that differ ------------------------------------------------------------------------------
 
 
@@ -170,7 +190,8 @@ async def test_leases_are_in_the_time_of_the_database_whatever_the_hosts_say(url
         await add(one, "a", "up/m", "up/m")
         long = await one.claim("one", "up/m", steady_us(early) + limits.LEASE_US, 1)
         over = await two.claim("two", "up/m", steady_us(late) - limits.SECOND_US, 1)
-        early.slept_s = late.slept_s = limits.LEASE_US / limits.SECOND_US
+        await _reach(one, early)
+        await _reach(two, late)
         assert await one.take_back(steady_us(early), but="") == 1, "what is over is over"
         assert await two.take_back(steady_us(late), but="") == 0, "and what is not is not"
         held = [make_held(claim) for claim in (*long, *over)]
@@ -180,26 +201,85 @@ async def test_leases_are_in_the_time_of_the_database_whatever_the_hosts_say(url
         await two.close()
 
 
+async def _reach(ledger: PostgresLedger, clock: _Wrong) -> None:
+    """Let a whole lease pass, with sweeps; nothing is over as they see it."""
+    for _ in range(5):
+        assert await ledger.take_back(steady_us(clock) - limits.DAY_US, but="") == 0
+        clock.slept_s += limits.LEASE_US / limits.SECOND_US / 4
+
+
 async def test_no_lease_is_taken_before_a_whole_one_of_unbroken_contact(
     proxy: Proxy, url: str
 ) -> None:
     clock = _Wrong(0)
     through = url.replace(f":{postgres().port}/", f":{proxy.port}/")
     ledger = PostgresLedger(through, clock)
-    lease_s = limits.LEASE_US / limits.SECOND_US
     try:
         await add(ledger, "a")
         past = steady_us(clock) - limits.SECOND_US
         assert await ledger.claim("dead", "up/m", past, 1)
         assert await ledger.take_back(steady_us(clock), but="") == 0
-        clock.slept_s += lease_s
+        await _reach(ledger, clock)
         proxy.break_next_commit("before")
         await ledger.renew("me", past, [])
         assert await ledger.take_back(steady_us(clock), but="") == 0, "it was away in between"
-        clock.slept_s += lease_s
+        await _reach(ledger, clock)
         assert await ledger.take_back(steady_us(clock), but="") == 1
     finally:
         await ledger.close()
+
+
+@contextlib.contextmanager
+def _locked(url: str) -> Iterator[None]:
+    """Let whoever writes rows of shards wait, and nobody else."""
+    with psycopg.connect(url) as db:
+        db.execute("SELECT 1 FROM shards FOR UPDATE")
+        yield
+
+
+@pytest.mark.parametrize("how", ["standby", "lock"])
+async def test_a_stall_over_a_connection_that_stands_ends_no_lease(how: str, url: str) -> None:
+    """Who lives could not renew either, and comes second when it is over."""
+    clock = _Wrong(0)
+    ledger = PostgresLedger(url, clock)
+    try:
+        await add(ledger, "a")
+        assert await ledger.claim("alive", "up/m", steady_us(clock), 1)
+        await _reach(ledger, clock)
+        with no_standby() if how == "standby" else _locked(url):
+            sweep = asyncio.ensure_future(ledger.take_back(steady_us(clock), but=""))
+            event = {"standby": "SyncRep", "lock": "Lock"}[how]
+            await asyncio.to_thread(wait_for, event, url)
+            clock.slept_s += limits.LEASE_US / limits.SECOND_US
+        assert await sweep == 0
+        assert await ledger.take_back(steady_us(clock), but="") == 0
+        await _reach(ledger, clock)
+        assert await ledger.take_back(steady_us(clock), but="") == 1
+    finally:
+        await ledger.close()
+
+
+@pytest.mark.parametrize("slots", [16, 64])
+async def test_slots_of_leases_that_ended_in_an_outage_are_not_granted_twice(
+    slots: int, url: str
+) -> None:
+    clock = _Wrong(0)
+    one, two = PostgresLedger(url, clock), PostgresLedger(url, clock)
+    wants = [Want(pool="up/m", slots=slots, busy=0, note=None)]
+
+    async def ask(name: str, ledger: PostgresLedger, lease_us: int) -> int:
+        now = steady_us(clock)
+        granted = await ledger.share(name, NOW, now + lease_us, wants, lease_now=now)
+        return granted["up/m"].slots
+
+    try:
+        assert await ask("one", one, -limits.SECOND_US) == slots
+        assert await ask("two", two, limits.LEASE_US) == 0, "the calls of the other go on"
+        await _reach(two, clock)
+        assert await ask("two", two, limits.LEASE_US) == slots, "it had a whole lease for a renewal"
+    finally:
+        for each in (one, two):
+            await each.close()
 
 
 # Several writers ---------------------------------------------------------------------------------

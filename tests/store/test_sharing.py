@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
 from batchyard import limits
-from batchyard.clock import steady_us
+from batchyard.clock import SystemClock, steady_us
 from batchyard.dispatch import waiting
 from batchyard.dispatch.accounts import Accounts
 from batchyard.dispatch.ceilings import Ceilings, Limit
@@ -15,15 +16,22 @@ from batchyard.dispatch.gate import Gates
 from batchyard.dispatch.limiter import Signal
 from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.sharing import Sharing, Size
+from batchyard.ledger import Rest, Want
+from batchyard.server.assemble import opened
+from batchyard.server.config import Config, UpstreamConfig
 from batchyard.testing.clock import ManualClock
-from store.making import NOW, add
+from store.making import NOW, add, make_batch, postgres_url, s3
+from store.working import create
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from batchyard.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 
 NAME = "up/m"
+_PAUSED = waiting.Held("paused", "bad key", 12.0)
 
 
 class SetClock(ManualClock):
@@ -107,6 +115,23 @@ async def test_a_worker_that_came_back_with_what_it_knew_keeps_it(ledger: Ledger
     assert (two.rate, two.pool.slots) == (7.0, 32)
 
 
+async def test_requests_that_wait_without_a_slot_hold_none_of_another_worker(
+    ledger: Ledger,
+) -> None:
+    one, two = Member("one", ledger, 64), Member("two", ledger, 64)
+    assert await one.ask() == 64
+    one.pool.busy, one.pool.stepped_aside = 64, 16
+    for _ in range(48):
+        one.pool.gate.start(b"{}")
+    await two.ask()
+    assert (await one.ask(), await two.ask()) == (32, 16), "what is called is not another's yet"
+    one.pool.stepped_aside = one.pool.gate.limiter.in_flight = 32
+    assert (await one.ask(), await two.ask()) == (32, 32)
+    one.pool.stepped_aside = 0  # they are back, and calls of this worker have to end first
+    assert (await one.ask(), await two.ask()) == (32, 32)
+    assert not one.pool.gate.may_repeat
+
+
 async def test_the_one_worker_of_few_slots_has_all_of_what_is_allowed(ledger: Ledger) -> None:
     few = limits.SLOTS_DIVIDED_MIN - 1
     one, two = Member("one", ledger, few), Member("two", ledger, few)
@@ -118,6 +143,21 @@ async def test_the_one_worker_of_few_slots_has_all_of_what_is_allowed(ledger: Le
     assert (one.pool.slots, two.pool.slots) == (few, 0)
     assert (one.rate, two.rate) == (20.0, None)
     assert one.part == 1.0
+
+
+async def test_a_worker_without_slots_leaves_what_it_holds_to_one_that_has_them_after_a_while(
+    ledger: Ledger,
+) -> None:
+    few = limits.SLOTS_DIVIDED_MIN - 1
+    one, two = Member("one", ledger, few), Member("two", ledger, few)
+    assert (await one.ask(), await two.ask()) == (few, 0)
+    for seconds, gives_way in ((29.0, False), (1.0, True)):
+        for member in (one, two):
+            await member.clock.advance(seconds)
+            await member.ask()
+        assert (one.pool.gives_way, two.pool.gives_way) == (False, gives_way)
+    await one.sharing.ask({}, [])
+    assert (await two.ask(), two.pool.gives_way) == (few, False)
 
 
 @pytest.mark.parametrize("slots", [16, 64])
@@ -249,3 +289,44 @@ async def test_slots_are_never_granted_twice_when_one_worker_follows_a_set_clock
     one.clock.off_us = off_us  # now it is told, too
     for member in (one, two):
         assert await member.ask() == 32
+
+
+# One process that is an API and a worker ---------------------------------------------------------
+
+
+async def test_an_api_that_works_too_answers_for_all_workers_and_not_for_its_own_only(
+    tmp_path: Path,
+) -> None:
+    config = Config(
+        host="127.0.0.1",
+        port=0,
+        data=tmp_path,
+        public_url=None,
+        allowed_hosts=frozenset(),
+        ledger=postgres_url(tmp_path),
+        segments=s3().url(tmp_path.name),
+        upstreams=(UpstreamConfig(name="up", url="simulated:"),),
+    )
+    clock = SystemClock()
+    async with opened(config, clock) as yard:
+        told = waiting.Told(slots=9, busy=9, rate_max=2.0, held=(_PAUSED,))
+        lease = steady_us(clock) + limits.LEASE_US
+        want = Want(pool=NAME, slots=64, busy=9, note="bad key", told=waiting.dump(told))
+        await yard.ledger.share("other", NOW, lease, [want], lease_now=steady_us(clock))
+        assert yard.worker.cancel_takes_s == limits.NEWS_AGE_MAX * yard.ledger.poll_s
+        working = asyncio.create_task(yard.worker.run())
+        async with asyncio.timeout(30):
+            while not yard.worker.troubles([NAME]):
+                await asyncio.sleep(0.01)
+        (why,) = yard.worker.explain("msgbatch_a", {NAME: Rest(9, 3, 0)})
+        assert (why.reason, why.detail) == ("paused", "bad key")
+        assert yard.worker.rate_max(NAME) == 2.0
+        assert yard.worker.told_us([NAME]) is not None
+        batch = make_batch("a", requests=3)
+        await create(yard.ledger, yard.store, batch)
+        yard.worker.wake()
+        async with asyncio.timeout(30):  # it works, too: this is over long since
+            while (found := await yard.ledger.get("w", batch.id)) and found.status != "ended":
+                await asyncio.sleep(0.01)
+        yard.worker.leave()
+        await working

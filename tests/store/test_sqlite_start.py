@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import sqlite3
@@ -78,6 +79,91 @@ def test_killed_at_any_statement_of_a_migration_the_file_is_the_old_one_or_the_n
     assert not any(open_and_die(killed, "none")), "the next start"
     for copy in killed:
         assert content(copy) == content(new)
+
+
+# Three processes on one ledger: a program that reads and is idle then, a yard whose checkpoint it
+# does not let finish, and the next start. Each goes on at a line of its input.
+READING = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN")
+db.execute("SELECT count(*) FROM creates").fetchone()
+print(flush=True)
+input()
+db.execute("COMMIT")
+print(flush=True)
+input()
+"""
+WRITING = """
+import os, sys
+from pathlib import Path
+from batchyard.ledger import sqlite_file
+
+db = sqlite_file.connect(Path(sys.argv[1]), read_only=False)
+
+def add(word):
+    for number in range(50):
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO creates VALUES ('w', ?, x'00', 'b', 1)", (f"{word}{number}",))
+        db.execute("COMMIT")
+
+add("before")
+print(flush=True)
+input()
+add("after")
+print(*db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone(), flush=True)
+os._exit(9)
+"""
+STARTING = """
+import os, sys
+from pathlib import Path
+from batchyard.ledger import sqlite_file
+
+sqlite_file.connect(Path(sys.argv[1]), read_only=False)
+os._exit(0)
+"""
+
+
+def test_a_log_in_doubt_is_copied_whole_also_while_another_program_has_it_open(
+    tmp_path: Path,
+) -> None:
+    """Its index lives on with that program, and counts what was copied to the file and is lost."""
+    path = tmp_path / "ledger.db"
+    with contextlib.ExitStack() as stack:
+
+        def run(program: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", program, str(path)]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+            return stack.enter_context(process)
+
+        def go_on(process: subprocess.Popen[str]) -> None:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+        def said(process: subprocess.Popen[str]) -> list[int]:
+            assert process.stdout is not None
+            return [int(word) for word in process.stdout.readline().split()]
+
+        writer = run(WRITING)
+        said(writer)
+        before = path.read_bytes()
+        reader = run(READING)
+        said(reader)
+        go_on(writer)
+        _, pages, copied = said(writer)
+        assert 0 < copied < pages, "no sync has followed"
+        writer.wait()
+        go_on(reader)
+        said(reader)
+        path.write_bytes(before)  # as the disk has it
+        sqlite_file.note_failure(path, "a sync of the file")
+        assert run(STARTING).wait() == 0
+        go_on(reader)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM creates").fetchone() == (100,)
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 @anyio

@@ -1,251 +1,132 @@
-"""Programs of two versions on one PostgreSQL ledger, while one replaces the other."""
+"""Processes of two versions side by side on one database, and each replaced while work goes on."""
 
 from __future__ import annotations
 
-import asyncio
-import re
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 
-from batchyard.clock import SystemClock
-from batchyard.errors import ConfigError, StoreError
-from batchyard.ledger import dialect, postgres_schema
-from batchyard.ledger.postgres import PostgresLedger
-from batchyard.ledger.postgres_schema import Step
-from batchyard.model import Counts
-from store.making import LEASE, NOW, add, finish, make_commit, postgres_url, take
+from batchyard.ledger.postgres_schema import SCHEMA_VERSION
+from helpers_many import Fleet, Member
+from helpers_upstream import Upstream
+from helpers_yard import BATCHES, assert_answered, request
+from store.making import postgres, s3
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Sequence
 
-pytestmark = pytest.mark.anyio
-
-HERE = Path(__file__).parent
-CURRENT = postgres_schema.SCHEMA_VERSION
-
-
-def opened(url: str) -> PostgresLedger:
-    return PostgresLedger(url, SystemClock(), database_time=False)
-
-
-class Older:
-    """A process of the version before: its tables, if there are none, and its statements."""
-
-    def __init__(self, url: str) -> None:
-        self.db = psycopg.connect(url, autocommit=True, row_factory=dict_row)
-        texts = (HERE / "statements_3.sql").read_text("utf-8")
-        parts = re.split(r"^-- name: (\w+)\n", texts, flags=re.MULTILINE)
-        found = zip(parts[1::2], parts[2::2], strict=True)
-        self.statements = {
-            name: dialect.postgres_statement(text, own_clock=False).encode() for name, text in found
-        }
-
-    def make_tables(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        schema = (HERE / "schema_3.sql").read_text("utf-8")
-        with monkeypatch.context() as patch:
-            patch.setattr(dialect, "_read", lambda _: schema)
-            for statement in dialect.postgres_schema():
-                self.db.execute(statement.encode())
-        self.db.execute(
-            "CREATE TABLE batchyard_ledger (one INTEGER PRIMARY KEY CHECK (one = 1),"
-            " version INTEGER NOT NULL)"
-        )
-        self.db.execute("INSERT INTO batchyard_ledger (one, version) VALUES (1, 3)")
-
-    def run(self, name: str, **bound: object) -> list[Mapping[str, Any]]:
-        cursor = self.db.execute(self.statements[name], bound)
-        return cursor.fetchall() if cursor.description else [{"changed": cursor.rowcount}]
+NEXT, AFTER_NEXT = SCHEMA_VERSION + 1, SCHEMA_VERSION + 2
 
 
 @pytest.fixture
-def older(url: str) -> Any:
-    process = Older(url)
-    yield process
-    process.db.close()
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as opened:
+        yield opened
 
 
-def create(older: Older, name: str) -> None:
-    """Accept a batch of two shards as the older version does."""
-    (batch,) = older.run(
-        "batch_insert",
-        id=name,
-        workspace="w",
-        requests=4,
-        version="2023-06-01",
-        betas="",
-        user_profile=None,
-        billing="standard",
-        priority=1,
-        created_us=NOW,
-        expires_us=NOW + 1,
-    )
-    for idx in range(2):
-        older.run(
-            "shard_insert",
-            batch=name,
-            idx=idx,
-            seq=batch["seq"],
-            workspace="w",
-            pool="up/m",
-            off=0,
-            len=9,
-            crc=None,
-            n=2,
-            priority=1,
-            head=int(not idx),
-        )
+class Newer(Member):
+    """A process of a later version."""
+
+    version = SCHEMA_VERSION
+
+    def command(self) -> list[str]:
+        program, script, *rest = super().command()
+        return [
+            program,
+            str(Path(script).parent / "store" / "newer_serve.py"),
+            str(self.version),
+            *rest,
+        ]
 
 
-async def test_work_of_the_older_version_goes_on_with_both_at_work(
-    older: Older, url: str, monkeypatch: pytest.MonkeyPatch
+def newer(root: Path, fleet: Fleet, upstream: Upstream, version: int) -> list[Member]:
+    """Return an API and a worker of a later version, not started."""
+    made = []
+    for role in ("api", "worker"):
+        member = Newer(root, f"{role}-of-{version}", role, upstream.url, fleet.shared)
+        member.version = version
+        made.append(member)
+    return made
+
+
+def versions(fleet: Fleet) -> tuple[int, int]:
+    """Return the version of the tables, and the oldest that may work on them."""
+    with psycopg.connect(fleet.shared["BATCHYARD_LEDGER"]) as db:
+        found = db.execute("SELECT version, compatible FROM batchyard_ledger").fetchone()
+    assert found is not None
+    return found
+
+
+def hold(fleet: Fleet, upstream: Upstream, gate: str) -> tuple[str, list[str]]:
+    """Create a batch all of whose calls have begun and wait for the gate of its name."""
+    prompts = [f"{gate}{number}|hold:{gate}" for number in range(8)]
+    batch = fleet.apis[0].create([request(prompt) for prompt in prompts])["id"]
+    for number in range(len(prompts)):
+        upstream.wait_calls(f"{gate}{number}", 1)
+    return batch, prompts
+
+
+def assert_called_once(upstream: Upstream, gate: str, prompts: Sequence[str]) -> None:
+    assert [upstream.number(f"{gate}{number}") for number in range(len(prompts))] == [1] * 8
+
+
+def ids(api: Member) -> list[str]:
+    return [batch["id"] for batch in api.get(BATCHES).json()["data"]]
+
+
+def assert_works(api: Member, prompt: str, *, without: Sequence[Member]) -> None:
+    """Run a prompt through an API while these workers are frozen."""
+    for worker in without:
+        worker.signal(signal.SIGSTOP)
+    try:
+        assert_answered(api.run([prompt]), [prompt])
+    finally:
+        for worker in without:
+            worker.signal(signal.SIGCONT)
+
+
+def test_versions_that_follow_each_other_replace_each_other_under_work(
+    tmp_path: Path, upstream: Upstream
 ) -> None:
-    older.make_tables(monkeypatch)
-    create(older, "msgbatch_old")
-    (first,) = older.run(
-        "claim", owner="old", pool="up/m", workspace="w", priority=1, seq=1, limit=1, lease_us=LEASE
-    )
-    ledger = opened(url)  # which migrates, with the older process at work
-    second = await take(ledger, "new")
-    assert (first["idx"], second.index, second.failures) == (0, 1, 0)
-    fence = {"owner": "old", "batch": "msgbatch_old", "idx": 0, "attempt": 1}
-    none = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    older.run("renew", **fence, **none, inflight=1, lease_us=LEASE)
-    assert older.run("held", **fence)
-    done = none | {"succeeded": 2, "tokens": "[0,0,0,0]", "manifest": "[]"}
-    assert older.run("commit", **fence, **done) == [{"changed": 1}]
-    await ledger.commit("new", [make_commit(second, counts=Counts(2))])
-    assert older.run("is_finished", batch="msgbatch_old") == [{"id": "msgbatch_old"}]
-    assert await ledger.finished() == ["msgbatch_old"]
-    await ledger.close()
+    with Fleet(tmp_path, upstream.url, postgres(), s3(), "versions") as fleet:
+        assert versions(fleet) == (SCHEMA_VERSION, SCHEMA_VERSION)
+        old, old_workers = fleet.apis[0], fleet.workers
+        api, worker = newer(tmp_path, fleet, upstream, NEXT)
+        latest, latest_worker = newer(tmp_path, fleet, upstream, AFTER_NEXT)
+        first, held = hold(fleet, upstream, "u")
+        # The next version comes while the one before has calls in flight.
+        with api, worker:
+            assert versions(fleet) == (NEXT, SCHEMA_VERSION)
+            assert api.batch(first) == old.batch(first)
+            upstream.gate("u").open()
+            api.wait_ended(first)
+            assert api.results(first) == old.results(first)
+            assert_called_once(upstream, "u", held)
 
+            # What either takes, the other does; and the old one may be started still.
+            assert_works(old, "old-to-new", without=old_workers)
+            assert_works(api, "new-to-old", without=[worker])
+            assert old.stop() == 0
+            old.start()
+            assert ids(old) == ids(api)
 
-async def test_what_the_newer_version_accepts_and_sets_free_the_older_one_claims(
-    older: Older, url: str
-) -> None:
-    ledger = opened(url)
-    batch = await add(ledger, "a")
-    await take(ledger, "new")
-    assert await ledger.take_back(LEASE + 1, but="") == 1
-    (claim,) = older.run(
-        "claim", owner="old", pool="up/m", workspace="w", priority=1, seq=1, limit=1, lease_us=LEASE
-    )
-    assert (claim["batch"], claim["attempt"]) == (batch.id, 2)
-    assert older.run("release", owner="old") == [{"changed": 1}]
-    await finish(ledger, batch)
-    await ledger.close()
+            # The old ones drain and go, and what they were calling is called once.
+            second, held = hold(fleet, upstream, "v")
+            for each in fleet.members:
+                each.signal(signal.SIGTERM)
+            upstream.gate("v").open()
+            assert [each.wait() for each in fleet.members] == [0, 0, 0, 0]
+            api.wait_ended(second)
+            assert_answered(api.results(second), held)
+            assert_called_once(upstream, "v", held)
 
-
-async def test_every_statement_of_the_older_version_can_be_run(older: Older, url: str) -> None:
-    await opened(url).close()
-    for text in older.statements.values():
-        unknown = re.sub(rb"%\(\w+\)s", b"NULL", text).replace(b"%%", b"%")
-        older.db.execute(b"EXPLAIN " + unknown)
-
-
-async def test_migrated_tables_are_those_that_a_new_database_gets(
-    older: Older, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    older.make_tables(monkeypatch)
-    fresh = postgres_url(tmp_path / "fresh")
-    found = []
-    for each in (url, fresh):
-        await opened(each).close()
-        with psycopg.connect(each) as db:
-            columns = db.execute(
-                "SELECT table_name, column_name, data_type, collation_name, is_nullable,"
-                " regexp_replace(column_default, '.*(?=::)', '') FROM information_schema.columns"
-                " WHERE table_schema = current_schema() ORDER BY table_name, column_name"
-            ).fetchall()
-            indexes = db.execute(
-                "SELECT tablename, regexp_replace(indexdef, 'at_[0-9a-f]+[.]', '', 'g')"
-                " FROM pg_indexes WHERE schemaname = current_schema() ORDER BY indexname"
-            ).fetchall()
-        found.append((columns, indexes))
-    ours = [c for c in found[0][0] if c[:2] != ("batchyard_ledger", "compatible")]
-    assert ours == [c for c in found[1][0] if c[:2] != ("batchyard_ledger", "compatible")]
-    assert found[0][1] == found[1][1]
-
-
-# Newer than ours ---------------------------------------------------------------------------------
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, version: int, steps: dict[int, Step]) -> None:
-    """Be the program of a later version."""
-    monkeypatch.setattr(postgres_schema, "SCHEMA_VERSION", version)
-    monkeypatch.setattr(postgres_schema, "_STEPS", postgres_schema._STEPS | steps)
-
-
-NEXT = Step(
-    before=(b"ALTER TABLE batches ADD COLUMN later INTEGER NOT NULL DEFAULT 7",),
-    after=(b"ALTER TABLE batches DROP COLUMN user_profile",),
-)
-AFTER_NEXT = Step(before=(b"ALTER TABLE batches ADD COLUMN much_later INTEGER",))
-
-
-async def test_the_next_version_adds_at_once_and_takes_away_only_when_ours_is_gone(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours = opened(url)
-    batch = await add(ours, "a")
-    with monkeypatch.context() as patch:
-        pretend(patch, CURRENT + 1, {CURRENT: NEXT})
-        theirs = await asyncio.gather(*(asyncio.to_thread(opened, url) for _ in range(3)))
-    started = opened(url)  # of our version, beside the next one
-    for each in (ours, *theirs, started):
-        assert await each.get("w", batch.id) == batch
-    await add(started, "b")
-    with psycopg.connect(url) as db:
-        assert db.execute("SELECT DISTINCT later FROM batches").fetchall() == [(7,)]
-    for each in (ours, *theirs, started):
-        await each.close()
-    with monkeypatch.context() as patch:
-        pretend(patch, CURRENT + 2, {CURRENT: NEXT, CURRENT + 1: AFTER_NEXT})
-        await opened(url).close()
-    with psycopg.connect(url) as db:
-        columns = "SELECT * FROM batches LIMIT 0"
-        names = {column.name for column in db.execute(columns).description or ()}
-    assert names >= {"later", "much_later"}
-    assert "user_profile" not in names
-    with pytest.raises(ConfigError, match=rf"version {CURRENT + 2}, for .* {CURRENT + 1} or later"):
-        opened(url)
-
-
-async def test_a_version_that_is_skipped_is_migrated_to_the_one_before_too(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await opened(url).close()
-    pretend(monkeypatch, CURRENT + 2, {CURRENT: NEXT, CURRENT + 1: AFTER_NEXT})
-    await opened(url).close()
-    with psycopg.connect(url) as db:
-        row = db.execute("SELECT version, compatible FROM batchyard_ledger").fetchone()
-    assert row == (CURRENT + 2, CURRENT + 1)
-
-
-async def test_tables_that_are_not_compatible_are_refused_and_left_alone(url: str) -> None:
-    await opened(url).close()
-    with psycopg.connect(url, autocommit=True) as db:
-        db.execute("UPDATE batchyard_ledger SET version = 99, compatible = 98")
-        with pytest.raises(ConfigError, match=r"schema version 99, .* 98 or later; .* 3 to 4"):
-            opened(url)
-        row = db.execute("SELECT version, compatible FROM batchyard_ledger").fetchone()
-    assert row == (99, 98)
-
-
-async def test_a_transaction_that_holds_the_tables_delays_a_migration_and_no_other(
-    older: Older, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever waits behind the change may go on now and then; in the end the start fails."""
-    older.make_tables(monkeypatch)
-    monkeypatch.setattr(postgres_schema, "_PATIENCE", b"SET LOCAL lock_timeout = '50ms'")
-    with psycopg.connect(url) as busy:
-        busy.execute("SELECT * FROM shards")
-        with pytest.raises(StoreError, match="cannot be changed"):
-            opened(url)
-        older.run("newest")
-    await opened(url).close()
-    with psycopg.connect(url) as db:
-        assert db.execute("SELECT version FROM batchyard_ledger").fetchone() == (CURRENT,)
+            # The version after takes away what only the first needed: that one may not come back.
+            with latest, latest_worker:
+                assert versions(fleet) == (AFTER_NEXT, NEXT)
+                assert_works(latest, "new-to-latest", without=[worker])
+                assert_works(api, "latest-to-new", without=[latest_worker])
+                with pytest.raises(AssertionError, match=f"has schema version {AFTER_NEXT}"):
+                    old.start()

@@ -55,6 +55,16 @@ def test_a_batch_that_would_touch_the_reserve_is_refused(disk: Disk) -> None:
     assert not fits(disk, 41, copies=1)
 
 
+def test_the_ballast_is_given_up_to_start_only_where_next_to_nothing_is_free(
+    disk: Disk, free: Free, tmp_path: Path
+) -> None:
+    disk.take_ballast()
+    for left, is_kept in [(1 * MIB, True), (MIB - 1_024, False)]:
+        free.free = left
+        disk.make_room_to_start()
+        assert (tmp_path / "ballast").exists() == is_kept
+
+
 def test_uploads_under_way_leave_less_room_until_they_end(disk: Disk) -> None:
     with ExitStack() as under_way:
         for _ in range(4):

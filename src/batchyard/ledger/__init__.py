@@ -83,6 +83,16 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """What a worker works on in a pool, as it asks for more batches."""
+
+    served: frozenset[str] = frozenset()
+    """Workspaces of which none is to begin."""
+    batches: frozenset[Turn] | None = None
+    """Where those are wanted that have begun: all batches but these, which are open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """One attempt at one shard, ours until the lease ends."""
 
@@ -164,6 +174,8 @@ class Peer(NamedTuple):
     owner: str
     slots: int
     told: str | None
+    note: str | None = None
+    """Why requests of the pool wait there, if they do."""
 
 
 class Granted(NamedTuple):
@@ -324,11 +336,20 @@ class Ledger(Protocol):
         """
 
     async def claim_fresh(
-        self, owner: str, pool: str, lease_us: int, limit: int, *, shares: Shares = EQUAL
+        self,
+        owner: str,
+        pool: str,
+        lease_us: int,
+        limit: int,
+        *,
+        shares: Shares = EQUAL,
+        here: Here | None = None,
     ) -> Sequence[Claim]:
         """Take the first shard of batches that have not begun in a pool.
 
-        Workspaces take turns as in `claim`; within one, the higher priority comes first.
+        Workspaces take turns as in `claim`; within one, the higher priority comes first. Where
+        `here` says so, of each workspace one batch that is not open there instead, which may have
+        begun.
         """
 
     async def claim_void(
@@ -404,6 +425,18 @@ class Ledger(Protocol):
                 was at the last renewal, with the accounts: what became of a call is unknown.
         """
 
+    async def give_back(self, owner: str, held: Sequence[Held]) -> None:
+        """Free attempts of which nothing is under way, for others or for the owner itself later.
+
+        Those that the owner does not hold any more are passed over.
+        """
+
+    async def begin_sweep(self, lease_now: int, lease_us: int) -> bool:
+        """Return whether this process is to keep house now; no other one is until `lease_us`.
+
+        Always where the processes have one server, whose duty it is.
+        """
+
     async def take_back(self, lease_now: int, *, but: str) -> int:
         """Free the shards whose lease has ended, but for one owner's; return how many.
 
@@ -472,8 +505,8 @@ class Ledger(Protocol):
         accounts.
         """
 
-    async def live(self) -> dict[str, bool]:
-        """Return every batch id, with whether its segments are still needed."""
+    async def live(self, batch_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of these batches whose segments are still needed."""
 
     async def failure(self) -> None:
         """Wait until writing has failed, and raise that: what the ledger holds is unknown then.

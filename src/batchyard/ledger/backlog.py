@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchyard.errors import ConfigError, StoreError
+from batchyard.ledger.contact import Contact
 from batchyard.ledger.open_work import Backlog, Taken, Waiting
 from batchyard.ledger.postgres import shown_url
-from batchyard.ledger.postgres_connection import Connection, Contact, settings_of
+from batchyard.ledger.postgres_connection import Connection, settings_of
 
 if TYPE_CHECKING:
     import psycopg

@@ -7,15 +7,17 @@ and the claim takes nothing. So the lock of the writers is never held while lane
 from __future__ import annotations
 
 import heapq
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchyard import limits
 from batchyard.fairness import PRIORITIES, weight_of
-from batchyard.ledger import Claim, Turn, columns
+from batchyard.ledger import Claim, Here, Turn, columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from batchyard.fairness import Shares
     from batchyard.ledger.sql import Row, Transaction
@@ -92,9 +94,30 @@ def check(t: Transaction, pool: str, turn: Turn) -> Turn | None:
     return turn if t.one("is_waiting", _bound(pool, turn)) else None
 
 
-def fresh(t: Transaction, pool: str, shares: Shares, limit: int) -> list[Turn]:
-    """Return batches that have not begun in a pool, in the order in which they should."""
+def fresh(
+    t: Transaction, pool: str, shares: Shares, limit: int, here: Here | None = None
+) -> list[Turn]:
+    """Return batches that should begin in a pool, in the order in which they should.
+
+    Args:
+        t: where to look.
+        pool: of the batches.
+        shares: of the workspaces.
+        limit: of them.
+        here: what the worker has open there, see `Ledger.claim_fresh`.
+    """
+    here = here or Here()
+    if here.batches is None:
+        return _fresh(t, pool, shares, limit, here.served)
+    return _begun(t, pool, shares, limit, here.served, here.batches)
+
+
+def _fresh(
+    t: Transaction, pool: str, shares: Shares, limit: int, served: AbstractSet[str]
+) -> list[Turn]:
+    """Return batches that have not begun."""
     lanes = [row["workspace"] for row in t.all("lanes_fresh", {"pool": pool})]
+    lanes = [workspace for workspace in lanes if workspace not in served]
     if not lanes:
         return []
     bound = {"pool": pool, "limit": limit}
@@ -118,6 +141,40 @@ def fresh(t: Transaction, pool: str, shares: Shares, limit: int) -> list[Turn]:
             more = row["n"] / shares.of(workspace).weight
             heapq.heappush(queue, (measure + more, workspace))
     return turns
+
+
+def _begun(
+    t: Transaction,
+    pool: str,
+    shares: Shares,
+    limit: int,
+    served: AbstractSet[str],
+    open_: AbstractSet[Turn],
+) -> list[Turn]:
+    """Return of some workspaces a batch that is not open, whoever works on it.
+
+    They need not all be looked at: who has nothing taken up comes first.
+    """
+    lanes = [row["workspace"] for row in t.all("lanes", {"pool": pool})]
+    lanes = [workspace for workspace in lanes if workspace not in served]
+    if len(lanes) > limit:
+        taken = _taken_up(t, pool)
+        lanes.sort(key=lambda w: (taken.get(w, 0) / shares.of(w).weight, w))
+        del lanes[_LANES_KEPT:]
+    seqs: dict[str, list[str]] = {workspace: [] for workspace in lanes}
+    for turn in open_:
+        seqs.get(turn.workspace, []).append(str(turn.seq))
+    bounds = [
+        {"pool": pool, "workspace": w, "open": json.dumps(each), "places": len(each) + 1}
+        for w, each in seqs.items()
+    ]
+    rows = t.one_of_each("begun", bounds)
+    turns = [
+        Turn(workspace, PRIORITIES[row["priority"]], row["seq"])
+        for workspace, row in zip(lanes, rows, strict=True)
+        if row is not None
+    ]
+    return turns[:limit]
 
 
 class Taking:
@@ -147,13 +204,23 @@ class Taking:
         }
 
 
-def take(owner: str, pool: str, lease_us: int, limit: int, turns: Sequence[Turn]) -> Taking:
+def take_by(
+    owner: str, statement: str, bound: Mapping[str, Any], until: Callable[[], int]
+) -> Taking:
+    """Return what takes shards by a statement, with leases that end then."""
+    return Taking(owner, lambda t: claims(t, t.all(statement, {**bound, "lease_us": until()})))
+
+
+def take(
+    owner: str, pool: str, until: Callable[[], int], limit: int, turns: Sequence[Turn]
+) -> Taking:
     """Return what takes up to `limit` shards of each of these batches from a pool."""
 
     def run(t: Transaction) -> list[Claim]:
         taken: list[Claim] = []
+        lease = {"owner": owner, "lease_us": until()}
         for turn in turns:
-            bound = _bound(pool, turn) | {"owner": owner, "lease_us": lease_us, "limit": limit}
+            bound = _bound(pool, turn) | lease | {"limit": limit}
             taken += claims(t, t.all("claim", bound))
         return taken
 

@@ -8,6 +8,7 @@ share is few, and is exchanged word for word:
     greatest(a, b)                     max(a, b)       as it is
     INDEXED BY index                   as it is        nothing
     /* FOR UPDATE ... */               a comment       its content
+    SELECT value FROM json_each(a)     as it is        SELECT json_array_elements_text(a::json)
     :lease_us, :lease_now              as they are     in the time of the database, see below
     column types and table options     as they are     those of PostgreSQL
 
@@ -24,6 +25,8 @@ from importlib import resources
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 _LEASES = re.compile(r"(?<!:):(lease_us|lease_now)\b")
 _DATABASE_NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+_PARTS = r"SELECT json_array_elements_text(\1::json)"
 
 # Counts fit in four bytes; these do not.
 _WIDE = re.compile(r"^(\s+(?:\w+_us|seq|off|len|crc)\s+)INTEGER", flags=re.MULTILINE)
@@ -59,6 +62,7 @@ def postgres_statement(text: str, *, own_clock: bool) -> str:
     text = re.sub(r"--[^\n]*", "", text)
     text = re.sub(r"/\* (FOR UPDATE.*?) \*/", r"\1", text)
     text = re.sub(r" INDEXED BY \w+", "", text)
+    text = re.sub(r"SELECT value FROM json_each\((:\w+)\)", _PARTS, text)
     if own_clock:
         text = _LEASES.sub(rf"(:\1 - :host_now + {_DATABASE_NOW})", text)
     return _PARAMETER.sub(r"%(\1)s", text).strip().rstrip(";")

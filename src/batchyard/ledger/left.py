@@ -66,14 +66,14 @@ class LeftBatches:
 
         return await self._connection.run(run, hurried=True)
 
-    async def others(self, batch_id: str) -> list[str]:
-        """Return other batches that have segments; raises as `find` does."""
+    async def others(self, batch_id: str, limit: int) -> list[str]:
+        """Return some other batches that have segments; raises as `find` does."""
+        bound = {"batch": batch_id, "limit": limit}
 
         def run(t: Transaction) -> list[str]:
-            return [row["id"] for row in t.all("ids") if row["archived_us"] is None]
+            return [row["id"] for row in t.all("left_others", bound)]
 
-        found = await self._connection.run(run, hurried=True)
-        return [each for each in found if each != batch_id]
+        return await self._connection.run(run, hurried=True)
 
     async def take_out(self, batch_id: str, shards: int, now_us: int) -> bool:
         """Forget an open batch but for its place in the list.

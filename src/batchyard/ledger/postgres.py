@@ -2,9 +2,9 @@
 
 Leases are in the time of the database, whatever the clocks of the hosts say. When the database is
 away, workers keep their calls, and their renewals and commits wait; clients are told to come again.
-Nobody takes a lease before it has had the database for a whole lease without a break: who held one
-has had the time to renew it. Durable means what the server means by it: `synchronous_commit` on,
-and for a failover without loss a synchronous standby.
+Nobody takes a lease that has ended, or slots that were had by one, before it has had the database
+for a whole lease without a break: who held it has had the time to renew it. Durable means what the
+server means by it: `synchronous_commit` on, and for a failover without loss a synchronous standby.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 
 from batchyard import limits
 from batchyard.errors import ConfigError, Overloaded, StoreError
+from batchyard.ledger.contact import Contact
 from batchyard.ledger.sql import SqlLedger
 
 try:
     import psycopg
 
-    from batchyard.ledger.postgres_connection import Connection, Contact, settings_of
+    from batchyard.ledger.postgres_connection import Connection, settings_of
     from batchyard.ledger.postgres_schema import prepare
 except ImportError as error:  # pragma: no cover - the extra is installed where it is tested
     raise ConfigError(
@@ -54,17 +55,16 @@ class PostgresLedger(SqlLedger):
             ConfigError: the URL, the database or its version is not usable.
             StoreError: it cannot be reached.
         """
-        self._database_time = database_time
-        self._contact = Contact(clock)
+        contact = Contact(clock)
         settings = settings_of(url)
         where = shown_url(url)
         self._writer: Connection = Connection(
-            settings, clock, self._contact, reads=False, database_time=database_time
+            settings, clock, contact, reads=False, database_time=database_time
         )
         self._reader: Connection = Connection(
-            settings, clock, self._contact, reads=True, database_time=database_time
+            settings, clock, contact, reads=True, database_time=database_time
         )
-        super().__init__(self._writer, self._reader)
+        super().__init__(self._writer, self._reader, contact if database_time else None)
         try:
             self._writer.open(lambda db: prepare(db, where))
             self._reader.open()
@@ -76,12 +76,12 @@ class PostgresLedger(SqlLedger):
             text = " ".join(str(error).split())
             raise StoreError(f"cannot open the ledger {where}: {text}") from None
 
-    async def take_back(self, lease_now: int, *, but: str) -> int:
-        """Free the shards of other owners whose lease has ended; see the protocol."""
-        lease_s = limits.LEASE_US / limits.SECOND_US
-        if self._database_time and not self._contact.has_lasted(lease_s):
-            return 0
-        return await super().take_back(lease_now, but=but)
+    async def begin_sweep(self, lease_now: int, lease_us: int) -> bool:
+        """Return whether no other process has begun one; see the protocol."""
+        if self._contact is not None:  # also who is not to sweep now: the next may be its
+            await self._contact.keep(self._writer, lease_now)
+        bound = {"lease_now": lease_now, "lease_us": lease_us}
+        return await self._writer.run(lambda t: t.change("sweep_begin", bound) == 1)
 
     async def release(self, owner: str, *, has_died: bool = False, has_left: bool = False) -> None:
         """Give back everything that this owner holds; if the database is away, leases run out."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from batchyard.clock import Clock
+    from batchyard.ledger.contact import Contact
 
     Row = Mapping[str, Any]
     Bound = Mapping[str, Any]
@@ -74,22 +75,6 @@ class _LostError(Exception):
         self.is_gone = is_gone
 
 
-class Contact:
-    """Since when this process has had the database without a break."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._since_s = clock.monotonic_s()
-
-    def broke(self) -> None:
-        """Begin anew."""
-        self._since_s = self._clock.monotonic_s()
-
-    def has_lasted(self, seconds: float) -> bool:
-        """Whether it is so long."""
-        return self._clock.monotonic_s() - self._since_s >= seconds
-
-
 def settings_of(url: str) -> dict[str, Any]:
     """Return the settings of a URL, with ours where it has none.
 
@@ -120,6 +105,7 @@ class Transaction:
         self._db = db
         self._texts = texts
         self._common = {"host_now": host_now}
+        self.has_written = False
 
     def all(self, name: str, bound: Bound = _NOTHING) -> Sequence[Row]:
         """Run a statement; return its rows."""
@@ -131,7 +117,9 @@ class Transaction:
 
     def change(self, name: str, bound: Bound) -> int:
         """Run a statement; return how many rows it changed."""
-        return self._db.execute(self._texts[name], {**bound, **self._common}).rowcount
+        count = self._db.execute(self._texts[name], {**bound, **self._common}).rowcount
+        self.has_written |= count > 0
+        return count
 
     def each(self, name: str, bounds: Sequence[Bound]) -> None:
         """Run a statement with each of these, in one go."""
@@ -214,14 +202,22 @@ class Connection:
         """Run a query; see `sql.Connection`."""
         if not hurried:
             return await self._until_done(query)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + limits.LEDGER_AWAY_WAIT_S
+
+        def in_time(transaction: Any) -> T:
+            # The client has been told to come again, and may have, elsewhere: what is committed
+            # after that has locked its rows before.
+            answer = query(transaction)
+            if loop.time() >= until_s:
+                raise _overloaded()
+            return answer
+
         try:
-            async with asyncio.timeout(limits.LEDGER_AWAY_WAIT_S):
-                return await self._until_done(query)
+            async with asyncio.timeout_at(until_s):
+                return await self._until_done(in_time)
         except TimeoutError:
-            raise Overloaded(
-                "The database of this server is away or overloaded; try again",
-                retry_after_s=limits.LEDGER_AWAY_RETRY_AFTER_S,
-            ) from None
+            raise _overloaded() from None
 
     async def _until_done(self, query: Callable[[Any], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -247,15 +243,19 @@ class Connection:
             gone = psycopg.OperationalError("the connection is closed")
             raise _LostError(gone, is_unknown=False, is_gone=True)
         is_unknown = False
+        began_s = self._clock.monotonic_s()
+        transaction = Transaction(db, self._texts, steady_us(self._clock), again=again)
         try:
             if not self._reads:
                 db.execute(_BEGIN)
-            answer = query(Transaction(db, self._texts, steady_us(self._clock), again=again))
+            answer = query(transaction)
             if not self._reads:
                 crash.point("ledger_before_commit")
                 is_unknown = True
                 db.commit()
                 crash.point("ledger_committed")
+                if transaction.has_written:
+                    self._contact.wrote(began_s)
         except psycopg.Error as error:
             raise self._judged(db, error, is_unknown=is_unknown, again=again) from error
         except BaseException:
@@ -277,6 +277,7 @@ class Connection:
         if isinstance(error, _RETRIED):
             return _LostError(error, is_unknown=False, is_gone=False)
         if isinstance(error, errors.DiskFull) and not again:
+            self._contact.broke()
             return DiskFull(f"the ledger has no room: {_line(error)}")
         if isinstance(error, _AWAY) or db.closed:
             with contextlib.suppress(psycopg.Error):
@@ -341,6 +342,13 @@ class Connection:
         if db is not None:
             with contextlib.suppress(psycopg.Error):
                 db.close()
+
+
+def _overloaded() -> Overloaded:
+    return Overloaded(
+        "The database of this server is away or overloaded; try again",
+        retry_after_s=limits.LEDGER_AWAY_RETRY_AFTER_S,
+    )
 
 
 def _line(error: Exception) -> str:

@@ -6,13 +6,14 @@ became of that nobody knows. It is counted with the accounts of its batch, befor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchyard import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from batchyard.ledger import Held
     from batchyard.ledger.sql import Transaction
 
 APART = {"apart_from": limits.FAILURES_TO_SET_APART}
@@ -28,6 +29,23 @@ def release(owner: str, *, has_died: bool, has_left: bool) -> Callable[[Transact
         t.change("release_dead" if has_died else "release", bound | APART)
         t.change("share_hand_on", bound | {"pool": "", "kept_us": limits.LEARNED_KEPT_US})
         t.change("shares_drop", bound)
+
+    return run
+
+
+def fences(owner: str, held: Iterable[Held]) -> list[dict[str, Any]]:
+    """Return what names attempts of an owner."""
+    return [
+        {"owner": owner, "batch": each.batch, "idx": each.index, "attempt": each.attempt}
+        for each in held
+    ]
+
+
+def give_back(owner: str, held: Sequence[Held]) -> Callable[[Transaction], None]:
+    """Return what frees some attempts of an owner; see `Ledger.give_back`."""
+
+    def run(t: Transaction) -> None:
+        t.each("give_back", [fence | APART for fence in fences(owner, held)])
 
     return run
 

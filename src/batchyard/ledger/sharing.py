@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from batchyard.ledger import Want
     from batchyard.ledger.sql import Transaction
 
+_OUTAGE_MAX_US = limits.DAY_US  # no call is in flight for longer
+
 
 def divide(
     owner: str,
@@ -27,19 +29,27 @@ def divide(
     lease_now: int | None = None,
     *,
     is_concurrent: bool,
+    knows_leases: Callable[[], bool],
 ) -> Callable[[Transaction], dict[str, Granted]]:
-    """Return what asks for slots, and writes what the worker tells; see `Ledger.share`."""
+    """Return what asks for slots, and writes what the worker tells; see `Ledger.share`.
+
+    After an outage the leases of all have ended, and whoever asks first must not have everything:
+    until `knows_leases`, what others have is theirs, whatever their leases are.
+    """
     lease_now = now_us if lease_now is None else lease_now
+
+    def part(t: Transaction, want: Want) -> Granted:
+        since = lease_now if knows_leases() else lease_now - _OUTAGE_MAX_US
+        return _part(t, owner, want, since, now_us // limits.SLOTS_TURN_US)
 
     def run(t: Transaction) -> dict[str, Granted]:
         granted = {}
         for want in sorted(wants, key=lambda want: want.pool):  # locks in one order
             bound: dict[str, Any] = {"pool": want.pool, "owner": owner}
-            turn = now_us // limits.SLOTS_TURN_US
-            found = _part(t, owner, want, lease_now, turn)
+            found = part(t, want)
             if is_concurrent and max(found.slots, want.busy) > _has(t, bound, lease_now):
                 t.change("share_lock", {"pool": want.pool})
-                found = _part(t, owner, want, lease_now, turn)
+                found = part(t, want)
             if want.is_new and found.slots and not any(peer.slots for peer in found.peers):
                 row = t.one("share_known", bound | {"lease_now": lease_now})
                 found = found._replace(known=None if row is None else row["told"])
@@ -74,14 +84,14 @@ def _has(t: Transaction, bound: Mapping[str, Any], lease_now: int) -> int:
 def _part(t: Transaction, owner: str, want: Want, lease_now: int, turn: int) -> Granted:
     """Return a worker's part of a pool, by what the others have now."""
     rows = t.all("shares_of_others", {"pool": want.pool, "owner": owner, "lease_now": lease_now})
-    peers = tuple(Peer(row["owner"], row["slots"], row["told"]) for row in rows)
+    peers = tuple(Peer(row["owner"], row["slots"], row["told"], row["note"]) for row in rows)
     if want.slots < limits.SLOTS_DIVIDED_MIN and not want.go_round:
-        return Granted(_undivided(want, [(row["slots"], row["note"]) for row in rows]), peers)
+        return Granted(_undivided(want, peers), peers)
     others = {peer.owner: peer.slots for peer in peers}
     return Granted(fairness.slots_of(owner, want.slots, others, turn), peers)
 
 
-def _undivided(want: Want, others: Sequence[tuple[int, str | None]]) -> int:
+def _undivided(want: Want, others: Sequence[Peer]) -> int:
     """Return how many of few slots a worker may fill: one has them as long as it has work there.
 
     One with a trouble there, such as a network that only it has lost, leaves them to one without.
@@ -89,14 +99,14 @@ def _undivided(want: Want, others: Sequence[tuple[int, str | None]]) -> int:
 
     Args:
         want: of the worker.
-        others: slots and trouble of each other worker with work there.
+        others: the other workers with work there.
     """
-    if want.note is not None and any(note is None for _, note in others):
+    if want.note is not None and any(peer.note is None for peer in others):
         return 0
-    rivals = sum(slots for slots, note in others if note is None or want.note is not None)
+    rivals = sum(peer.slots for peer in others if peer.note is None or want.note is not None)
     if 2 * rivals >= want.slots:
         return 0
-    return max(0, want.slots - sum(slots for slots, _ in others))
+    return max(0, want.slots - sum(peer.slots for peer in others))
 
 
 def read_tellings(t: Transaction, lease_now: int) -> list[Telling]:

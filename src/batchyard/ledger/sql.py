@@ -11,6 +11,7 @@ the id of its batch.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from batchyard import fairness, limits
@@ -33,12 +34,14 @@ from batchyard.ledger import (
     returning,
     sharing,
 )
+from batchyard.ledger.contact import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from batchyard.fairness import Shares
-    from batchyard.ledger import Granted, Telling, Turn, Want
+    from batchyard.ledger import Granted, Here, Telling, Turn, Want
+    from batchyard.ledger.contact import Contact
     from batchyard.model import Batch, Extent, ShardPlan, Tokens
 
     Row = Mapping[str, Any]
@@ -96,9 +99,13 @@ class SqlLedger:
     is_concurrent: ClassVar[bool] = False
     """Whether transactions of several processes run at the same time."""
 
-    def __init__(self, writer: Connection, reader: Connection) -> None:
+    def __init__(
+        self, writer: Connection, reader: Connection, contact: Contact | None = None
+    ) -> None:
         self._writer = writer
         self._reader = reader
+        self._contact = contact
+        """With the ledger; None where leases end whoever could renew them."""
         self._lanes: dict[str, choosing.Lanes] = {}
         """By pool: those that are kept for a second."""
 
@@ -226,6 +233,7 @@ class SqlLedger:
         turn: Turn | None = None,
     ) -> Sequence[Claim]:
         """Take shards of one batch from a pool; see the protocol."""
+        ends = until(self._contact, lease_us)
         for _ in range(_CHOICES_MAX):
             chosen = await self._reader.run(
                 lambda t: (
@@ -238,7 +246,7 @@ class SqlLedger:
                 if turn is not None or self._lanes.pop(pool, None) is None:
                     return []
                 continue  # the lanes were read a moment ago
-            take = choosing.take(owner, pool, lease_us, limit, [chosen])
+            take = choosing.take(owner, pool, ends, limit, [chosen])
             claims = await self._writer.run(take)
             if claims:
                 if pool in self._lanes:
@@ -265,22 +273,23 @@ class SqlLedger:
         limit: int,
         *,
         shares: Shares = fairness.EQUAL,
+        here: Here | None = None,
     ) -> Sequence[Claim]:
         """Take the first shard of batches that have not begun in a pool; see the protocol."""
-        turns = await self._reader.run(lambda t: choosing.fresh(t, pool, shares, limit))
-        if not turns:
-            return []
-        return await self._writer.run(choosing.take(owner, pool, lease_us, 1, turns))
+        ends = until(self._contact, lease_us)
+        turns = await self._reader.run(lambda t: choosing.fresh(t, pool, shares, limit, here))
+        take = choosing.take(owner, pool, ends, 1, turns)
+        return await self._writer.run(take) if turns else []
 
     async def claim_void(
         self, owner: str, now_us: int, lease_us: int, limit: int
     ) -> Sequence[Claim]:
         """Take ready shards of canceled and expired batches, whatever their pool."""
-        bound = {"owner": owner, "now": now_us, "lease_us": lease_us, "limit": limit}
+        bound = {"owner": owner, "now": now_us, "limit": limit}
+        ends = until(self._contact, lease_us)
         if not await self._reader.run(lambda t: t.one("has_void", bound)):
             return []
-        take = choosing.Taking(owner, lambda t: choosing.claims(t, t.all("claim_void", bound)))
-        return await self._writer.run(take)
+        return await self._writer.run(choosing.take_by(owner, "claim_void", bound, ends))
 
     async def pools_apart(self) -> Sequence[str]:
         """Return the pools with shards that failed often."""
@@ -288,36 +297,22 @@ class SqlLedger:
 
     async def claim_apart(self, owner: str, pool: str, lease_us: int) -> Sequence[Claim]:
         """Take the one of these shards that has failed least."""
-        bound = {"owner": owner, "pool": pool, "lease_us": lease_us}
-        take = choosing.Taking(owner, lambda t: choosing.claims(t, t.all("claim_apart", bound)))
-        return await self._writer.run(take)
+        bound, ends = {"owner": owner, "pool": pool}, until(self._contact, lease_us)
+        return await self._writer.run(choosing.take_by(owner, "claim_apart", bound, ends))
 
     async def renew(self, owner: str, lease_us: int, held: Sequence[Held]) -> Sequence[Renewed]:
         """Extend the leases; shards that are missing in the answer are lost."""
+        ends = until(self._contact, lease_us)
 
         def run(t: Transaction) -> list[Renewed]:
-            fences = [
-                {
-                    "owner": owner,
-                    "batch": shard.batch,
-                    "idx": shard.index,
-                    "attempt": shard.attempt,
-                }
+            fences = returning.fences(owner, held)
+            lease = {"lease_us": ends()}
+            told: list[dict[str, Any]] = [
+                {"inflight": shard.inflight, "at_risk": int(shard.at_risk)}
+                | columns.bind_counts(shard.counts)
                 for shard in held
             ]
-            t.each(
-                "renew",
-                [
-                    fence
-                    | {
-                        "lease_us": lease_us,
-                        "inflight": shard.inflight,
-                        "at_risk": int(shard.at_risk),
-                    }
-                    | columns.bind_counts(shard.counts)
-                    for fence, shard in zip(fences, held, strict=True)
-                ],
-            )
+            t.each("renew", [f | lease | what for f, what in zip(fences, told, strict=True)])
             return [
                 Renewed(batch=row["batch"], index=row["idx"], canceled=row["cancel_us"] is not None)
                 for row in t.one_of_each("held", fences)
@@ -382,9 +377,19 @@ class SqlLedger:
     ) -> Mapping[str, Granted]:
         """Ask for slots; see the protocol."""
         divide = sharing.divide(
-            owner, now_us, lease_us, wants, accounts, lease_now, is_concurrent=self.is_concurrent
+            owner,
+            now_us,
+            lease_us,
+            wants,
+            accounts,
+            lease_now,
+            is_concurrent=self.is_concurrent,
+            knows_leases=self._knows_leases,
         )
         return await self._writer.run(divide)
+
+    def _knows_leases(self) -> bool:
+        return self._contact is None or self._contact.knows_leases
 
     async def tellings(self, lease_now: int) -> Sequence[Telling]:
         """Return what the workers that live have told with `share`, by pool and owner."""
@@ -403,6 +408,10 @@ class SqlLedger:
         """Return what other processes have done that a worker should look at."""
         return await self._reader.run(read_news)
 
+    async def give_back(self, owner: str, held: Sequence[Held]) -> None:
+        """Free attempts of which nothing is under way."""
+        await self._writer.run(returning.give_back(owner, held))
+
     async def release(self, owner: str, *, has_died: bool = False, has_left: bool = False) -> None:
         """Give back everything that this owner holds; see the protocol."""
         release = returning.release(owner, has_died=has_died, has_left=has_left)
@@ -410,6 +419,8 @@ class SqlLedger:
 
     async def take_back(self, lease_now: int, *, but: str) -> int:
         """Free the shards of other owners whose lease has ended; return how many."""
+        if self._contact is not None:
+            return await self._contact.take_back(self._writer, lease_now, but)
         return await self._writer.run(returning.take_back(lease_now, but))
 
     async def spare(self, owner: str) -> None:
@@ -451,8 +462,7 @@ class SqlLedger:
         """End a batch all of whose shards are done; False when it has ended before.
 
         Raises:
-            DamagedError: the results do not add up to the requests, which would be a bug: the
-                batch stays open for inspection.
+            DamagedError: the results do not add up to the requests; the batch stays open.
         """
         return batch_id in await self.end_all([(batch_id, tokens)], now_us)
 
@@ -508,11 +518,10 @@ class SqlLedger:
 
         await self._writer.run(run)
 
-    async def live(self) -> dict[str, bool]:
-        """Return every batch id, with whether its segments are still needed."""
-        return await self._reader.run(
-            lambda t: {row["id"]: row["archived_us"] is None for row in t.all("ids")}
-        )
+    async def live(self, batch_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of these batches whose segments are still needed."""
+        bound = {"ids": json.dumps([*batch_ids])}
+        return frozenset(r["id"] for r in await self._reader.run(lambda t: t.all("live", bound)))
 
 
 def _batch_row(batch: Batch) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.disk import no_room
 from batchyard.errors import StoreError
+from batchyard.ledger.contact import Contact
 from batchyard.ledger.sql import SqlLedger, read_news
 from batchyard.ledger.sqlite_connection import Connection
 
@@ -25,16 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from batchyard.clock import Clock
     from batchyard.ledger import News
     from batchyard.ledger.sqlite_connection import Transaction
 
 
 def _one_thread() -> Executor:
     return ThreadPoolExecutor(1, thread_name_prefix="ledger")
-
-
-def _no_room() -> bool:
-    return False
 
 
 class SqliteLedger(SqlLedger):
@@ -47,10 +46,11 @@ class SqliteLedger(SqlLedger):
         self,
         path: Path,
         threads: Callable[[], Executor] = _one_thread,
-        make_room: Callable[[], bool] = _no_room,
+        make_room: Callable[[], bool] = no_room,
         *,
         shared: bool = False,
         joins: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """Open or create the file and take back all work: no other process can hold any.
 
@@ -61,20 +61,27 @@ class SqliteLedger(SqlLedger):
             make_room: asked once when the disk is full; whether it is worth another try.
             shared: whether several processes of this yard write.
             joins: whether another of them has opened it, so that nothing is taken back.
+            clock: what leases are asked for in, where they are taken back only after a whole one
+                in which this process could write. None where time is what callers say.
 
         Raises:
             ConfigError: the file is not a ledger, or of a version that this program does not know.
             StoreError: it cannot be read or written.
         """
         self._news: tuple[int, News] | None = None
-        self._writer: Connection = Connection(threads(), make_room)
+        contact = None if clock is None else Contact(clock)
+        self._writer: Connection = Connection(threads(), make_room, contact)
         self._reader: Connection = Connection(threads(), make_room)
-        super().__init__(self._writer, self._reader)
+        super().__init__(self._writer, self._reader, contact)
         try:
             self._writer.open(path, read_only=False, joins=joins, shared=shared)
             self._reader.open(path, read_only=True)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"cannot open the ledger {path}: {error}") from error
+
+    async def begin_sweep(self, lease_now: int, lease_us: int) -> bool:
+        """Return that this process is to keep house: the one server of all."""
+        return True
 
     async def news(self) -> News:
         """Return what other processes have done; looks only when something was written."""

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchyard import crash
 from batchyard.errors import DamagedError, DiskFull, StoreError
-from batchyard.ledger.sqlite_file import SQL, connect, note_failure
+from batchyard.ledger.sqlite_file import SQL, connect, failure_of, note_failure
+from batchyard.ledger.sqlite_log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
+
+    from batchyard.ledger.contact import Contact
 
     Row = Mapping[str, Any]
     Bound = Mapping[str, Any]
@@ -69,18 +72,23 @@ class Transaction:
 class Connection:
     """One connection in one thread; each call is one transaction."""
 
-    def __init__(self, threads: Executor, make_room: Callable[[], bool]) -> None:
+    def __init__(
+        self, threads: Executor, make_room: Callable[[], bool], contact: Contact | None = None
+    ) -> None:
         self._threads = threads
         self._make_room = make_room
+        self._contact = contact
         self._db: sqlite3.Connection | None = None
         self._begin = "BEGIN IMMEDIATE"
         self._gate: int | None = None
         """A descriptor of the directory; who writes holds a lock on it."""
         self._written: Path | None = None
         """The file, if this one writes to it."""
+        self._log: Log | None = None
+        """Of that file."""
         self._failed = asyncio.Event()
-        self._broken = False
         self._error: StoreError | None = None
+        """What the first query that failed raised; known in the thread before it is raised."""
 
     def open(
         self, path: Path, *, read_only: bool, joins: bool = False, shared: bool = False
@@ -103,9 +111,17 @@ class Connection:
 
         def run() -> sqlite3.Connection:
             with self._alone():
+                try:
+                    return connect(path, read_only=read_only, joins=joins)
+                except sqlite3.OperationalError as error:
+                    is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+                    if not is_full or not self._make_room():
+                        raise
                 return connect(path, read_only=read_only, joins=joins)
 
         self._db = self._threads.submit(run).result()
+        if not read_only:
+            self._log = Log(path)
 
     async def run(self, query: Query[T], *, hurried: bool = False) -> T:
         """Run `query` in a transaction of its own and return when it is durable.
@@ -130,15 +146,20 @@ class Connection:
             return await loop.run_in_executor(self._threads, self._run, query)
         except (DamagedError, DiskFull):
             raise
-        except StoreError as error:
-            self._error = error
-            self._failed.set()
+        except StoreError:
+            if self._error is not None:  # else it was closed meanwhile
+                self._failed.set()
             raise
 
     @property
     def has_failed(self) -> bool:
-        """Whether a query has failed, so that what is on the disk is unknown."""
-        return self._broken
+        """Whether a query has failed, so that what is on the disk is unknown.
+
+        Also one in another process of the yard: what the log holds stays there for the next start.
+        """
+        if self._error is not None or self._gate is None or self._written is None:
+            return self._error is not None
+        return failure_of(self._written).exists()
 
     async def failure(self) -> None:
         """Wait until a query has failed, and raise it."""
@@ -150,35 +171,43 @@ class Connection:
         db = self._db  # which a close may take away meanwhile
         if db is None:  # closed while it waited for its turn
             raise StoreError("the ledger is closed")
-        if self._broken:  # what was queued behind the query that failed
-            raise StoreError("the ledger has failed")
+        if self._error is not None:  # what was queued behind the query that failed
+            raise StoreError(str(self._error))
         for left in reversed(range(_BEGINS_MAX)):
-            try:
-                with self._alone():
+            with self._alone():
+                try:
                     answer = self._transact(db, query)
-                crash.point("ledger_committed")
-            except sqlite3.Error as error:
-                code = getattr(error, "sqlite_errorcode", 0)
-                if code == sqlite3.SQLITE_FULL:
-                    raise DiskFull(f"the ledger has no room: {error}") from error
-                if code & 0xFF == sqlite3.SQLITE_BUSY and left and self._has_not_begun:
-                    log.warning("the ledger waits: another program holds its file")
-                    continue
-                self._broken = True
-                if self._written is not None:
-                    note_failure(self._written, f"the ledger failed: {error}")
-                raise StoreError(f"the ledger failed: {error}") from error
+                    crash.point("ledger_committed")
+                    if self._log is not None and self._log.is_long() and not self.has_failed:
+                        self._log.checkpoint(db)
+                except (sqlite3.Error, OSError) as error:
+                    code = getattr(error, "sqlite_errorcode", 0)
+                    if code == sqlite3.SQLITE_FULL:
+                        if self._contact is not None:
+                            self._contact.broke()
+                        raise DiskFull(f"the ledger has no room: {error}") from error
+                    if code & 0xFF == sqlite3.SQLITE_BUSY and left and self._has_not_begun:
+                        log.warning("the ledger waits: another program holds its file")
+                        continue
+                    self._error = StoreError(f"the ledger failed: {error}")
+                    if self._written is not None:  # before another process may write
+                        note_failure(self._written, str(self._error))
+                    raise self._error from error
             return answer
         raise AssertionError("the last try returns or raises")
 
     def _transact(self, db: sqlite3.Connection, query: Query[T]) -> T:
         self._has_not_begun = True
+        contact, changes = self._contact, db.total_changes
+        began_s = 0.0 if contact is None else contact.clock.monotonic_s()
         with db:  # commits, or rolls back on any exception
             db.execute(self._begin)
             if self._begin != "BEGIN":  # a read may be done again at any point
                 self._has_not_begun = False
             answer = query(Transaction(db))
             crash.point("ledger_before_commit")
+        if contact is not None and db.total_changes > changes:
+            contact.wrote(began_s)
         return answer
 
     @contextlib.contextmanager
@@ -200,6 +229,8 @@ class Connection:
         def run(db: sqlite3.Connection) -> None:
             with self._alone():  # the last one folds the log into the file
                 db.close()
+            if self._log is not None:
+                self._log.close()
             if self._gate is not None:
                 os.close(self._gate)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 from typing import TYPE_CHECKING
 
 from batchyard import crash, limits
-from batchyard.errors import ConfigError, StoreError
+from batchyard.disk import sync_names
+from batchyard.errors import BatchyardError, ConfigError, StoreError
 from batchyard.ledger.dialect import sqlite_schema, sqlite_statement, statements
 
 if TYPE_CHECKING:
@@ -69,13 +71,18 @@ _MIGRATIONS = {
     ),
 }
 
+# In the index of a log: how many frames were copied to the file, and the lock of who copies.
+# Source: "WAL-Index File Format", https://sqlite.org/walformat.html.
+_COPIED_AT = 96
+_CHECKPOINTING_AT = 121
+
 # What SQLite says of bytes that are no database of its; anything else may be the disk's fault.
 _NO_LEDGER = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 
 _PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA trusted_schema = OFF",
+    "PRAGMA wal_autocheckpoint = 0",  # `sqlite_log` does them
     "PRAGMA journal_size_limit = 16777216",
     "PRAGMA busy_timeout = 5000",
 )
@@ -94,53 +101,148 @@ def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Conn
         joins: whether another process of the same yard has opened it and works on it.
 
     Raises:
-        ConfigError: the file is not a ledger, or of a version that this program does not know.
-        StoreError, sqlite3.Error: it cannot be read or written.
+        ConfigError: the file is not a ledger, or of a version that this program does not know; or
+            writing to it has failed, and another program is at work on it.
+        StoreError, OSError, sqlite3.Error: it cannot be read or written.
     """
     if read_only:
         db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, isolation_level=None)
         db.execute("PRAGMA query_only = ON")
         db.execute("PRAGMA busy_timeout = 5000")
+        # From the first read on the file counts as in use: a writer that closes folds no log then.
+        db.execute("PRAGMA user_version").fetchone()
     else:
-        db = sqlite3.connect(path, isolation_level=None)
-        _check_identity(db, path)
-        for pragma in _PRAGMAS:
-            db.execute(pragma)
         if not joins and failure_of(path).exists():
-            _fold(db, path)
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                _create_schema(db)
-            elif version < SCHEMA_VERSION:
-                _migrate(db, version)
-            if not joins:
-                if failure_of(path).exists():
-                    db.execute(SQL["spare_all"])
-                db.execute(SQL["cut_all"])
-                db.execute(SQL["take_back_all"], {"apart_from": limits.FAILURES_TO_SET_APART})
-                db.execute(SQL["shares_clear"])
-        crash.point("opened")
-        if not joins:
-            with contextlib.suppress(OSError):  # then the next end counts for nothing either
-                failure_of(path).unlink(missing_ok=True)
+            _count_none_as_copied(path)
+        db = _connected(path, joins=joins)
+        try:
+            _prepare(db, path, joins=joins)
+        except (sqlite3.Error, StoreError, OSError) as error:
+            _abandon(db, path, error, joins=joins)
+            raise
     db.row_factory = sqlite3.Row
     return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path, *, joins: bool) -> None:
+    """Set a connection up to write; the first of a yard brings the file up to date."""
+    # Fetched, for what its commit has met is raised behind the row that it answers with.
+    mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreError(f"cannot open the ledger {path}: its journal mode stays {mode!r}")
+    for pragma in _PRAGMAS:
+        db.execute(pragma)
+    if not joins:
+        db.execute("PRAGMA user_version").fetchone()  # the first read makes the log
+        sync_names(path.resolve().parent)  # SQLite does, and ignores when it fails
+        if failure_of(path).exists():
+            _fold(db, path)
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            _create_schema(db)
+        elif version < SCHEMA_VERSION:
+            _migrate(db, version)
+        if not joins:
+            if failure_of(path).exists():
+                db.execute(SQL["spare_all"])
+            db.execute(SQL["cut_all"])
+            db.execute(SQL["take_back_all"], {"apart_from": limits.FAILURES_TO_SET_APART})
+            db.execute(SQL["shares_clear"])
+    crash.point("opened")
+    if not joins:
+        with contextlib.suppress(OSError):  # then the next end counts for nothing either
+            failure_of(path).unlink(missing_ok=True)
+
+
+def _abandon(db: sqlite3.Connection, path: Path, error: Exception, *, joins: bool) -> None:
+    """Close a connection that could not be set up, and leave the log to the next start.
+
+    A sync may have failed. The last connection that closes would sync again, and remove the log.
+    """
+    code = getattr(error, "sqlite_errorcode", 0)
+    if not joins and (code & 0xFF == sqlite3.SQLITE_IOERR or isinstance(error, OSError)):
+        note_failure(path, f"opening the ledger failed: {error}")
+    _leave(db, path)
+
+
+def _leave(db: sqlite3.Connection, path: Path) -> None:
+    """Close a connection and leave the log as it is: the last to close is one that cannot write."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, read_only=True)):
+        db.close()
+    db.close()
+
+
+def _connected(path: Path, *, joins: bool) -> sqlite3.Connection:
+    """Connect to a ledger, or to an empty file whose name is durable.
+
+    What has no schema is left from a first start that was cut short: nothing is stored in it, but a
+    sync of it may have failed, so it is made anew.
+    """
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        version = _check_identity(db, path)
+    except BatchyardError:
+        _leave(db, path)
+        raise
+    if version or joins:
+        return db
+    db.close()
+    real = path.resolve()
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        real.with_name(real.name + suffix).unlink(missing_ok=True)
+    real.touch(mode=0o600)
+    sync_names(real.parent)
+    return sqlite3.connect(path, isolation_level=None)
+
+
+def _count_none_as_copied(path: Path) -> None:
+    """Let the next checkpoint copy the whole log.
+
+    While another program has the ledger open, be it idle, the index of the log lives on, which
+    tells how much of that was copied to the file; but no sync may have followed, or one that
+    failed. Done before anything is connected: to close a file lets go of all locks of its process.
+
+    Raises:
+        ConfigError: another program is at a checkpoint.
+        OSError: it cannot be written.
+    """
+    real = path.resolve()
+    index = real.with_name(real.name + "-shm")
+    with contextlib.suppress(FileNotFoundError), index.open("r+b", buffering=0) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _CHECKPOINTING_AT)
+        except (BlockingIOError, PermissionError):  # which of them depends on the system
+            raise ConfigError(
+                f"another program holds the ledger {path}: close it, then start again"
+            ) from None
+        os.pwrite(file.fileno(), bytes(4), _COPIED_AT)
 
 
 def _fold(db: sqlite3.Connection, path: Path) -> None:
     """Write all that the log holds to the file, durably, and begin the log anew.
 
     A sync of the log may have failed: what can be read of it may be on no disk, and no later sync
-    would say so. What is appended behind such a gap is lost with it.
+    would say so. What is appended behind such a gap is lost with it. It is written again first, or
+    a power cut might leave half a copy and half a log.
 
     Raises:
         StoreError: another program holds the file.
+        sqlite3.Error, OSError: it cannot be read or written.
     """
+    real = path.resolve()
+    with real.with_name(real.name + "-wal").open("r+b", buffering=0) as log:
+        while piece := log.read(limits.MIB):
+            log.seek(-len(piece), os.SEEK_CUR)
+            log.write(piece)
+        crash.point("fold_written")
+        os.fsync(log.fileno())
+    crash.point("fold_synced")
     is_held, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if is_held:
         raise StoreError(f"cannot clear the log of {path}: another program holds the file")
+    crash.point("folded")
 
 
 def failure_of(path: Path) -> Path:
@@ -189,8 +291,8 @@ def _migrate(db: sqlite3.Connection, version: int) -> None:
     crash.point("migrating")
 
 
-def _check_identity(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that is not ours before anything is written to it.
+def _check_identity(db: sqlite3.Connection, path: Path) -> int:
+    """Refuse a file that is not ours before anything is written to it; return its version.
 
     Raises:
         ConfigError: not a ledger, or of another version.
@@ -205,7 +307,7 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> None:
             raise ConfigError(f"{path} is not a ledger: {error}") from None
         raise StoreError(f"cannot read the ledger {path}: {error}") from error
     if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
-        return
+        return int(version)
     if application == APPLICATION_ID:
         raise ConfigError(
             f"{path} has schema version {version}; this program knows versions 1 to "
@@ -216,3 +318,4 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> None:
         raise ConfigError(f"{path} is not a ledger: file is not a database")
     if application or version or tables:
         raise ConfigError(f"{path} is a database of another program, not a ledger")
+    return 0

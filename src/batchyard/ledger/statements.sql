@@ -137,6 +137,23 @@ SELECT priority, seq, n FROM shards
 WHERE state = 0 AND head = 1 AND pool = :pool AND workspace = :workspace
 ORDER BY priority DESC, seq LIMIT :limit
 
+-- name: begun
+-- Of a workspace, the next batch that waits in this pool and is not among some that are open. At one
+-- more place than there are of them, at the latest, is one that is not.
+WITH RECURSIVE waiting(priority, seq, place) AS (
+  VALUES (0, CAST(0 AS BIGINT), 0), (1, 0, 0), (2, 0, 0)
+  UNION ALL
+  SELECT priority, (
+    SELECT min(s.seq) FROM shards AS s
+    WHERE s.state = 0 AND s.pool = :pool AND s.workspace = :workspace
+      AND s.priority = waiting.priority AND s.seq > waiting.seq), place + 1
+  FROM waiting WHERE waiting.seq IS NOT NULL AND place < :places
+)
+SELECT priority, seq FROM waiting
+WHERE place > 0 AND seq IS NOT NULL
+  AND CAST(seq AS TEXT) NOT IN (SELECT value FROM json_each(:open))
+ORDER BY priority DESC, seq LIMIT 1
+
 -- name: turns
 -- Of a workspace and a priority, the 64 batches that wait longest in this pool, and whether each has
 -- not begun.
@@ -291,6 +308,11 @@ UPDATE shards SET state = CASE WHEN failures >= :apart_from THEN -1 ELSE 0 END, 
   inflight = 0, at_risk = 0
 WHERE owner = :owner AND state = 1
 
+-- name: give_back
+UPDATE shards SET state = CASE WHEN failures >= :apart_from THEN -1 ELSE 0 END, owner = NULL,
+  inflight = 0, at_risk = 0
+WHERE batch = :batch AND idx = :idx AND owner = :owner AND attempt = :attempt AND state = 1
+
 -- name: release_dead
 -- As `take_back`, of an owner that is known to have ended.
 UPDATE shards SET state = CASE WHEN failures + at_risk >= :apart_from THEN -1 ELSE 0 END,
@@ -368,6 +390,14 @@ DELETE FROM shares WHERE lease_us < :lease_now AND owner <> :owner
 -- name: shares_clear
 DELETE FROM shares
 
+-- name: sweep_begin
+-- Changes a row when the last sweep is over for a while. Who comes sooner locks nothing.
+INSERT INTO shares (pool, owner, slots, lease_us)
+SELECT '#sweep', '', 0, :lease_us WHERE NOT EXISTS (
+  SELECT 1 FROM shares WHERE pool = '#sweep' AND owner = '' AND lease_us > :lease_now)
+ON CONFLICT (pool, owner) DO UPDATE SET lease_us = excluded.lease_us
+WHERE shares.lease_us <= :lease_now
+
 -- name: tellings
 -- What the workers that live know of their pools, and how long their leases last. What else they
 -- divide in the same way has names that begin with a #, as no pool's does.
@@ -433,9 +463,9 @@ WHERE ended_us IS NOT NULL AND archived_us IS NULL AND created_us <= :before LIM
 -- name: archive
 UPDATE batches SET archived_us = greatest(:now, ended_us) WHERE id = :id AND ended_us IS NOT NULL AND archived_us IS NULL
 
--- name: ids
--- Every batch there is, to tell orphaned segments from owned ones.
-SELECT id, archived_us FROM batches
+-- name: live
+-- Those of some batches that own their segments still.
+SELECT id FROM batches WHERE archived_us IS NULL AND id IN (SELECT value FROM json_each(:ids))
 
 -- name: backlog_waiting
 -- How much of a pool waits to be taken up, counted up to a number of shards.
@@ -461,6 +491,10 @@ SELECT cancel_us, expires_us FROM batches WHERE id = :batch AND ended_us IS NULL
 -- name: left_shards
 -- What of it is not done.
 SELECT idx, off, len, crc, n FROM shards WHERE batch = :batch AND state < 2 ORDER BY idx
+
+-- name: left_others
+-- Some that have segments: ids are random, so the first are as good as any.
+SELECT id FROM batches WHERE archived_us IS NULL AND id <> :batch ORDER BY id LIMIT :limit
 
 -- name: left_forget
 -- Of these, all that no worker has calls of.

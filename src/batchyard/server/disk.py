@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 COPIES = 3
 """Of a body that becomes a batch: spooled, drafted, and written again if in another order."""
+_START_BYTES = limits.MIB
 
 
 class Disk:
@@ -97,6 +98,15 @@ class Disk:
             return False
         log.warning("the disk is full: gave up the ballast of %d bytes", self._ballast_bytes)
         return True
+
+    def make_room_to_start(self) -> None:
+        """Give the ballast up where next to nothing is free: a start writes before it can delete.
+
+        It takes back work in the ledger, whose log has an index beside it, and writes where the
+        yard is to be found.
+        """
+        if self.free_bytes() < _START_BYTES:
+            self.give_up_ballast()
 
     def take_ballast(self) -> None:
         """Keep some room back, if there is enough and none is kept yet."""

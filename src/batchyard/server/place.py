@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
 from typing import TYPE_CHECKING, TextIO
 
 from batchyard import wire
+from batchyard.disk import sync_names
 from batchyard.errors import ConfigError, DataDirectoryInUse
 from batchyard.server import orphans
 
@@ -94,17 +96,34 @@ def _unusable(data: Path, error: OSError) -> ConfigError:
     return ConfigError(f"cannot use data directory {data}: {error.strerror}")
 
 
+# Of directories that nobody makes names in: somebody else's, of mounts, of read-only file systems.
+_NOT_MADE_HERE = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP}
+
+
 def _make(data: Path) -> None:
-    """Make a directory whose name survives a power cut, and those above it."""
+    """Make a directory whose name survives a power cut, and those above it.
+
+    One after the other, so that a start that is cut short leaves at most the name of the lowest in
+    doubt. A name whose sync has failed is taken back: of a second one the kernel would say nothing.
+    """
+    data = data.absolute()
     missing = [path for path in (data, *data.parents) if not path.exists()]
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Also when it is there already: an earlier start may have been cut short.
-    for path in {data, *missing}:
-        descriptor = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    there = missing[-1].parent if missing else data
+    if there == data:
+        data.mkdir(exist_ok=True)  # says so where it is something else
+    try:
+        sync_names(there.parent)
+    except OSError as error:
+        if error.errno not in _NOT_MADE_HERE:
+            raise
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            sync_names(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+            raise
 
 
 @contextlib.contextmanager
