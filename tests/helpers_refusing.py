@@ -22,6 +22,17 @@ class Refusing:
         self.refused: set[str] = set()
         """Calls that are answered with `status` whose method and path contain one of these."""
         self.status = 403
+        self.least = 0
+        """Bytes of the bodies that are refused, at the least."""
+        self.times: int | None = None
+        """How many calls are refused at the most; all if None."""
+        self.is_silent = False
+        """Whether those calls have no answer instead; they are passed on."""
+        self.dropped: set[str] = set()
+        """Headers, in lower case, that the server does not get to see."""
+        self.seen: list[str] = []
+        """Method and path of the calls that were refused."""
+        self._ending = threading.Event()
         target = urlsplit(endpoint).netloc
         refusing = self
 
@@ -31,12 +42,19 @@ class Refusing:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 what = f"{self.command} {self.path}"
-                if any(each in what for each in refusing.refused):
+                is_refused = len(body) >= refusing.least and refusing.is_refused(what)
+                if is_refused and not refusing.is_silent:
                     self._send(refusing.status, [], _BODY)
                     return
+                passed = {
+                    k: v for k, v in self.headers.items() if k.lower() not in refusing.dropped
+                }
                 connection = http.client.HTTPConnection(target, timeout=30)
-                connection.request(self.command, self.path, body, dict(self.headers))
+                connection.request(self.command, self.path, body, passed)
                 reply = connection.getresponse()
+                if is_refused:
+                    refusing.wait()
+                    return
                 headers = [each for each in reply.getheaders() if each[0].lower() not in _OWN]
                 length = reply.getheader("content-length") if self.command == "HEAD" else None
                 self._send(reply.status, headers, reply.read(), length)
@@ -66,10 +84,24 @@ class Refusing:
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
+    def is_refused(self, what: str) -> bool:
+        """Return whether a call, by method and path, is one that is refused; count it."""
+        if self.times == 0 or not any(each in what for each in self.refused):
+            return False
+        if self.times is not None:
+            self.times -= 1
+        self.seen.append(what)
+        return True
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        self._ending.wait()
+
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ending.set()
         self._server.shutdown()
         self._server.server_close()

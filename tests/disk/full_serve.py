@@ -4,7 +4,8 @@
 
 While the file `switch` exists, what the server itself writes to a file meets `ENOSPC`, as on a disk
 without a free byte: results, requests, manifests, spooled bodies. What the ledger writes is not
-Python's: the test lets those system calls fail.
+Python's: the test lets those system calls fail. While `switch` with the ending `.marks` exists,
+there is room for the mark of a failed sync only when the ballast has been given up.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Buffer
 
 SWITCH = Path(sys.argv.pop(1))
-real_write = os.write
+MARKS, BALLAST = SWITCH.with_suffix(".marks"), SWITCH.with_name("data") / "ballast"
+real_write, real_open = os.write, os.open
 
 
 def refuse(descriptor: int) -> None:
@@ -35,6 +37,12 @@ def refuse(descriptor: int) -> None:
 def write(descriptor: int, data: Buffer) -> int:
     refuse(descriptor)
     return real_write(descriptor, data)
+
+
+def opened(path: Any, *args: Any, **options: Any) -> int:
+    if str(path).endswith("/sync-failed") and MARKS.exists() and BALLAST.exists():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return real_open(path, *args, **options)
 
 
 class Spooled(io.FileIO):
@@ -51,5 +59,6 @@ def temporary_file(*, dir: Path, buffering: int) -> Any:  # noqa: A002 - as the 
 
 
 os.write = write  # type: ignore[assignment]
+os.open = opened
 tempfile.TemporaryFile = temporary_file
 runpy.run_path(str(Path(__file__).parents[1] / "helpers_serve.py"), run_name="__main__")

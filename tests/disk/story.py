@@ -158,9 +158,10 @@ def pragmas(synchronous: str, checkpoint_pages: int | None) -> dict[str, object]
     usual = "PRAGMA synchronous = FULL"
     assert usual in sqlite_file._PRAGMAS
     changed = [p.replace("FULL", synchronous) if p == usual else p for p in sqlite_file._PRAGMAS]
+    bounds: dict[str, object] = {"ledger.sqlite_file:_PRAGMAS": changed}
     if checkpoint_pages is not None:
-        changed.append(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
-    return {"ledger.sqlite_file:_PRAGMAS": changed}
+        bounds["ledger.sqlite_log:_PAGES"] = checkpoint_pages
+    return bounds
 
 
 def prompts(name: str, number: int, steps: str = "") -> list[str]:

@@ -230,6 +230,27 @@ def test_a_running_batch_waits_for_room_and_ends_without_a_restart(
     assert counts == [1] * 40, "answers that had come were thrown away"
 
 
+def test_a_yard_that_was_killed_starts_on_a_full_disk_and_deletes(
+    disk: Disk, yard: Yard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    old = load.create(2_000)
+    load.end(old)
+    running = load.create(30, "|hold:room")
+    upstream.wait_calls("load1-", 16)
+    yard.kill()
+    disk.fill()
+    yard.start()
+    assert not (yard.data / "ballast").exists()
+    assert (yard.data / "server.json").exists()
+    load.look(old)
+    assert yard.request("DELETE", f"{BATCHES}/{old.batch_id}", None, HEADERS).status == 200
+    assert not any(str(old.batch_id) in name for name in yard.files())
+    disk.free()
+    upstream.gate("room").open()
+    load.end(running)
+
+
 def test_deleting_works_on_a_full_disk_and_makes_room(
     disk: Disk, yard: Yard, upstream: Upstream
 ) -> None:

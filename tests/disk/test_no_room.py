@@ -16,7 +16,7 @@ import pytest
 from disk.loads import Interrupted, Load
 from disk.tracing import Disturbed
 from helpers_upstream import Upstream
-from helpers_yard import BATCHES, HEADERS, QUICK, Yard, request
+from helpers_yard import BATCHES, HEADERS, QUICK, Yard, assert_answered, poll, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +107,28 @@ def test_a_running_batch_waits_for_room_and_ends_without_a_restart(
     counts = [upstream.counts[prompt.partition("|")[0]] for prompt in running.prompts]
     assert counts == [1] * 40, "answers that had come were thrown away"
     assert yard.starts == 1
+
+
+def test_a_sync_that_fails_for_want_of_room_is_marked_with_that_of_the_ballast(
+    yard: FullYard, upstream: Upstream
+) -> None:
+    prompts = ["unsynced-0", "unsynced-1|hold:second"]
+    batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
+    yard.wait_progress(batch_id, lambda shown: shown["results"] == 1)
+    (segment,) = poll(
+        lambda: [*yard.data.glob(f"segments/??/{batch_id}/r/0.*")], lambda: "no result is written"
+    )
+    yard.switch.with_suffix(".marks").touch()
+    with Disturbed(yard, "fdatasync", "error=ENOSPC:when=1", segment):
+        upstream.gate("second").open()
+        assert yard.wait() == 1
+    assert not (yard.data / "ballast").exists()
+    assert segment.parent.with_name("sync-failed").exists()
+    yard.start()
+    yard.wait_ended(batch_id)
+    assert_answered(yard.results(batch_id), prompts)
+    (manifest,) = yard.data.glob(f"segments/??/{batch_id}/manifest.json")
+    assert segment.name not in manifest.read_text("utf-8"), "it is copied"
 
 
 def test_a_delete_that_finds_no_room_gives_up_the_ballast_and_works(

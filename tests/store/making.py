@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -20,7 +23,7 @@ from helpers_postgres import Postgres
 from helpers_s3 import S3
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from batchyard.model import Priority
@@ -55,6 +58,48 @@ def postgres() -> Postgres:
     _STOPS.append(server.stop)
     server.start()
     return server
+
+
+@contextlib.contextmanager
+def no_standby() -> Iterator[None]:
+    """Let commits wait: they need a standby that is not there."""
+
+    def need(names: str) -> None:
+        with psycopg.connect(postgres().url(), autocommit=True) as db:
+            db.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+            db.execute("SELECT pg_reload_conf()")
+
+    over = threading.Event()
+    elsewhere = postgres().url("template1")
+
+    def commit() -> None:
+        with psycopg.connect(elsewhere, autocommit=True) as db:
+            while not over.is_set():
+                db.execute("SELECT pg_logical_emit_message(true, '', '')")
+
+    with ThreadPoolExecutor(1) as threads:
+        need("nobody")
+        try:
+            threads.submit(commit)
+            wait_for("SyncRep", elsewhere)  # it is not needed at once
+            yield
+        finally:
+            over.set()
+            need("")
+
+
+def wait_for(event: str, url: str) -> None:
+    """Return when a connection of a database waits for a kind of event."""
+    waits = (
+        "SELECT FROM pg_stat_activity "
+        "WHERE %s IN (wait_event, wait_event_type) AND datname = current_database()"
+    )
+    with psycopg.connect(url, autocommit=True) as db:
+        for _ in range(3_000):
+            if db.execute(waits, [event]).rowcount:
+                return
+            db.execute("SELECT pg_sleep(0.01)")
+    raise AssertionError(f"nobody waits for {event}")
 
 
 def postgres_url(root: Path) -> str:

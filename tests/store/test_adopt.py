@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchyard import limits, result, segments
 from batchyard.dispatch import adopt as adopting
 from batchyard.dispatch.adopt import Adopted, Tally
-from batchyard.errors import StoreError
+from batchyard.errors import DamagedError, StoreError
 from batchyard.ledger import Claim
 from batchyard.model import Extent
 from batchyard.price import Usage
@@ -242,6 +242,50 @@ def test_a_frozen_segment_that_was_empty_stays_frozen_empty(store: Segments) -> 
     adopted = adopt(store, make_claim(Extent(name(1), 0)))
     assert adopted.extents == [Extent(name(1), 0)]
     assert adopted.covered == set()
+
+
+class _Scratched(_Memory):
+    """Its first segment has a block that the disk cannot read, from some read of it on."""
+
+    def __init__(self, after: int = 0, **data: bytes) -> None:
+        super().__init__(**data)
+        self.bad = min(self.data)
+        self.left = after
+        self.is_sized = True
+
+    def size(self, segment: str) -> int:
+        if segment == self.bad and not self.is_sized:
+            raise DamagedError("cannot be found: Input/output error")
+        return super().size(segment)
+
+    def read(self, segment: str, offset: int, length: int) -> bytes:
+        if segment == self.bad and offset >= limits.MIB:
+            self.left -= 1
+            if self.left < 0:
+                raise DamagedError("cannot be read: Input/output error")
+        return super().read(segment, offset, length)
+
+
+def test_a_segment_that_cannot_be_read_ends_there_and_the_next_ones_count() -> None:
+    long = [result.succeeded("a", b'{"content":"%b","usage":{}}' % (b"x" * limits.MIB))]
+    begun = [line("b"), *long, line("c")]
+    store = _Scratched(a=b"".join(begun), b=line("d"))
+    adopted = adopt(store, make_claim())  # type: ignore[arg-type]
+    assert adopted.covered == {"b", "d"}
+    assert [extent.length for extent in adopted.extents] == [len(begun[0]), len(line("d"))]
+    assert adopted.damage is None, "nothing was promised"
+
+
+def test_a_segment_that_cannot_be_found_or_read_a_second_time_is_left_out() -> None:
+    """It is read once for its lines and once for its checksums."""
+    long = [result.succeeded("a", b'{"content":"%b","usage":{}}' % (b"x" * limits.MIB)), line("c")]
+    again, lost = _Scratched(1, a=b"".join(long), b=line("d")), _Scratched(a=line("c"), b=line("d"))
+    lost.is_sized = False
+    for store in (again, lost):
+        adopted = adopt(store, make_claim())  # type: ignore[arg-type]
+        assert adopted.covered == {"d"}
+        assert adopted.tally == tally_of([("d", "succeeded")])
+        assert len(adopted.extents) == 1
 
 
 def test_only_what_is_newly_taken_is_synced_and_before_it_counts() -> None:

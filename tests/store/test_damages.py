@@ -13,7 +13,8 @@ from batchyard.dispatch import adopt as adopting
 from batchyard.dispatch.ending import read_manifest
 from batchyard.dispatch.keeper import Keeper
 from batchyard.model import Counts
-from batchyard.segments.directory import DirectorySegments, FileAppender
+from batchyard.segments.directory import DirectorySegments
+from batchyard.segments.writing import FileAppender
 from batchyard.upstream import Reply
 from store.working import Working
 from store.yards import message

@@ -7,6 +7,7 @@ a directory fare like bytes in a file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -20,9 +21,10 @@ import pytest
 
 from batchyard import segments
 from batchyard.dispatch.adopt import adopt
-from batchyard.errors import DeadSegment, StoreError
-from batchyard.segments import directory, syncing
+from batchyard.errors import DeadSegment, DiskFull, StoreError
+from batchyard.segments import directory, syncing, writing
 from batchyard.segments.directory import DirectorySegments
+from batchyard.server.disk import Disk
 from store.test_adopt import BATCH, BYTES, KNOWN, make_claim
 from store.test_adopt import name as result_name
 
@@ -222,11 +224,12 @@ def test_wherever_a_sync_fails_what_is_stored_afterwards_survives_a_power_cut(
 
 
 def _no_mark(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(directory, "mark", lambda _: None)
+    patch.setattr(syncing.Syncs, "mark", lambda *_: None)
 
 
 def _unread_mark(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(directory, "is_marked", lambda _: False)
+    for module in (directory, writing):
+        patch.setattr(module, "last_mark", lambda _: None)
 
 
 def _going_on(patch: pytest.MonkeyPatch) -> None:
@@ -258,6 +261,216 @@ def test_the_kernel_of_these_tests_finds_what_is_taken_away(
     take_away(monkeypatch)
     with pytest.raises(AssertionError, match=noticed):
         fail_everywhere(tmp_path, monkeypatch)
+
+
+# Processes at the same time ----------------------------------------------------------------------
+
+
+def commit_at_once(root: Path) -> list[Extent]:
+    """Let three processes work on one batch at the same time; return what they have committed."""
+    stores = [DirectorySegments(root) for _ in range(3)]
+    stores[0].put(segments.requests_name(BATCH), [b"x"])
+    at_work = [
+        store.appender(segments.result_name(BATCH, shard, 1)) for shard, store in enumerate(stores)
+    ]
+    for line in BYTES[:2]:
+        for appender in list(at_work):
+            appender.append([line])
+            try:
+                appender.sync()
+            except StoreError:  # that process ends
+                at_work.remove(appender)
+    return [extent for appender in at_work for extent in appender.extents()]
+
+
+def fail_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let each sync fail once; return how many stories ended with a process that went on."""
+    went_on = 0
+    for place in range(1, PLACES_MAX):
+        kernel = Kernel(place)
+        monkeypatch.setattr(directory.os, "fdatasync", kernel.fdatasync)
+        monkeypatch.setattr(directory.os, "fsync", kernel.fsync)
+        (root / f"{place}").mkdir()
+        try:
+            committed: list[Extent] = []
+            with contextlib.suppress(StoreError):  # of the create
+                committed = commit_at_once(root / f"{place}" / "segments")
+            found = kernel.after_power_cut(root / f"{place}" / "segments") if committed else {}
+        finally:
+            kernel.close()
+        for extent in committed:
+            data = found.get(extent.segment, b"")[: extent.length]
+            assert data == b"".join(BYTES[:2]), "results are lost"
+        if not kernel.has_failed:
+            assert len(committed) == 3
+            return went_on
+        went_on += bool(committed)
+    raise AssertionError("it never ends")
+
+
+def test_a_process_does_not_believe_its_sync_when_that_of_another_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fail_at_once(tmp_path, monkeypatch) > 3
+
+
+@pytest.mark.parametrize("take_away", [_no_mark, _unread_mark])
+def test_without_the_mark_the_other_process_would_lose_results(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    take_away: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    take_away(monkeypatch)
+    with pytest.raises(AssertionError, match="results are lost"):
+        fail_at_once(tmp_path, monkeypatch)
+
+
+def test_a_manifest_is_not_believed_when_another_process_has_failed_to_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two may end a batch at the same time, and write the same name."""
+    one, two = (DirectorySegments(tmp_path / "segments") for _ in range(2))
+    one.put(segments.requests_name(BATCH), [b"x"])
+    manifest = segments.manifest_name(BATCH)
+    kernel = Kernel(3)  # the sync of a name: the first is of the bytes of one, then those of two
+    monkeypatch.setattr(directory.os, "fdatasync", kernel.fdatasync)
+    monkeypatch.setattr(directory.os, "fsync", kernel.fsync)
+    renamed: list[None] = []
+
+    def point(name: str) -> None:
+        if name == "put_renamed" and not renamed:
+            renamed.append(None)
+            with pytest.raises(StoreError, match="Input/output error"):
+                two.put(manifest, [b"all"])
+
+    monkeypatch.setattr(directory.crash, "point", point)
+    try:
+        with pytest.raises(StoreError, match="another process has failed to sync"):
+            one.put(manifest, [b"all"])
+    finally:
+        kernel.close()
+    assert kernel.has_failed
+
+
+def test_an_older_mark_holds_up_nobody_and_a_new_one_does(tmp_path: Path) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    store.put(segments.requests_name(BATCH), [b"x"])
+    results = tmp_path / "segments" / segments.batch_prefix(BATCH) / "r"
+    syncing.mark(results)
+    first, second = (store.appender(result_name(n)) for n in (1, 2))
+    first.append(BYTES)
+    first.sync()
+    syncing.mark(results)
+    second.append(BYTES)
+    with pytest.raises(StoreError, match="another process has failed to sync"):
+        second.sync()
+    first.append(BYTES)
+    first.sync()  # its name was durable before
+    for each in (first, second):
+        each.close()
+
+
+# A directory of results that is not there ---------------------------------------------------------
+
+
+def recorded_anew(root: Path, *, is_killed: bool) -> Extent:
+    """Let a batch lose the empty directory of its results; return what is recorded then.
+
+    Args:
+        root: of the store.
+        is_killed: whether a process is killed when it has just made it again.
+    """
+    DirectorySegments(root).put(segments.requests_name(BATCH), [b"x"])
+    results = root / segments.batch_prefix(BATCH) / "r"
+    results.rmdir()
+    for life in range(3):
+        try:
+            store = DirectorySegments(root)
+            if is_killed and not life:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(syncing.Syncs, "directory", _kill)
+                    with pytest.raises(_Killed):
+                        store.appender(result_name(life))
+                assert results.is_dir()
+                continue
+            appender = store.appender(result_name(life, "aa"))
+            appender.append(BYTES)
+            appender.sync()
+            (extent,) = appender.extents()
+        except StoreError:
+            continue
+        return extent
+    raise AssertionError("one failure, one end")
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _kill(*_: object) -> None:
+    raise _Killed
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_directory_of_results_that_is_made_again_is_durable_wherever_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    for place in range(PLACES_MAX):
+        kernel = Kernel(place)
+        monkeypatch.setattr(directory.os, "fdatasync", kernel.fdatasync)
+        monkeypatch.setattr(directory.os, "fsync", kernel.fsync)
+        root = tmp_path / f"{place}" / "segments"
+        root.parent.mkdir()
+        try:
+            DirectorySegments(root).put(segments.requests_name(NEAR[0]), [b"x"])
+            extent = recorded_anew(root, is_killed=is_killed)
+            found = kernel.after_power_cut(root)
+        except StoreError:  # of a create
+            continue
+        finally:
+            kernel.close()
+        assert found.get(extent.segment) == b"".join(BYTES)
+        if place and not kernel.has_failed:
+            assert place > 8
+            return
+    raise AssertionError("it never ends")
+
+
+# Marks --------------------------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_the_mark_takes_the_room_of_the_ballast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that has room for nothing else says so of a sync too."""
+    disk = Disk(tmp_path, 4096)
+    disk.take_ballast()
+    ballast = tmp_path / "ballast"
+    assert ballast.exists()
+    store = DirectorySegments(tmp_path / "segments", disk.give_up_ballast)
+    store.put(segments.requests_name(BATCH), [b"x"])
+    appender = store.appender(result_name(1))
+    appender.append(BYTES)
+    real = os.open
+
+    def opened(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & os.O_CREAT and ballast.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, flags, *args, **options)
+
+    def fdatasync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with pytest.raises(StoreError, match="No space left") as caught:
+        appender.sync()
+    assert not isinstance(caught.value, DiskFull), "it is not tried again"
+    monkeypatch.undo()
+    appender.close()
+    assert not ballast.exists()
+    with pytest.raises(DeadSegment):
+        DirectorySegments(tmp_path / "segments").sync(result_name(1))
 
 
 def test_a_copy_that_a_crash_cut_short_does_not_take_the_place_of_what_it_is_of(
@@ -302,3 +515,29 @@ def test_creates_that_make_the_same_folder_anew_do_not_stand_in_each_others_way(
 
             list(threads.map(create, NEAR))
             assert store.batches() == sorted(NEAR)
+
+
+def test_a_folder_that_is_gone_when_mkdir_looks_what_it_met_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    plain_mkdir = Path.mkdir
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        made.append(path.name)
+        if path.name == segments.batch_prefix(BATCH)[:2] and made.count(path.name) == 1:
+            raise FileExistsError(17, "File exists", str(path))
+        plain_mkdir(path, *arguments, **options)
+
+    store = DirectorySegments(tmp_path / "segments")
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    store.put(segments.requests_name(BATCH), [b"x"])
+    assert store.batches() == [BATCH]
+    assert made.count(segments.batch_prefix(BATCH)[:2]) == 2
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    (tmp_path / "segments" / segments.batch_prefix(BATCH)[:2]).write_bytes(b"")
+    with pytest.raises(StoreError, match="cannot write segment"):
+        store.put(segments.requests_name(BATCH), [b"x"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import sqlite3
 import subprocess
 import sys
 import zlib
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchyard.errors import ConfigError, DataDirectoryInUse
+from batchyard.errors import ConfigError, DataDirectoryInUse, StoreError
+from batchyard.ledger import sqlite_file
 from batchyard.server import place
 from batchyard.verify import check, give_up
 from helpers_upstream import DEADLINE_S, Upstream
@@ -86,6 +89,26 @@ def test_a_batch_whose_requests_are_there_or_that_is_not_open_stays(
     with pytest.raises(ConfigError, match=why):
         give_up(data, NAMES[name], LONG_AFTER_US)
     assert files(data / "segments") == before
+
+
+def test_nothing_is_written_to_a_ledger_that_has_failed_before_a_yard_was_started_on_it(
+    data: Path,
+) -> None:
+    damage(data, "gone")
+    sqlite_file.note_failure(data / "ledger.db", "a sync")
+    before = files(data)
+    with pytest.raises(ConfigError, match="start a yard on it once"):
+        give_up(data, PART, LONG_AFTER_US)
+    assert files(data) == before
+
+
+def test_a_failure_to_write_is_noted_for_the_next_start(data: Path) -> None:
+    damage(data, "gone")
+    with contextlib.closing(sqlite3.connect(data / "ledger.db")) as db:
+        db.execute("CREATE TRIGGER t BEFORE DELETE ON batches BEGIN SELECT raise(FAIL, 'no'); END")
+    with pytest.raises(StoreError, match="cannot give up"):
+        give_up(data, PART, LONG_AFTER_US)
+    assert "giving up a batch failed" in (data / "ledger.failed").read_text()
 
 
 def forget_checks(data: Path) -> None:

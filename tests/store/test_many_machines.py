@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import anthropic
 import pytest
 
-from helpers_many import Fleet, Member
+from helpers_many import SHORT, Fleet, Member
 from helpers_upstream import Upstream
-from helpers_yard import BATCHES, KEY, assert_answered, poll, request
-from store.making import postgres, s3
+from helpers_yard import BATCHES, HEADERS, KEY, assert_answered, poll, request
+from store.making import no_standby, postgres, s3, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from helpers_yard import Answer
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,42 @@ def test_a_database_that_is_killed_and_comes_back_costs_no_call(
     )
 
 
+def test_a_create_whose_commit_hangs_and_its_repeat_at_another_api_are_one_batch(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    url = postgres().create("hanging")
+    shared = s3().environment | {
+        "BATCHYARD_LEDGER": url,
+        "BATCHYARD_SEGMENTS": s3().url("hanging"),
+    }
+    bounds = SHORT | {"limits:SHARED_KEEPER_INTERVAL_S": 1e6}  # nothing but creates is committed
+    apis = [Member(tmp_path, f"api{n}", "api", upstream.url, shared, bounds) for n in range(2)]
+    body = {"requests": [request("stalled")]}
+
+    def repeat() -> Answer:
+        for count in range(1, 100):
+            headers = HEADERS | {"x-stainless-retry-count": str(count)}
+            answer = apis[1].post(BATCHES, body, headers)
+            if answer.status != 529:
+                break
+        return answer
+
+    with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as stack:
+        for api in apis:
+            api.launch()
+            stack.callback(api.kill)
+        for api in apis:
+            api.wait_ready()
+            poll(lambda: api.get(BATCHES).status == 200, api.read_log)  # noqa: B023
+        with no_standby():
+            assert apis[0].post(BATCHES, body).status == 529
+            repeated = threads.submit(repeat)
+            wait_for("Lock", url)
+        batch = repeated.result().json()
+        listed = apis[0].get(BATCHES).json()["data"]
+    assert [each["id"] for each in listed] == [batch["id"]]
+
+
 def test_the_other_api_goes_on_when_one_is_killed(fleet: Fleet, upstream: Upstream) -> None:
     batch_id, prompts = _holding(fleet, upstream, "a")
     fleet.apis[0].kill()
@@ -173,6 +212,20 @@ def test_a_process_in_both_roles_shares_the_work_with_the_others(
             assert_answered(both.run(["alone"]), ["alone"])
         assert_answered(fleet.apis[0].run(["together"]), ["together"])
         assert both.stop() == 0
+
+
+def test_text_that_postgresql_cannot_hold_is_known_nowhere(fleet: Fleet) -> None:
+    api = fleet.apis[0]
+    odd = request("odd") | {"params": {**request("odd")["params"], "model": "script\0ed"}}  # type: ignore[dict-item]
+    batch = api.create([odd, request("even")])["id"]
+    api.wait_ended(batch)
+    results = api.results(batch)
+    assert results["odd"]["type"] == "errored"
+    assert results["even"]["type"] == "succeeded"
+    for path in ("/x%00y", "/x%00y/results", "/x%00y/progress"):
+        assert api.get(BATCHES + path).status == 404, path
+    assert api.post(f"{BATCHES}/x%00y/cancel", b"").status == 404
+    assert api.get(f"{BATCHES}?after_id=x%00y").status == 400
 
 
 def test_any_api_tells_what_the_workers_count_and_why_requests_wait(

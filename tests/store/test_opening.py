@@ -17,7 +17,7 @@ from batchyard.clock import steady_us
 from batchyard.dispatch.adopt import Adopted
 from batchyard.dispatch.shard import ShardRun
 from batchyard.dispatch.suspects import Suspects
-from batchyard.errors import DamagedError
+from batchyard.errors import DamagedError, DiskFull
 from batchyard.segments.directory import DirectorySegments
 from store.making import LEASE, NOW, add, take
 from store.working import Working
@@ -64,11 +64,15 @@ class Slow(DirectorySegments):
 
 
 class Watched:
-    """A ledger that counts the leases which are renewed, and the calls that are under way."""
+    """A ledger that counts the leases which are renewed, and the calls that are under way.
+
+    Its disk may be full for as many renewals as are set.
+    """
 
     def __init__(self, real: Ledger) -> None:
         self._real = real
         self.renewed = 0
+        self.full = 0
         self._under_way = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -77,6 +81,9 @@ class Watched:
             return found
 
         async def watched(*args: Any, **options: Any) -> Any:
+            if name == "renew" and self.full:
+                self.full -= 1
+                raise DiskFull("the ledger has no room")
             self._under_way += 1
             try:
                 return await found(*args, **options)
@@ -154,17 +161,22 @@ async def test_a_worker_killed_after_two_renewals_with_a_call_in_flight_is_count
         assert await one.failures() == 1
 
 
+@pytest.mark.parametrize("full", [0, 2])
 async def test_a_shard_that_cannot_harm_any_more_is_told_before_its_lease_is_due(
-    ledger: Ledger, tmp_path: Path
+    ledger: Ledger, tmp_path: Path, full: int
 ) -> None:
+    """Again, where the ledger had no room for it."""
     async with in_flight(ledger, tmp_path) as one:
         before = one.watched.renewed
         while one.watched.renewed == before:
             await one.clock.advance(limits.RENEW_INTERVAL_S)
             await one.quiet()
         one.worker.cancel("msgbatch_a")
-        await one.clock.advance(limits.RENEW_INTERVAL_S)
-        await one.quiet()
+        one.watched.full = full
+        for _ in range(full + 1):
+            await one.clock.advance(limits.RENEW_INTERVAL_S)
+            await one.quiet()
+        assert not one.watched.full
         await ledger.release("me", has_died=True)
         assert await one.failures() == 0
 

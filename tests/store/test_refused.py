@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,9 +29,9 @@ from store.yards import message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from batchyard.ledger import Ledger
+    from batchyard.segments import Segments
     from batchyard.upstream import Call, Outcome
 
 pytestmark = pytest.mark.anyio
@@ -47,9 +49,11 @@ class Answering:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.on_call: Callable[[], None] = lambda: None
 
     async def send(self, call: Call) -> Outcome:
         self.calls += 1
+        self.on_call()
         return Reply(200, message(call.custom_id))
 
 
@@ -166,6 +170,114 @@ def forbid(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     monkeypatch.setattr(os, "open", opened)
 
 
+def close_folder(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """Let the system say of a folder, and all in it, that it may not or cannot be looked into."""
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            is_inside = not isinstance(path, int) and folder in Path(path).parents
+            if is_inside or (real is not os.stat and str(path) == str(folder)):
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *args, **options)
+
+        return call
+
+    for name in ("open", "scandir", "stat", "mkdir", "unlink"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    if number == errno.EACCES:
+        accessible = os.access
+        monkeypatch.setattr(
+            os,
+            "access",
+            lambda path, how: how == os.F_OK or (path != folder and accessible(path, how)),
+        )
+
+
+@pytest.mark.parametrize("inner", ["", "r"])
+def test_a_folder_that_may_not_be_looked_into_is_refused_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    other = "msgbatch_b"
+    for batch in (BATCH, other):
+        store.put(segments.requests_name(batch), [b"abc"])
+        store.appender(segments.result_name(batch, 0, 1)).close()
+    (left,) = store.names(segments.results_prefix(BATCH, 0))
+    close_folder(monkeypatch, tmp_path / "s" / segments.batch_prefix(BATCH) / inner, errno.EACCES)
+    calls: list[Callable[[], Any]] = [
+        lambda: store.names(segments.results_prefix(BATCH, 0)),
+        lambda: store.size(left),
+        lambda: store.sync(left),
+        lambda: store.appender(segments.result_name(BATCH, 0, 2)),
+        lambda: store.check_writable(BATCH),
+        lambda: store.delete_batch(BATCH),
+    ]
+    if not inner:
+        calls += [
+            lambda: store.put(segments.manifest_name(BATCH), [b"x"]),
+            lambda: read_manifest(store, BATCH),
+            lambda: store.appender(segments.result_name(BATCH, 0, 2)),
+        ]
+    for call in calls:
+        with pytest.raises(SegmentRefused, match=r"[Pp]ermission denied"):
+            call()
+    store.check_writable(other)
+    store.appender(segments.result_name(other, 0, 2)).close()
+    assert len(store.names(segments.results_prefix(other, 0))) == 2
+    assert store.batches() == [BATCH, other]
+    store.delete_batch(other)
+    monkeypatch.undo()
+    assert store.names(segments.results_prefix(BATCH, 0)) == [left]
+
+
+def test_a_folder_that_the_disk_cannot_read_is_damaged_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    for batch in (BATCH, "msgbatch_b"):
+        store.put(segments.requests_name(batch), [b"abc"])
+    spread = tmp_path / "s" / segments.batch_prefix(BATCH)
+    close_folder(monkeypatch, spread, errno.EIO)
+    for prefix in (segments.results_prefix(BATCH, 0), f"{segments.batch_prefix(BATCH)}/manifest."):
+        with pytest.raises(DamagedError, match="cannot be listed: Input/output error"):
+            store.names(prefix)
+    with pytest.raises(DamagedError):
+        read_manifest(store, BATCH)
+    with pytest.raises(SegmentRefused, match="cannot delete"):
+        store.delete_batch(BATCH)
+    close_folder(monkeypatch, spread.parent, errno.EIO)
+    assert store.batches() == ["msgbatch_b"], "nobody's leftovers are there"
+
+
+REFUSALS = [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR]
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_a_folder_that_takes_no_files_whatever_its_rights_is_refused_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    for batch in (BATCH, "msgbatch_b"):
+        store.put(segments.requests_name(batch), [b"abc"])
+    refuse_new(monkeypatch, f"{BATCH}/r/", number)
+    with pytest.raises(SegmentRefused, match=f"cannot write to .*{BATCH}/r: {os.strerror(number)}"):
+        store.check_writable(BATCH)
+    store.check_writable("msgbatch_b")
+    monkeypatch.undo()
+    store.check_writable(BATCH)
+    assert not list(tmp_path.rglob("r/*")), "nothing is left of the looks"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_is_full_or_fails_refuses_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    store.put(REQUESTS, [b"abc"])
+    refuse_new(monkeypatch, "/r/", number)
+    store.check_writable(BATCH)
+
+
 def _path_of(bucket: ObjectSegments) -> str:
     return str(bucket._store.prefix)
 
@@ -273,20 +385,26 @@ async def _is_told(busy: Busy) -> bool:
     return "asked for again" in await busy.told()
 
 
-async def test_a_batch_whose_results_are_refused_ends_later_and_others_now(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = DirectorySegments(tmp_path / "s")
-    busy = Busy(ledger, store)
-    await busy.create_both()
+async def commit_all(ledger: Ledger, store: Segments) -> dict[str, str]:
+    """Let all batches be done; return where the results of each are."""
+    names = {}
     for claim in await ledger.claim_fresh("me", "up/m", LEASE, 9):
         appender = store.appender(segments.result_name(claim.batch, claim.index, claim.attempt))
         appender.append([b"lines of it\n"])
         appender.sync()
         appender.close()
         await ledger.commit("me", [make_commit(claim, extents=appender.extents())])
-        if claim.batch == BATCH:
-            forbid(monkeypatch, appender.name)
+        names[claim.batch] = appender.name
+    return names
+
+
+async def test_a_batch_whose_results_are_refused_ends_later_and_others_now(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    busy = Busy(ledger, store)
+    await busy.create_both()
+    forbid(monkeypatch, (await commit_all(ledger, store))[BATCH])
     finished = sorted(await ledger.finished())
     assert finished == [BATCH, busy.other.id]
     await end_batches(ledger, store, busy.clock, finished)
@@ -297,6 +415,144 @@ async def test_a_batch_whose_results_are_refused_ends_later_and_others_now(
     found = await ledger.get("w", BATCH)
     assert found is not None
     assert found.counts == Counts(succeeded=1), "nothing was set aside"
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("inner", ["", "r"])
+async def test_a_batch_whose_folder_is_refused_is_not_paid_for_and_waits_alone(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int, inner: str
+) -> None:
+    busy = Busy(ledger, DirectorySegments(tmp_path / "s"))
+    await busy.create_both()
+    if attempt == 2:
+        await ledger.claim("before", "up/m", LEASE, 9)
+        await ledger.release("before")
+    folder = tmp_path / "s" / segments.batch_prefix(BATCH) / inner
+    close_folder(monkeypatch, folder, errno.EACCES)
+    async with busy.running():
+        await busy.until(lambda: busy.has_ended(busy.other.id))
+        await busy.until(lambda: _is_told(busy))
+        assert busy.upstream.calls == 2
+        monkeypatch.undo()
+        await busy.seconds(limits.REFUSED_WAIT_S)
+        await busy.until(lambda: busy.has_ended(BATCH))
+        assert busy.upstream.calls == 3
+        assert await busy.told() == "{}"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+async def test_a_folder_that_is_refused_while_its_results_come_ends_one_process_and_no_more(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whatever its rights say."""
+    busy = Busy(ledger, DirectorySegments(tmp_path / "s"), owner=None)
+    await busy.create_both()
+    with monkeypatch.context() as patch:
+        busy.upstream.on_call = lambda: refuse_new(patch, f"{BATCH}/r/", number)
+        running = asyncio.create_task(busy.worker.run())
+        await busy.until(lambda: _is_done(running))
+        with pytest.raises(ExceptionGroup) as caught:
+            await running
+        assert caught.group_contains(StoreError, match=os.strerror(number))
+        again = Busy(ledger, busy.store, owner=None)
+        async with again.running():
+            await again.until(lambda: again.has_ended(busy.other.id))
+            await again.until(lambda: _is_told(again))
+            await again.seconds(limits.REFUSED_WAIT_S)
+            calls = busy.upstream.calls + again.upstream.calls
+            assert calls <= 5, "it is asked again at no start"
+            patch.undo()
+            await again.seconds(limits.REFUSED_WAIT_S)
+            await again.until(lambda: again.has_ended(BATCH))
+
+
+def refuse_new(monkeypatch: pytest.MonkeyPatch, part: str, number: int = errno.EACCES) -> None:
+    """Let the system refuse to make files below a part of their path."""
+    real = os.open
+
+    def opened(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & os.O_CREAT and part in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+async def _is_done(task: asyncio.Task[None]) -> bool:
+    return task.done()
+
+
+async def test_results_that_cannot_be_listed_hold_up_their_shard_alone(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = Busy(ledger, DirectorySegments(tmp_path / "s"))
+    await busy.create_both()
+    await ledger.claim("before", "up/m", LEASE, 9)
+    await ledger.release("before")
+    close_folder(monkeypatch, tmp_path / "s" / segments.batch_prefix(BATCH) / "r", errno.EIO)
+    async with busy.running():
+        await busy.until(lambda: busy.has_ended(busy.other.id))
+
+        async def is_told() -> bool:
+            return "cannot be listed: Input/output error" in await busy.told()
+
+        await busy.until(is_told)
+        assert busy.upstream.calls == 2
+        monkeypatch.undo()  # the disk gives it again, and nobody has to start anything
+        await busy.until(lambda: busy.has_ended(BATCH))
+
+
+@pytest.mark.parametrize("part", ["", "r"])
+async def test_a_file_in_the_place_of_a_folder_stops_its_batch_and_no_other(
+    ledger: Ledger, tmp_path: Path, part: str
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    busy = Busy(ledger, store)
+    await busy.create_both()
+    await ledger.claim("before", "up/m", LEASE, 9)  # so that what it left is looked for
+    await ledger.release("before")
+    folder = tmp_path / "s" / segments.batch_prefix(BATCH) / part
+    shutil.rmtree(folder)
+    folder.write_bytes(b"somebody's")
+    async with busy.running():
+        await busy.until(lambda: busy.has_ended(busy.other.id))
+
+        async def is_told() -> bool:
+            return bool(await busy.told())
+
+        await busy.until(is_told)
+        assert busy.upstream.calls == 2
+    store.delete_batch(BATCH)
+    assert folder.exists() == (not part), "what has taken the place of all of it is not ours"
+
+
+async def test_a_batch_whose_manifest_is_refused_ends_later_and_others_now(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectorySegments(tmp_path / "s")
+    busy = Busy(ledger, store)
+    await busy.create_both()
+    await commit_all(ledger, store)
+    finished = sorted(await ledger.finished())
+    refuse_new(monkeypatch, BATCH)
+    await end_batches(ledger, store, busy.clock, finished)
+    assert [await busy.has_ended(each) for each in finished] == [False, True]
+    monkeypatch.undo()
+    await end_batches(ledger, store, busy.clock, finished)
+    assert await busy.has_ended(BATCH)
+
+
+async def test_a_batch_whose_folder_of_results_was_left_out_by_a_restore_is_paid_once(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = Busy(ledger, DirectorySegments(tmp_path / "s"))
+    await busy.create_both()
+    (tmp_path / "s" / segments.batch_prefix(BATCH) / "r").rmdir()
+    async with busy.running():
+        await busy.until(lambda: busy.has_ended(BATCH))
+        await busy.until(lambda: busy.has_ended(busy.other.id))
+    assert busy.upstream.calls == 3
+    assert "deleted" not in caplog.text
 
 
 async def test_leftovers_that_may_not_be_deleted_do_not_end_the_keeper(

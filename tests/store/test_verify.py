@@ -743,6 +743,11 @@ NOTES = {
         "leftover",
         f".manifest.json.{'a' * 16}",
     ),
+    "a look whether results can be written, cut short": (
+        lambda data: (path_of(data, "ended") / "r" / f".probe.{'a' * 16}").touch(mode=0o600),
+        "leftover",
+        f"r/.probe.{'a' * 16}",
+    ),
     "a body in the spool": (
         lambda data: (data / "spool" / "tmpabc").touch(mode=0o600),
         "leftover",

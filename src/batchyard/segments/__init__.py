@@ -6,7 +6,7 @@ Layout of a batch, where `<h2>` are two digits of a hash that spread the names:
     <h2>/<batch>/r/<shard>.<attempt>.<nonce>   appended to by one attempt of one worker only
     <h2>/<batch>/manifest.json   written once, at the end; `manifest.<n>.json` where n extents had
                                  been set aside until then, since they were damaged: the most count
-    <h2>/<batch>/sync-failed     empty: results that were not committed are copied; `syncing.py`
+    <h2>/<batch>/sync-failed     a mark: results that were not committed are copied; `syncing.py`
 
 In an object store, which cannot append, a result segment is a row of objects: see `objects.py`.
 Nothing is ever rewritten, and only what a full disk has cut short is truncated away. Names are made
@@ -120,7 +120,10 @@ class Draft(Protocol):
 
 
 class Segments(Protocol):
-    """The interface of a segment store. Every method may raise StoreError."""
+    """The interface of a segment store. Every method may raise StoreError.
+
+    Those on segments of one batch may raise SegmentRefused.
+    """
 
     sync_interval_s: float
     """How long a result may stay unsynced: what a sync costs decides."""
@@ -128,6 +131,8 @@ class Segments(Protocol):
     """How many appenders are worth syncing at the same time."""
     repairs_itself: bool
     """Whether the store finds and repairs damage by itself, so that nothing is read back for it."""
+    comes_back: bool
+    """Whether what failed may be tried again: nothing is in doubt, as it is after a failed sync."""
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment under a new name; it appears at once and durable, or not at all."""
@@ -147,6 +152,20 @@ class Segments(Protocol):
             SegmentsGone: as `Appender.sync`.
         """
 
+    def check_writable(self, batch_id: str, *, is_again: bool = False) -> None:
+        """Look, before anything is paid for, whether results of a batch may be written.
+
+        Args:
+            batch_id: of the batch.
+            is_again: whether an earlier attempt at it came to no end: then a look may cost more.
+
+        Raises:
+            SegmentRefused: they may not, as far as that can be told.
+        """
+
+    def check_creates(self) -> None:
+        """Raise where no results could be written: whoever works asks before it claims anything."""
+
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes.
 
@@ -161,7 +180,11 @@ class Segments(Protocol):
         """Return the bytes of a segment."""
 
     def names(self, prefix: str) -> list[str]:
-        """Return the names that begin with `prefix`, which ends in a `.` or `/`, sorted."""
+        """Return the names that begin with `prefix`, which ends in a `.` or `/`, sorted.
+
+        Raises:
+            DamagedError: the disk cannot read where they are listed.
+        """
 
     def sync(self, name: str) -> None:
         """Make a segment durable that another process wrote and left.
@@ -173,8 +196,11 @@ class Segments(Protocol):
     def delete_batch(self, batch_id: str) -> None:
         """Remove all segments of a batch. A transfer that is under way is cut."""
 
-    def batches(self) -> list[str]:
-        """Return the ids of all batches that have segments."""
+    def spreads(self) -> list[str]:
+        """Return the names of the folders over which batches are spread: 256 at the most."""
+
+    def batches(self, spread: str | None = None) -> list[str]:
+        """Return the ids of the batches that have segments: of all, or of those in one folder."""
 
     def written_us(self, batch_id: str) -> int | None:
         """Return when the newest segment of a batch was written last; None when it has none."""

@@ -9,37 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from batchyard import crash, ids, limits, segments
-from batchyard.checksum import Checksums
-from batchyard.errors import (
-    DamagedError,
-    DeadSegment,
-    DiskFull,
-    SegmentRefused,
-    SegmentsGone,
-    StoreError,
-    is_disk_full,
+from batchyard.disk import no_room
+from batchyard.errors import DamagedError, DeadSegment, SegmentRefused, StoreError
+from batchyard.segments.syncing import Syncs, last_mark, make_mark
+from batchyard.segments.writing import (
+    REQUESTS,
+    FileAppender,
+    FileDraft,
+    create,
+    error_of,
+    gone,
+    sync_result,
 )
-from batchyard.model import Extent
-from batchyard.segments.syncing import Syncs, is_marked, mark
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
 
 # What a disk, or a file system with checksums, says of bytes that it has and cannot give.
 _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
+# What it says of what is not there, also where a file has taken the place of its folder.
+_ABSENT = (FileNotFoundError, NotADirectoryError)
 _MODE_DIRECTORY = 0o700
-_MODE_FILE = 0o600
+# What is said of a folder that takes no files, and of no other.
+_REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 _MAKES_MAX = 20
 
 
@@ -61,14 +61,26 @@ class DirectorySegments:
     sync_interval_s = limits.SYNC_INTERVAL_S
     syncs_at_once = 1  # the disk is one
     repairs_itself = False
+    comes_back = False
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, make_room: Callable[[], bool] = no_room) -> None:
+        """Open it, and make it where it is not there.
+
+        Args:
+            root: its directory.
+            make_room: as `Syncs` has it.
+
+        Raises:
+            StoreError: it cannot be used.
+        """
         self._root = root
-        self.syncs = Syncs()
+        self.syncs = Syncs(make_room)
         try:
             _make_directories(root)
+            crash.point("root_made")
             # Also at a later start: the first may have been cut short.
             self.syncs.directory(root.parent, str(root.parent))
+            crash.point("root_named")
         except OSError as error:
             raise StoreError(f"cannot use {root}: {error}") from error
         except StoreError:
@@ -78,7 +90,7 @@ class DirectorySegments:
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment; see the protocol."""
-        draft = FileDraft(self, name)
+        draft = self._draft(name)
         unsettled = 0
         try:
             for chunk in chunks:
@@ -89,22 +101,82 @@ class DirectorySegments:
                     unsettled = 0
             draft.commit()
         except OSError as error:  # of the chunks; those of the draft are named there
-            raise _error(error, f"cannot write segment {name}") from error
+            raise error_of(error, f"cannot write segment {name}") from error
         finally:
             draft.abandon()
 
     def draft(self, name: str, spool: Path) -> FileDraft:
         """Begin a segment that is written while its content arrives; see the protocol."""
-        return FileDraft(self, name)
+        return self._draft(name)
+
+    def _draft(self, name: str) -> FileDraft:
+        path = self._root / name
+        try:
+            self._make_batch(path.parent)
+            return FileDraft(path, name, self.syncs)
+        except OSError as error:
+            raise error_of(error, f"cannot write segment {name}") from error
 
     def appender(self, name: str) -> FileAppender:
         """Begin a segment to append to."""
         try:
-            return FileAppender(self._root, name, self.syncs)
+            since = self._prepare((self._root / name).parent)
+            return FileAppender(self._root, name, self.syncs, since)
         except FileNotFoundError as error:
-            raise _gone(self._root, name) from error
+            raise gone(self._root, name) from error
         except OSError as error:
-            raise _error(error, f"cannot begin segment {name}") from error
+            raise error_of(error, f"cannot begin segment {name}") from error
+
+    def _prepare(self, results: Path) -> int | None:
+        """Return the mark of a batch, when the directory of its results is there and durable.
+
+        What copies files may have left it out, empty as it was. It is made again under a mark: a
+        kill may leave one whose name was never synced, so in a marked batch that is done each time.
+
+        Raises:
+            FileNotFoundError: the batch was deleted.
+            OSError: it cannot be made.
+        """
+        try:
+            results.stat()
+        except FileNotFoundError:
+            results.with_name(REQUESTS).stat()
+            make_mark(results)
+            crash.point("results_marked")
+            results.mkdir(_MODE_DIRECTORY, exist_ok=True)
+            crash.point("results_made")
+        since = last_mark(results)
+        if since is not None:
+            try:
+                self.syncs.directory(results.parent, f"directory {results.parent}")
+            except StoreError:
+                self.syncs.mark(results)
+                with contextlib.suppress(OSError):  # so that the next start makes it anew
+                    results.rmdir()
+                raise
+            crash.point("results_named")
+        return since
+
+    def check_writable(self, batch_id: str, *, is_again: bool = False) -> None:
+        """Look whether results may be written; see the protocol."""
+        batch = self._root / segments.batch_prefix(batch_id)
+        for each in (batch, batch / "r"):
+            is_there = os.access(each, os.F_OK)
+            if is_there and not os.access(each, os.R_OK | os.W_OK | os.X_OK):
+                raise SegmentRefused(f"cannot write to {each}: permission denied")
+        # Rights do not tell all: what mounts a folder, or guards the machine, may refuse as well.
+        probe = batch / "r" / f".probe.{ids.nonce()}"
+        try:
+            os.close(create(probe))
+        except OSError as error:  # others are for who writes, as is want of room
+            if error.errno in _REFUSALS:
+                raise SegmentRefused(f"cannot write to {probe.parent}: {error.strerror}") from error
+        else:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+    def check_creates(self) -> None:
+        """Do nothing: it could be opened, and `check_writable` looks at each batch."""
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes."""
@@ -135,13 +207,12 @@ class DirectorySegments:
         """Open a segment, and say what is wrong with it when it cannot be read."""
         try:
             descriptor = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except _ABSENT:
             raise DamagedError(f"segment {name} is not there") from None
         except OSError as error:
             if error.errno in _UNREADABLE:
                 raise _Unreadable(f"segment {name} cannot be opened: {error.strerror}") from error
-            kind = SegmentRefused if isinstance(error, PermissionError) else StoreError
-            raise kind(f"cannot open segment {name}: {error}") from error
+            raise error_of(error, f"cannot open segment {name}") from error
         try:
             yield descriptor
         except EOFError:
@@ -160,56 +231,60 @@ class DirectorySegments:
         """Return the bytes of a segment."""
         try:
             return (self._root / name).stat().st_size
-        except FileNotFoundError:
+        except _ABSENT:
             raise DamagedError(f"segment {name} is not there") from None
         except OSError as error:
             if error.errno in _UNREADABLE:
                 raise DamagedError(f"segment {name} cannot be found: {error.strerror}") from error
-            raise StoreError(f"cannot find segment {name}: {error}") from error
+            raise error_of(error, f"cannot find segment {name}") from error
 
     def names(self, prefix: str) -> list[str]:
         """Return the names that begin with `prefix`, sorted."""
         parent, _, start = prefix.rpartition("/")
-        try:
-            with os.scandir(self._root / parent) as entries:
-                found = [e.name for e in entries if e.name.startswith(start) and e.is_file()]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StoreError(f"cannot list segments {prefix}: {error}") from error
-        return sorted(f"{parent}/{name}" for name in found)
+        found = _twice(lambda: _listed(self._root / parent, os.DirEntry.is_file))
+        return sorted(f"{parent}/{name}" for name in found if name.startswith(start))
 
     def sync(self, name: str) -> None:
         """Make a segment durable that another process wrote and left; see the protocol."""
         path = self._root / name
         crash.point("left_sync")
         try:
-            if is_marked(path.parent):
+            if last_mark(path.parent) is not None:
                 raise DeadSegment(f"segment {name}: a sync of its batch has failed")
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                _sync_result(self.syncs, descriptor, path, name, is_named=False)
+                sync_result(self.syncs, descriptor, path, name, since=None, is_named=False)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise StoreError(f"cannot sync segment {name}: {error}") from error
+            raise error_of(error, f"cannot sync segment {name}") from error
         crash.point("left_synced")
 
     def delete_batch(self, batch_id: str) -> None:
         """Remove all segments of a batch."""
         directory = self._root / segments.batch_prefix(batch_id)
         try:
+            with contextlib.suppress(*_ABSENT):  # first: nobody makes `r` again then
+                (directory / REQUESTS).unlink()
             for part in (directory / "r", directory):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(*_ABSENT):
                     shutil.rmtree(part)
                 crash.point("delete_part")
         except OSError as error:
-            kind = SegmentRefused if isinstance(error, PermissionError) else StoreError
-            raise kind(f"cannot delete the segments of {batch_id}: {error}") from error
+            raise _left_over(error, f"cannot delete the segments of {batch_id}") from error
 
-    def batches(self) -> list[str]:
-        """Return the ids of all batches that have segments."""
-        return sorted(path.name for path in self._root.glob("??/*") if path.is_dir())
+    def spreads(self) -> list[str]:
+        """Return the folders over which batches are spread."""
+        return [name for name in _listed(self._root, os.DirEntry.is_dir) if len(name) == 2]
+
+    def batches(self, spread: str | None = None) -> list[str]:
+        """Return the ids of batches that have segments; see the protocol."""
+        found = []
+        for folder in self.spreads() if spread is None else [spread]:
+            # What cannot be listed is nobody's leftover.
+            with contextlib.suppress(DamagedError, SegmentRefused):
+                found += _listed(self._root / folder, os.DirEntry.is_dir)
+        return sorted(found)
 
     def written_us(self, batch_id: str) -> int | None:
         """Return when the newest segment of a batch was written last."""
@@ -219,22 +294,8 @@ class DirectorySegments:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"cannot find the segments of {batch_id}: {error}") from error
+            raise _left_over(error, f"cannot find the segments of {batch_id}") from error
         return max(found, default=None)
-
-    def create(self, name: str) -> tuple[Path, Path, int]:
-        """Make the file that becomes segment `name`, in the directory of its batch.
-
-        Returns:
-            The path of the segment, that of the file until then, and its descriptor.
-
-        Raises:
-            OSError: it cannot be made.
-        """
-        path = self._root / name
-        temporary = path.with_name(f".{path.name}.{ids.nonce()}")
-        self._make_batch(path.parent)
-        return path, temporary, _create(temporary)
 
     def _make_batch(self, directory: Path) -> None:
         """Make the directories of a batch, each durable in its parent."""
@@ -247,7 +308,9 @@ class DirectorySegments:
             try:
                 _make_directories(directory / "r")
                 break
-            except FileNotFoundError:  # another create has done the same at this moment
+            # Another create has done the same at this moment: what was there is gone, or what stood
+            # in the way is gone when mkdir looks whether that was a directory.
+            except (FileNotFoundError, FileExistsError):
                 if not left:
                     raise
         crash.point("batch_made")
@@ -258,174 +321,29 @@ class DirectorySegments:
             crash.point("batch_named")
 
 
-class FileDraft:
-    """A file that gets its name when it is whole and durable."""
-
-    def __init__(self, store: DirectorySegments, name: str) -> None:
-        self._name = name
-        self._syncs = store.syncs
-        try:
-            self._path, self._temporary, self._descriptor = store.create(name)
-        except OSError as error:
-            raise _error(error, f"cannot write segment {name}") from error
-        self._helper: ThreadPoolExecutor | None = None
-        self._settling: Future[None] | None = None
-        self._view: memoryview | None = None
-        self._is_open = True
-
-    def write(self, data: bytes) -> None:
-        """Write at the end; see the protocol."""
-        try:
-            _write_all(self._descriptor, data)
-        except OSError as error:
-            raise _error(error, f"cannot write segment {self._name}") from error
-
-    def view(self) -> memoryview:
-        """Return all that was written; see the protocol."""
-        if self._view is None:
-            try:
-                size = os.fstat(self._descriptor).st_size
-                mapped = mmap.mmap(self._descriptor, size, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise _error(error, f"cannot map segment {self._name}") from error
-            self._view = memoryview(mapped)
-        return self._view
-
-    def settle(self) -> None:
-        """Begin to sync what was written, unless that is under way; see the protocol."""
-        if self._settling is not None:
-            if not self._settling.done():
-                return
-            self._settling.result()
-        if self._helper is None:
-            self._helper = ThreadPoolExecutor(1, "settling")
-        self._settling = self._helper.submit(self._sync)
-
-    def _sync(self) -> None:
-        self._syncs.file(self._descriptor, f"segment {self._name}")
-
-    def commit(self) -> None:
-        """Make it durable and give it its name; see the protocol."""
-        crash.point("put_written")
-        if self._settling is not None:
-            self._settling.result()
-        self._sync()
-        crash.point("put_synced")
-        try:
-            self._temporary.replace(self._path)
-            crash.point("put_renamed")
-            self._syncs.directory(self._path.parent, f"segment {self._name}")
-        except OSError as error:
-            raise _error(error, f"cannot write segment {self._name}") from error
-        crash.point("put_done")
-
-    def abandon(self) -> None:
-        """Close and remove the file; see the protocol."""
-        if not self._is_open:
-            return
-        self._is_open = False
-        if self._helper is not None:
-            self._helper.shutdown()  # waits: the descriptor is in use
-        os.close(self._descriptor)
-        with contextlib.suppress(OSError):  # it is there only when something went wrong
-            self._temporary.unlink()
+def _left_over(error: OSError, what: str) -> StoreError:
+    """Return what an error means for a batch that is to go: one that cannot be read stays."""
+    if error.errno in _UNREADABLE:
+        return SegmentRefused(f"{what}: {error}")
+    return error_of(error, what)
 
 
-class FileAppender:
-    """One file that grows. Its own process is the only one that ever writes to it."""
-
-    def __init__(self, root: Path, name: str, syncs: Syncs) -> None:
-        self.name = name
-        self._syncs = syncs
-        self._root = root
-        self._path = root / name
-        self._descriptor = _create(self._path)
-        self._length = 0
-        self._checksums = Checksums()
-        self._named = False
-
-    def append(self, chunks: Sequence[bytes]) -> None:
-        """Write `chunks` at the end; see the protocol."""
-        data = b"".join(chunks)
-        crash.point("append")
-        try:
-            _write_all(self._descriptor, data)
-        except OSError as error:
-            failure = _error(error, f"cannot append to segment {self.name}")
-            if isinstance(failure, DiskFull):
-                self._take_back()
-            raise failure from error
-        crash.point("appended")
-        self._length += len(data)
-        self._checksums.add(data)
-
-    def _take_back(self) -> None:
-        """Remove what a write has left that a full disk cut short."""
-        try:
-            os.ftruncate(self._descriptor, self._length)
-        except OSError as error:
-            raise StoreError(f"cannot truncate segment {self.name}: {error}") from error
-
-    def extents(self) -> tuple[Extent, ...]:
-        """Return all that was appended, with its checksums."""
-        if not self._length:
-            return ()
-        return (Extent(self.name, self._length, self._checksums.blocks),)
-
-    def sync(self) -> None:
-        """Make everything that was appended durable."""
-        crash.point("sync")
-        try:
-            _sync_result(self._syncs, self._descriptor, self._path, self.name, is_named=self._named)
-        except FileNotFoundError as error:
-            raise _gone(self._root, self.name) from error
-        self._named = True
-        crash.point("synced")
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
-
-def _error(error: OSError, what: str) -> StoreError:
-    if is_disk_full(error):
-        return DiskFull(f"{what}: {error.strerror}")
-    return StoreError(f"{what}: {error}")
-
-
-def _gone(root: Path, name: str) -> StoreError:
-    """Return what it means that the directory is not there in which a segment is written."""
-    if root.exists():
-        return SegmentsGone(f"segment {name} was deleted while it was written")
-    return StoreError(f"cannot write segment {name}: {root} is not there")
-
-
-def _create(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags, _MODE_FILE)
-
-
-def _sync_result(syncs: Syncs, descriptor: int, path: Path, name: str, *, is_named: bool) -> None:
-    """Sync a result segment, and its name unless that was done.
+def _listed(path: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+    """Return the names of what a directory holds of a kind; none when it is not there.
 
     Raises:
-        FileNotFoundError: its directory is not there.
-        StoreError: that failed, and its batch is marked.
+        DamagedError: its disk cannot read it.
+        SegmentRefused, StoreError: it cannot be listed otherwise.
     """
     try:
-        syncs.file(descriptor, f"segment {name}")
-        if not is_named:
-            crash.point("synced_unnamed")
-            syncs.directory(path.parent, f"segment {name}")
-    except StoreError:
-        mark(path.parent)
-        raise
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if is_wanted(entry)]
+    except _ABSENT:
+        return []
+    except OSError as error:
+        if error.errno in _UNREADABLE:
+            raise _Unreadable(f"{path} cannot be listed: {error.strerror}") from error
+        raise error_of(error, f"cannot list {path}") from error
 
 
 def _make_directories(path: Path) -> None:

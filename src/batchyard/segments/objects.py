@@ -10,21 +10,24 @@ becomes a row of objects, one for each sync, and each is an extent of the result
 
 Parts are only ever created, under names that hold a random nonce; whoever has lost the shard may
 add parts, but no manifest names them. The library repeats calls that failed on the way, for as long
-as `OBJECTS_RETRY_S`; a repeated PUT that finds its own object there has succeeded.
+as `OBJECTS_RETRY_S`, but no create-only PUT that was cut after it was sent: we do. One that finds
+its own object there has succeeded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import tempfile
 import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from batchyard import crash, limits, segments
+from batchyard import crash, ids, limits, segments
 from batchyard.checksum import Checksums
+from batchyard.clock import SystemClock
 from batchyard.errors import (
     ConfigError,
     DamagedError,
@@ -35,15 +38,22 @@ from batchyard.errors import (
     shown,
 )
 from batchyard.model import Extent
+from batchyard.segments.unwritten import Backlog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 try:
     import obstore
     from obstore import store as stores
-    from obstore.exceptions import AlreadyExistsError, BaseError
+    from obstore.exceptions import (
+        AlreadyExistsError,
+        BaseError,
+        NotSupportedError,
+        PermissionDeniedError,
+        UnauthenticatedError,
+    )
 except ImportError as error:  # pragma: no cover - the extra is installed where it is tested
     raise ConfigError(
         "segments in an object store need the extra: pip install 'batchyard[objects]'"
@@ -52,6 +62,21 @@ except ImportError as error:  # pragma: no cover - the extra is installed where 
 SCHEMES = frozenset({"s3", "gs", "az"})
 _PUT_PIECE_BYTES = 8 * limits.MIB
 _RESULTS = "/r/"
+_FOR_GOOD = (FileNotFoundError, NotSupportedError, PermissionDeniedError, UnauthenticatedError)
+_PAUSE_S = 1.0
+_DOUBTED_MAX = 10_000
+
+T = TypeVar("T")
+
+
+class _Unwritable(NamedTuple):
+    """What was refused of a batch."""
+
+    until_s: float
+    """Until when it is taken for refused; monotonic."""
+    size: int
+    """Bytes of it."""
+    why: str
 
 
 class ObjectSegments:
@@ -60,6 +85,7 @@ class ObjectSegments:
     sync_interval_s = limits.OBJECTS_SYNC_INTERVAL_S
     syncs_at_once = limits.OBJECTS_SYNCS_AT_ONCE
     repairs_itself = True  # they keep several copies, each with a checksum
+    comes_back = True
 
     def __init__(self, url: str) -> None:
         """Prepare; nothing is called yet.
@@ -73,6 +99,13 @@ class ObjectSegments:
             ConfigError: it is not such a URL, or its settings do not fit.
         """
         self.backlog = Backlog()
+        self._clock = SystemClock()
+        self._doubted = set[str]()
+        """What was refused when it was last read."""
+        self._unwritable: dict[str, _Unwritable] = {}
+        """By batch: what of it was refused when it was last written."""
+        self._tried: dict[str, float] = {}
+        """By batch: until when it is taken for writable, as a trial was."""
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(
@@ -91,6 +124,9 @@ class ObjectSegments:
         try:
             open_store: Any = stores.from_url  # its overloads know no URL of any scheme
             self._store: Any = open_store(url, client_options=client, retry_config=retry)
+            soon_s = min(limits.OBJECTS_DOUBT_S, limits.OBJECTS_RETRY_S)
+            retry |= {"retry_timeout": timedelta(seconds=soon_s)}
+            self._soon: Any = open_store(url, client_options=client, retry_config=retry)
             client |= {"timeout": timedelta(seconds=limits.OBJECTS_LOOK_TIMEOUT_S)}
             once = {"max_retries": 0}
             self._look: Any = open_store(url, client_options=client, retry_config=once)
@@ -99,10 +135,15 @@ class ObjectSegments:
 
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment; see the protocol."""
+        batch_id = _batch_of(name)
+        store = self._store if self._refused(batch_id) is None else self._soon
         try:
-            obstore.put(self._store, _path(name), _pieces(chunks), chunk_size=_PUT_PIECE_BYTES)
-        except (BaseError, OSError) as error:
+            obstore.put(store, _path(name), _pieces(chunks), chunk_size=_PUT_PIECE_BYTES)
+        except BaseError as error:
+            raise self._refusal(name, 1, error) from error
+        except OSError as error:  # of the chunks
             raise StoreError(f"cannot write segment {name}: {_first_line(error)}") from error
+        self._unwritable.pop(batch_id, None)
         crash.point("put_done")
 
     def draft(self, name: str, spool: Path) -> ObjectDraft:
@@ -110,31 +151,148 @@ class ObjectSegments:
         return ObjectDraft(self, name, spool)
 
     def appender(self, name: str) -> ObjectAppender:
-        """Begin a segment to append to."""
-        if self._is_there(name):
-            raise StoreError(f"cannot begin segment {name}: it is there already")
+        """Begin a segment to append to; its first part finds out if there is one of this name."""
         return ObjectAppender(self, name)
+
+    def check_writable(self, batch_id: str, *, is_again: bool = False) -> None:
+        """Look whether the bucket takes results of a batch; see the protocol.
+
+        Only a write tells. It is made where there is a doubt: an attempt came to no end, or parts
+        of the batch were refused here; then as much is written, not more often than each minute.
+        """
+        before = self._refused(batch_id)
+        now_s = self._clock.monotonic_s()
+        if before is None and (not is_again or now_s < self._tried.get(batch_id, now_s)):
+            return
+        name, size = _trial(batch_id), 1 if before is None else before.size
+        self._create(name, bytes(size), limits.OBJECTS_DOUBT_S)
+        self._unwritable.pop(batch_id, None)
+        if len(self._tried) >= _DOUBTED_MAX:
+            self._tried.clear()
+        self._tried[batch_id] = now_s + limits.REFUSED_WAIT_S
+        self._drop(name)
+
+    def _refused(self, batch_id: str) -> _Unwritable | None:
+        """Return what was refused of a batch, if it may be tried again.
+
+        Raises:
+            SegmentRefused: that was a moment ago.
+        """
+        before = self._unwritable.get(batch_id)
+        if before is not None and self._clock.monotonic_s() < before.until_s:
+            raise SegmentRefused(before.why)
+        return before
 
     def create(self, name: str, data: bytes) -> None:
         """Write one part, whole, under a name that was never used.
 
         Raises:
+            SegmentRefused: the store takes others.
             StoreError: another object has the name, or the store does not take it.
         """
+        is_doubted = _batch_of(name) in self._unwritable
+        self._create(name, data, limits.OBJECTS_DOUBT_S if is_doubted else limits.OBJECTS_RETRY_S)
+
+    def _create(self, name: str, data: bytes, doubt_s: float) -> None:
+        """Write one part; ask after `doubt_s` of failures whether it alone is refused."""
+        began_s = self._clock.monotonic_s()
+        store = self._store if doubt_s >= limits.OBJECTS_RETRY_S else self._soon
+        why: Exception
+        while True:
+            try:
+                obstore.put(store, _path(name), data, mode="create", use_multipart=False)
+            except AlreadyExistsError as error:
+                # The answer to a first try may have been lost, or that one may be under way. The
+                # nonce in the name is ours alone.
+                found, why = self._read(name, 0, len(data) + 1, waits=True), error
+                if found == data:
+                    return
+                if found is not None:
+                    raise StoreError(f"segment {name} is there already") from error
+            except (BaseError, FileNotFoundError) as error:
+                why = error
+            else:
+                return
+            failing_s = self._clock.monotonic_s() - began_s
+            is_over = isinstance(why, _FOR_GOOD) or failing_s >= limits.OBJECTS_RETRY_S
+            if is_over or failing_s >= doubt_s:
+                failure = self._refusal(name, len(data), why)
+                if is_over or isinstance(failure, SegmentRefused):
+                    raise failure from why
+            threading.Event().wait(_PAUSE_S)
+
+    def _refusal(self, name: str, size: int, why: Exception) -> StoreError:
+        """Return what it means that a segment was not written: the store may take another one.
+
+        As large a one, as a store that is nearly full takes small ones; later only a byte, since
+        some stores keep for long what was deleted.
+        """
+        text, batch_id = f"cannot write segment {name}: {_first_line(why)}", _batch_of(name)
+        other = _trial(f"probe_{ids.nonce()}")
+        data = bytes(1 if batch_id in self._unwritable else size)
         try:
-            obstore.put(self._store, _path(name), data, mode="create", use_multipart=False)
-        except AlreadyExistsError as error:
-            # The answer to a first try may have been lost. The nonce in the name is ours alone.
-            if self._read(name, 0, len(data) + 1) != data:
-                raise StoreError(f"segment {name} is there already") from error
-        except BaseError as error:
+            store = self._look if len(data) <= limits.MIB else self._soon
+            obstore.put(store, _path(other), data, use_multipart=False)
+        except (BaseError, FileNotFoundError):
+            return StoreError(text)
+        self._drop(other)
+        if len(self._unwritable) >= _DOUBTED_MAX:
+            self._unwritable.clear()
+        until_s = self._clock.monotonic_s() + limits.REFUSED_WAIT_S
+        self._unwritable[batch_id] = _Unwritable(until_s, size, text)
+        self._tried.pop(batch_id, None)
+        return SegmentRefused(text)
+
+    def _drop(self, name: str) -> None:
+        """Remove what was written on trial; what may not be removed is a leftover."""
+        with contextlib.suppress(BaseError, FileNotFoundError):
+            obstore.delete(self._look, [_path(name)])
+
+    def check_creates(self) -> None:
+        """Write one part as those of results are, and remove it; see the protocol.
+
+        Results that cannot be written are paid for in vain. One byte finds out what it can: rights
+        and create-only writes are looked at whatever is written, and what has a quota takes nothing
+        when that is used up. Parts are put whole, so nothing of multipart uploads is to be proven.
+        More would stay: a bucket with versions keeps it after the delete, for each start. What may
+        not be removed is a leftover like others.
+
+        Raises:
+            StoreError: the store takes none, does not list it, or takes a second one under the
+                same name.
+        """
+        batch_id = f"probe_{ids.nonce()}"
+        name = segments.result_name(batch_id, 0, 1)
+        try:
+            self.create(name, b"1")
+        except StoreError as error:
+            raise StoreError(f"the bucket takes no results: {error}") from error
+        try:
+            # Who takes up a shard again looks for what is there of it.
+            if self.names(segments.results_prefix(batch_id, 0)) != [name]:
+                raise StoreError(f"the bucket does not list {name}, which was just written")
+            obstore.put(self._store, _path(name), b"2", mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            pass
+        except (BaseError, FileNotFoundError) as error:
             raise StoreError(f"cannot write segment {name}: {_first_line(error)}") from error
+        else:
+            raise StoreError(
+                "the bucket takes two objects of one name; create-only writes (If-None-Match) are "
+                "needed"
+            )
+        finally:
+            with contextlib.suppress(StoreError):
+                self.delete_batch(batch_id)
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes."""
+        return self._exactly(name, offset, length)
+
+    def _exactly(self, name: str, offset: int, length: int, *, waits: bool = False) -> bytes:
         if not length:
             return b""
-        data = self._read(name, offset, length)
+        data = self._read(name, offset, length, waits=waits)
         if data is None:
             raise DamagedError(f"segment {name} is not there")
         if len(data) != length:
@@ -143,16 +301,21 @@ class ObjectSegments:
 
     def read_into(self, name: str, offset: int, into: memoryview) -> None:
         """Fill `into` with the bytes from `offset` on."""
-        into[:] = self.read(name, offset, len(into))
+        # That is for a client who has the first bytes: later ones are better than none.
+        into[:] = self._exactly(name, offset, len(into), waits=True)
 
     def size(self, name: str) -> int:
         """Return the bytes of a segment."""
+        return self._size(name)
+
+    def _size(self, name: str, *, waits: bool = False) -> int:
+        def size(store: Any) -> int:
+            return int(obstore.head(store, _path(name))["size"])
+
         try:
-            return int(obstore.head(self._store, _path(name))["size"])
+            return self._asked(name, f"cannot find segment {name}", size, size, waits=waits)
         except FileNotFoundError:
             raise DamagedError(f"segment {name} is not there") from None
-        except BaseError as error:
-            raise self._failure(name, f"cannot find segment {name}", error) from error
 
     def names(self, prefix: str) -> list[str]:
         """Return the names that begin with `prefix`, sorted."""
@@ -162,7 +325,7 @@ class ObjectSegments:
 
     def sync(self, name: str) -> None:
         """Look whether it is there: what can be read is durable."""
-        self.size(name)
+        self._size(name, waits=True)
 
     def delete_batch(self, batch_id: str) -> None:
         """Remove all segments of a batch."""
@@ -176,9 +339,13 @@ class ObjectSegments:
             what = f"cannot delete the segments of {batch_id}"
             raise self._failure(f"{segments.batch_prefix(batch_id)}/", what, error) from error
 
-    def batches(self) -> list[str]:
-        """Return the ids of all batches that have segments."""
-        spreads = self._folders(None)
+    def spreads(self) -> list[str]:
+        """Return the folders over which batches are spread."""
+        return self._folders(None)
+
+    def batches(self, spread: str | None = None) -> list[str]:
+        """Return the ids of batches that have segments; see the protocol."""
+        spreads = self.spreads() if spread is None else [spread]
         return sorted(
             path.rpartition("/")[2] for spread in spreads for path in self._folders(spread)
         )
@@ -198,25 +365,70 @@ class ObjectSegments:
             raise StoreError(f"cannot list batches: {_first_line(error)}") from error
         return [str(path) for path in listed["common_prefixes"]]
 
-    def _is_there(self, name: str) -> bool:
-        try:
-            self.size(name)
-        except DamagedError:
-            return False
-        return True
-
-    def _read(self, name: str, offset: int, length: int) -> bytes | None:
+    def _read(self, name: str, offset: int, length: int, *, waits: bool = False) -> bytes | None:
         """Return up to `length` bytes; None when there is no such segment."""
+
+        def part(store: Any, length: int = length) -> bytes:
+            try:
+                return bytes(obstore.get_range(store, _path(name), start=offset, length=length))
+            except BaseError:
+                # Out of range is an error of some stores and a short answer of others.
+                if self._ends_at(name) <= offset:
+                    return b""
+                raise
+
         try:
-            got = obstore.get_range(self._store, _path(name), start=offset, length=length)
-            return bytes(got)
+            return self._asked(
+                name, f"cannot read segment {name}", part, lambda store: part(store, 1), waits=waits
+            )
         except FileNotFoundError:
             return None
+
+    def _asked(
+        self,
+        name: str,
+        what: str,
+        get: Callable[[Any], T],
+        peek: Callable[[Any], object],
+        *,
+        waits: bool,
+    ) -> T:
+        """Return what a call gets of one object; soon say so where that object alone is refused.
+
+        A worker opens its shards one after the other, so what fails for a while is looked at. What
+        was refused before is looked at first: an object may have hundreds of shards.
+
+        Args:
+            name: of the segment.
+            what: the words for a failure.
+            get: the call, to be made in a store.
+            peek: one that tells as much, and soon.
+            waits: whether it is tried as long as it would be if the store were away.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            SegmentRefused: the store answers otherwise.
+            StoreError: it does not.
+        """
+        if not waits and name not in self._doubted:
+            with contextlib.suppress(BaseError):
+                return get(self._soon)
+        try:
+            if not waits:
+                peek(self._look)
         except BaseError as error:
-            # Out of range is an error of some stores and a short answer of others.
-            if self._ends_at(name) <= offset:
-                return b""
-            raise self._failure(name, f"cannot read segment {name}", error) from error
+            failure = self._failure(name, what, error)
+            if isinstance(failure, SegmentRefused):
+                if len(self._doubted) >= _DOUBTED_MAX:
+                    self._doubted.clear()
+                self._doubted.add(name)
+                raise failure from error
+        try:
+            found = get(self._store)
+        except BaseError as error:
+            raise self._failure(name, what, error) from error
+        self._doubted.discard(name)
+        return found
 
     def _ends_at(self, name: str) -> float:
         """Return the size of a segment, infinite where it is not told; ask once."""
@@ -248,41 +460,7 @@ class ObjectSegments:
         except FileNotFoundError:
             return []
         except BaseError as error:
-            raise StoreError(f"cannot list {folder}: {_first_line(error)}") from error
-
-
-class Backlog:
-    """How many bytes wait for a sync, over all appenders: who appends waits when they are many."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._bytes = 0
-        self._failure: StoreError | None = None
-
-    def add(self, size: int) -> None:
-        """Let `size` bytes wait, when there is room.
-
-        Raises:
-            StoreError: the store has failed, and nothing makes room any more.
-        """
-        with self._changed:
-            while self._bytes > limits.UNWRITTEN_BYTES_MAX and self._failure is None:
-                self._changed.wait()
-            if self._failure is not None:
-                raise self._failure
-            self._bytes += size
-
-    def remove(self, size: int) -> None:
-        """Count bytes that wait no more."""
-        with self._changed:
-            self._bytes -= size
-            self._changed.notify_all()
-
-    def fail(self, failure: StoreError) -> None:
-        """Let nobody wait any more."""
-        with self._changed:
-            self._failure = failure
-            self._changed.notify_all()
+            raise self._failure(folder, f"cannot list {folder}", error) from error
 
 
 class ObjectAppender:
@@ -314,6 +492,11 @@ class ObjectAppender:
             name = f"{self.name}.{count}" if count else self.name
             try:
                 self._store.create(name, data)
+            except SegmentRefused:
+                # The shard is given back, but only closed when nobody waits in `append` any more.
+                left, self._waiting = self._waiting, []
+                self._store.backlog.remove(len(data) + sum(map(len, left)))
+                raise
             except StoreError as error:
                 self._store.backlog.fail(error)
                 raise
@@ -387,6 +570,16 @@ def _name(path: str) -> str:
     """Return the name of the segment at a path."""
     head, slash, tail = path.partition(_RESULTS)
     return f"{head}{slash}{tail.replace('/', '.', 1)}"
+
+
+def _batch_of(name: str) -> str:
+    """Return the batch that a segment is of."""
+    return name.split("/")[1]
+
+
+def _trial(batch_id: str) -> str:
+    """Return the name of an object that is written on trial among the results of a batch."""
+    return f"{segments.batch_prefix(batch_id)}/r/probe.{ids.nonce()}"
 
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:

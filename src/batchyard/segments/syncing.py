@@ -5,7 +5,9 @@ directory then returns as if nothing had happened, in any process, until the mac
 again. So a failure ends the process that meets it, and until it has ended no sync of it succeeds:
 one of a directory stands for the names of others too. Results that are on no disk can still be
 read, so a mark is left in their batch for the next start: what lies there and was never committed
-is copied, not synced. The mark needs no sync: what takes it takes the bytes that it warns of.
+is copied, not synced. The mark needs no sync: what takes it takes the bytes that it warns of. Nor
+does another process that works on the batch believe its syncs when the mark has changed since; only
+the moment between a failure and its mark is left open.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from batchyard.errors import StoreError
+from batchyard.disk import no_room, opened
+from batchyard.errors import StoreError, is_disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +30,13 @@ MARK = "sync-failed"
 class Syncs:
     """All syncs of one store in this process. Threads share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_room: Callable[[], bool] = no_room) -> None:
+        """Begin to believe syncs.
+
+        Args:
+            make_room: asked when a mark finds the disk full; whether it is worth another try.
+        """
+        self._make_room = make_room
         self._has_failed = False
 
     def file(self, descriptor: int, what: str) -> None:
@@ -50,15 +59,16 @@ class Syncs:
             StoreError: as `file`.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with opened(path) as descriptor:
+                self._run(os.fsync, descriptor, what)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise StoreError(f"cannot sync {what}: {error}") from error
-        try:
-            self._run(os.fsync, descriptor, what)
-        finally:
-            os.close(descriptor)
+
+    def mark(self, results: Path) -> None:
+        """Mark a batch: a sync of its results has failed; see `mark`."""
+        mark(results, self._make_room)
 
     def _run(self, sync: Callable[[int], None], descriptor: int, what: str) -> None:
         self._check(what)
@@ -74,25 +84,41 @@ class Syncs:
             raise StoreError(f"cannot sync {what}: another sync has failed")
 
 
-def mark(results: Path) -> None:
+def mark(results: Path, make_room: Callable[[], bool] = no_room) -> None:
     """Mark a batch: a sync of its results has failed. Does nothing where that cannot be written.
 
     Args:
         results: the directory of its result segments.
+        make_room: as `Syncs` has it.
     """
     with contextlib.suppress(OSError):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        os.close(os.open(results.with_name(MARK), flags, 0o600))
+        try:
+            make_mark(results)
+        except OSError as error:
+            if not is_disk_full(error) or not make_room():
+                raise
+            make_mark(results)
+        path = results.with_name(MARK)
+        os.truncate(path, path.stat().st_size + 1)  # takes no room
 
 
-def is_marked(results: Path) -> bool:
-    """Whether a batch is marked.
+def make_mark(results: Path) -> None:
+    """Mark a batch, unless it is marked.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    os.close(os.open(results.with_name(MARK), flags, 0o600))
+
+
+def last_mark(results: Path) -> int | None:
+    """Return the mark of a batch, which is another after each failure; None where there is none.
 
     Raises:
         OSError: it cannot be told.
     """
     try:
-        results.with_name(MARK).stat()
+        return results.with_name(MARK).stat().st_size
     except FileNotFoundError:
-        return False
-    return True
+        return None

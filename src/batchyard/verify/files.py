@@ -32,7 +32,7 @@ _FILES = frozenset(
 )
 _OTHERS = 0o077  # files are made 0600, directories 0700
 _SPREAD = re.compile(r"[0-9a-f]{2}")
-_TEMPORARY = re.compile(r"\.(requests|manifest(\.[0-9]+)?\.json)\.[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\.(requests|manifest(\.[0-9]+)?\.json|probe)\.[0-9a-f]{16}")
 
 
 @dataclass(slots=True)
@@ -116,11 +116,7 @@ class Tree:
             mode = self._mode(entry, name)
             if entry.name == "r" and stat.S_ISDIR(mode):
                 continue
-            if _TEMPORARY.fullmatch(entry.name):
-                self._report.add(
-                    Rule.LEFTOVER, "of a file that was being written", batch=batch, segment=name
-                )
-            elif (number := segments.set_aside_of(entry.name)) is not None:
+            if (number := segments.set_aside_of(entry.name)) is not None:
                 found.manifest = max(found.manifest or 0, number)
             elif entry.name not in {"requests", MARK}:
                 self._stranger(entry.name, name, batch)
@@ -163,5 +159,9 @@ class Tree:
             self._report.add(Rule.MODE, text, segment=name)
 
     def _stranger(self, name: str, path: str, batch: str | None = None) -> None:
+        if batch is not None and _TEMPORARY.fullmatch(name):
+            text = "of a file that was being written"
+            self._report.add(Rule.LEFTOVER, text, batch=batch, segment=path)
+            return
         text = f"{shown(name)} is no name that a yard makes, or no file of that kind"
         self._report.add(Rule.STRANGER, text, batch=batch, segment=path)

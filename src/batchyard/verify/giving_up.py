@@ -8,13 +8,13 @@ writes, and only when it is asked to.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from typing import TYPE_CHECKING
 
 from batchyard import segments
+from batchyard.disk import sync_names
 from batchyard.errors import ConfigError, StoreError
-from batchyard.ledger.sqlite_file import APPLICATION_ID, SCHEMA_VERSION
+from batchyard.ledger.sqlite_file import APPLICATION_ID, SCHEMA_VERSION, failure_of, note_failure
 from batchyard.verify import reading
 from batchyard.verify.files import GIVEN_UP, SEGMENTS
 from batchyard.verify.ledger import FILE
@@ -70,13 +70,22 @@ def give_up(data: Path, batch_id: str, now_us: int) -> Path:
         target = data / GIVEN_UP / batch_id
         try:
             _move(data / SEGMENTS / segments.batch_prefix(batch_id), target)
+        except OSError as error:
+            raise StoreError(f"cannot give up {batch_id}: {error}") from error
+        try:
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _FORGET:
                     db.execute(statement, (batch_id,))
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _HARMLESS:
+                note_failure(data / FILE, f"giving up a batch failed: {error}")
             raise StoreError(f"cannot give up {batch_id}: {error}") from error
     return target
+
+
+# After these nothing is in doubt: nothing was written.
+_HARMLESS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL}
 
 
 def _nobody(_: Finding) -> None:
@@ -87,6 +96,8 @@ def _connect(data: Path) -> sqlite3.Connection:
     path = data / FILE
     if not path.is_file():
         raise ConfigError(f"there is no ledger in {data}")
+    if failure_of(path).exists():  # behind what may be on no disk nothing is written
+        raise ConfigError(f"writing to {path} has failed: start a yard on it once")
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA synchronous = FULL")
     application = db.execute("PRAGMA application_id").fetchone()[0]
@@ -106,8 +117,4 @@ def _move(source: Path, target: Path) -> None:
         target.mkdir(mode=0o700, exist_ok=True)
     for directory in (target.parent, target.parent.parent, source.parent):
         if directory.exists():
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_names(directory)

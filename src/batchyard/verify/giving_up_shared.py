@@ -15,6 +15,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from batchyard import limits, segments
+from batchyard.disk import sync_names
 from batchyard.errors import ConfigError, DamagedError, SegmentRefused, StoreError
 from batchyard.segments.requests import read_ids
 from batchyard.verify.files import GIVEN_UP
@@ -56,7 +57,7 @@ async def give_up_shared(
     if left is None:
         raise ConfigError(f"there is no open batch {batch_id}")
     _check_void(left, batch_id, now_us)
-    others = await batches.others(batch_id)
+    others = await batches.others(batch_id, _OTHERS)
     target = data / GIVEN_UP / batch_id
     try:
         await asyncio.to_thread(_check_lost, store, batch_id, left.shards, others)
@@ -93,8 +94,7 @@ def _check_lost(
         ConfigError: they can, or the segments may be those of another ledger.
         SegmentRefused, StoreError: that cannot be known.
     """
-    some = others[:: max(1, len(others) // _OTHERS)][:_OTHERS]
-    if some and not any(store.names(f"{segments.batch_prefix(each)}/") for each in some):
+    if others and not any(store.names(f"{segments.batch_prefix(each)}/") for each in others):
         raise ConfigError(
             "no batch of this ledger has anything in these segments: is it their URL?"
         )
@@ -134,8 +134,4 @@ def _keep(store: Segments, batch_id: str, target: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     for folder in folders:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_names(folder)
