@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import select
 from typing import TYPE_CHECKING
 
-from helpers_upstream import DEADLINE_S
-from helpers_yard import QUICK, Yard
+from helpers_yard import QUICK, Yard, has_more
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,9 +33,17 @@ SHORT = QUICK | {
 class Member(Yard):
     """One process of a fleet."""
 
-    def __init__(self, root: Path, name: str, role: str, upstream: str, shared: Mapping[str, str]):
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        role: str,
+        upstream: str,
+        shared: Mapping[str, str],
+        bounds: Mapping[str, object] = SHORT,
+    ) -> None:
         environment = {**shared, "BATCHYARD_ROLE": role}
-        super().__init__(root / name, upstream, slots=16, bounds=SHORT, environment=environment)
+        super().__init__(root / name, upstream, slots=16, bounds=bounds, environment=environment)
         self.role = role
 
     def wait_ready(self) -> Self:
@@ -45,8 +51,7 @@ class Member(Yard):
             return super().wait_ready()
         assert self.process is not None
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_S)
-        line = self.process.stdout.readline() if ready else b""
+        line = self.process.stdout.readline() if has_more(self.process.stdout) else b""
         assert line, f"the worker did not start: {self.read_log()[-4_000:]}"
         hello = json.loads(line)
         assert (hello["role"], hello["pid"]) == ("worker", self.process.pid)

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from helpers_upstream import DEADLINE_S, text_of
 
@@ -134,8 +134,7 @@ class Yard:
         """Wait for the first line of a process that was launched."""
         assert self.process is not None
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_S)
-        line = self.process.stdout.readline() if ready else b""
+        line = self.process.stdout.readline() if has_more(self.process.stdout) else b""
         if not line:
             code = self._reap(kill=True)
             raise AssertionError(f"the yard did not start ({code}): {self.read_log()[-4_000:]}")
@@ -295,6 +294,13 @@ class Yard:
             root = self.data / part
             found += [str(p.relative_to(self.data)) for p in root.rglob("*") if not p.is_dir()]
         return sorted(found)
+
+
+def has_more(pipe: IO[bytes]) -> bool:
+    """Wait until there is something to read, or its end; whether there is."""
+    waiting = select.poll()  # `select` takes no descriptor above 1,023
+    waiting.register(pipe, select.POLLIN)
+    return bool(waiting.poll(DEADLINE_S * 1_000))
 
 
 def poll(what: Callable[[], T], why: Callable[[], str]) -> T:

@@ -163,10 +163,18 @@ def test_the_settings_of_the_trial_are_settings() -> None:
 def test_whoever_works_has_the_time_to_let_its_calls_end() -> None:
     for deployment in of_kind("Deployment"):
         pod = deployment["spec"]["template"]["spec"]
-        assert pod["terminationGracePeriodSeconds"] > run._LEAVE_MAX_S, deployment["metadata"]
+        before = (each.get("lifecycle", {}) for each in pod["containers"] if "args" in each)
+        before_s = max((each["preStop"]["sleep"]["seconds"] for each in before if each), default=0)
+        grace_s = pod["terminationGracePeriodSeconds"]
+        assert grace_s > run._LEAVE_MAX_S + before_s, deployment["metadata"]
     for name in ("api", "worker"):
         assert COMPOSE["services"][name]["stop_grace_period"] == "100s"
     assert run._LEAVE_MAX_S < 100
+
+
+def test_answers_under_way_at_the_end_may_take_as_long_as_the_calls_that_they_wait_for() -> None:
+    assert run.CLOSE_S == limits.DRAIN_GRACE_S
+    assert run._LEAVE_MAX_S > run.CLOSE_S
 
 
 def test_the_gateway_stands_before_the_api_and_lets_its_bodies_through() -> None:
@@ -181,7 +189,8 @@ def test_the_gateway_stands_before_the_api_and_lets_its_bodies_through() -> None
     (listens,) = re.findall(r"listen (\d+);", GATEWAY)
     (gateway,) = [c for p in pods() for c in p["containers"] if c["name"] == "gateway"]
     assert gateway["ports"] == [{"name": "http", "containerPort": int(listens)}]
-    assert COMPOSE["services"]["api"]["ports"] == [f"127.0.0.1:{listens}:{listens}"]
+    assert COMPOSE["services"]["gateway"]["ports"] == [f"127.0.0.1:{listens}:{listens}"]
+    assert COMPOSE["services"]["api"]["network_mode"] == "service:gateway"
 
 
 def test_what_the_probes_ask_for_is_answered_without_a_key() -> None:

@@ -150,6 +150,15 @@ class World:
         workers: list[dict[str, Any]] = status(self.cluster.address, self.shared)["workers"]
         return workers
 
+    def refused(self) -> str:
+        """Start a second launcher; return what it says as it ends."""
+        second = run(
+            "up", "--address", self.cluster.address, "--upstream", f"up={self.upstream.url}",
+            shared=self.shared | {"BATCHYARD_TEST_BOUNDS": '{"cluster.up:_OTHERS_MAX_S": 1.0}'},
+        )  # fmt: skip
+        assert second.returncode == 2
+        return second.stderr
+
     def assert_ended(self, batch_id: str, prompts: list[str]) -> None:
         self.api.wait_ended(batch_id)
         assert_answered(self.api.results(batch_id), prompts)
@@ -203,14 +212,10 @@ def test_workers_come_with_the_work_and_leave_when_it_is_done(world: World) -> N
 
 def test_a_yard_is_kept_by_one_launcher_and_reached_over_the_client_port(world: World) -> None:
     launcher = world.client()
+    assert "is on this Ray cluster already, with 0 workers" in world.refused()
     batch_id, prompts = world.held("c", 2)
     world.wait_held(prompts)
-    second = run(
-        "up", "--address", world.cluster.address, "--upstream", f"up={world.upstream.url}",
-        shared=world.shared | {"BATCHYARD_TEST_BOUNDS": '{"cluster.up:_OTHERS_MAX_S": 1.0}'},
-    )  # fmt: skip
-    assert second.returncode == 2
-    assert "is on this Ray cluster already, with 1 workers" in second.stderr
+    assert "is on this Ray cluster already, with 1 workers" in world.refused()
     world.upstream.gate("c").open()
     world.assert_ended(batch_id, prompts)
     launcher.signal(signal.SIGTERM)

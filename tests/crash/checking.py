@@ -42,5 +42,5 @@ def kill(yard: Yard) -> None:
 
 def written_lines(yard: Yard) -> int:
     """Return how many whole result lines are in segments."""
-    found = (yard.data / "segments").glob("??/*/r/*")
+    found = (yard.data / "segments").glob("??/*/r/[0-9]*")
     return sum(path.read_bytes().count(b"\n") for path in found)

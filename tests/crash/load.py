@@ -128,13 +128,14 @@ class Client(threading.Thread):
                 self._journal.dropped += sum(prompt not in answered for prompt in made.prompts)
             made.cancel_sent = True
             answer = self._yard.request("POST", f"{path}/cancel", b"", HEADERS)
-            assert answer.status == 200
+            assert answer.status == 200, answer.body
             made.cancel = made.cancel or answer.json()["cancel_initiated_at"] is not None
         elif self._rng.random() < 0.3:
             made.cancel = batch.json()["cancel_initiated_at"] is not None
             verify(self._yard, made)
             made.deleted = None
-            assert self._yard.request("DELETE", path).status == 200
+            answer = self._yard.request("DELETE", path)
+            assert answer.status == 200, answer.body
             made.deleted = True
 
 

@@ -164,7 +164,7 @@ def unnamed_segments(yard: Yard) -> list[Path]:
     with closing(sqlite3.connect(yard.data / "ledger.db")) as ledger:
         for (extents,) in ledger.execute("SELECT manifest FROM shards"):
             named |= {name for name, *_ in json.loads(extents)}
-    found = (path for path in root.glob("??/*/r/*") if path.stat().st_size)
+    found = (path for path in root.glob("??/*/r/[0-9]*") if path.stat().st_size)
     return sorted(path for path in found if str(path.relative_to(root)) not in named)
 
 

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import anthropic
 import pytest
 
 import batchyard
+from batchyard.ledger.sqlite_file import note_failure
 from crash.checking import assert_holds, written_lines
 from crash.forking import ForkedYard, Zygote
 from crash.test_random_kills import KILLS_USUAL
@@ -45,6 +47,9 @@ TURNS = {
     "append": (1, 3),
     "appended": (1, 3),
     "batch_named": (1, 2, 3),
+    # Of the data directory, of its own name, of the ledger's file and of its log.
+    "names": (1, 2, 3, 4),
+    "names_synced": (1, 2, 3, 4),
     "put_written": (1, 2),
     "put_synced": (1, 2),
     "put_renamed": (1, 2),
@@ -52,9 +57,13 @@ TURNS = {
 }
 ADOPTING = ("claimed:1", "left_sync:1", "synced_unnamed:1", "left_synced:1", "adopted:1", "call:1")
 DELETING = ("deleted:1", "delete_part:1", "delete_part:2")
+FOLDING = ("fold_written:1", "fold_synced:1", "folded:1")
+RESTORED = ("results_marked:1", "results_made:1", "results_named:1")
+STARTING = ("ledger_", "opened", "names", "root_")
 # These need more than one batch and its end: below, and the emulator's clock. Those of a migration
 # are tried in tests/store/test_sqlite_start.py.
 APART = {"adopted", "left_sync", "left_synced", "deleted", "delete_part", "archived", "migrating"}
+APART |= {case.partition(":")[0] for case in (*FOLDING, *RESTORED)}
 CASES = [f"{name}:{turn}" for name in sorted(ALL - APART) for turn in TURNS.get(name, (1,))]
 
 
@@ -130,7 +139,7 @@ def test_killed_there_it_goes_on_with_one_batch_and_one_result_each(
         yard.wait_ready()
         acknowledged = create(yard, prompts)
     except AssertionError:
-        assert point.startswith(("ledger_", "opened")), "it died before it was ready"
+        assert point.startswith(STARTING), "it died before it was ready"
     died(yard)
     written, called = written_lines(yard), upstream.number("point-")
     with starts.again() as again:
@@ -168,6 +177,46 @@ def test_killed_while_it_adopts_it_adopts_again(starts: Starts, upstream: Upstre
         yard.wait_ended(batch_id)
         assert_answered(yard.results(batch_id), prompts)
         assert all(upstream.counts[f"adopt-{n}"] == 1 for n in range(60)), "nothing is paid twice"
+
+
+def test_killed_while_a_log_in_doubt_is_folded_it_folds_again(
+    starts: Starts, upstream: Upstream
+) -> None:
+    prompts = [f"fold-{n}" for n in range(20)] + ["fold-last|hold:fold"]
+    with starts.again() as yard:
+        batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
+        yard.wait_progress(batch_id, lambda progress: progress["results"] >= 20)
+        yard.kill()
+    note_failure(starts.data / "ledger.db", "a sync of the log")
+    for point in FOLDING:
+        yard = starts.until(point)
+        yard.launch()
+        died(yard)
+        assert (starts.data / "ledger.failed").exists()
+    upstream.gate("fold").open()
+    with starts.again() as yard:
+        yard.wait_ended(batch_id)
+        assert_answered(yard.results(batch_id), prompts)
+
+
+def test_killed_while_a_folder_of_results_is_made_again_it_is_made_again(
+    starts: Starts, upstream: Upstream
+) -> None:
+    prompts = ["restored-0|hold:restored", "restored-1|hold:restored"]
+    with starts.again() as yard:
+        batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
+        upstream.wait_calls("restored-", 2)
+        yard.kill()
+    (results,) = starts.data.glob(f"segments/??/{batch_id}/r")
+    shutil.rmtree(results)
+    upstream.gate("restored").open()
+    for point in RESTORED:
+        yard = starts.until(point)
+        yard.launch()
+        died(yard)
+    with starts.again() as yard:
+        yard.wait_ended(batch_id)
+        assert_answered(yard.results(batch_id), prompts)
 
 
 @pytest.mark.parametrize("point", DELETING)
@@ -215,6 +264,6 @@ def test_a_usual_run_kills_at_least_150_times() -> None:
 
 
 def test_every_point_is_tried() -> None:
-    apart = {case.partition(":")[0] for case in (*ADOPTING, *DELETING)} | {"archived", "migrating"}
-    assert {case.partition(":")[0] for case in CASES} | apart == ALL
+    apart = (*ADOPTING, *DELETING, *FOLDING, *RESTORED, "archived", "migrating")
+    assert {case.partition(":")[0] for case in (*CASES, *apart)} == ALL
     assert os.environ.get("BATCHYARD_CRASH_AT") is None

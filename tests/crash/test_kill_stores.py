@@ -96,14 +96,19 @@ class AnyApi(Yard):
 
     def request(self, *args: Any, **kwargs: Any) -> Answer:
         end = time.monotonic() + DEADLINE_S
+        is_repeated = False
         while True:
             for api in random.sample(self._fleet.apis, len(self._fleet.apis)):
                 try:
                     answer = api.request(*args, **kwargs)
                 except OSError:
+                    is_repeated = True
                     continue
+                if is_repeated and args[0] == "DELETE" and answer.status == 404:
+                    raise ConnectionError("deleted by a call whose answer was lost")
                 if answer.status != 529:
                     return answer
+                is_repeated = True
             if not self.is_patient or time.monotonic() > end:
                 raise ConnectionError("no API answers")
             time.sleep(0.05)

@@ -350,14 +350,6 @@ async def test_a_model_that_cannot_be_loaded_is_told_at_the_start(tmp_path: Path
     await upstream.close()
 
 
-async def test_a_call_that_nobody_wants_any_more_is_not_made(upstream: EngineUpstream) -> None:
-    given_up = Call(call("x").params, "2023-06-01", (), "w", wanted=lambda: False)
-    outcome = await upstream.send(given_up)
-    assert isinstance(outcome, Failure)
-    assert outcome.kind is FailureKind.CONNECT
-    assert not llm().asked
-
-
 # Passing on ---------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +98,52 @@ def test_a_file_in_the_place_of_the_segments_is_refused(tmp_path: Path) -> None:
     said = refused(tmp_path, code=1)
     assert f"stopped, the store failed: cannot use {tmp_path / 'segments'}" in said
     assert "File exists" in said
+
+
+NEWER = """
+import os, sys
+from pathlib import Path
+from batchyard.ledger import sqlite_file
+db = sqlite_file.connect(Path(sys.argv[1]), read_only=False)
+db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+db.execute("BEGIN")
+db.execute("CREATE TABLE newer (x)")
+db.execute(f"PRAGMA user_version = {sqlite_file.SCHEMA_VERSION + 1}")
+db.execute("COMMIT")
+os._exit(9)
+"""
+FOREIGN = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode = WAL")
+db.execute("CREATE TABLE theirs (x)")
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("killed", "why"), [(NEWER, "has schema version"), (FOREIGN, "of another program")]
+)
+def test_a_ledger_of_others_stays_as_it_is_with_what_is_only_in_its_log(
+    tmp_path: Path, killed: str, why: str
+) -> None:
+    data = tmp_path / "data"
+    (data / "spool").mkdir(parents=True)
+    path = data / "ledger.db"
+    assert subprocess.run([sys.executable, "-c", killed, str(path)], check=False).returncode == 9
+
+    def found() -> dict[str, bytes | None]:
+        # The index of the log is memory that processes share.
+        return {
+            each.name: each.read_bytes() if each.is_file() else None
+            for each in data.iterdir()
+            if each.name not in {"lock", "ledger.db-shm"}
+        }
+
+    before = found()
+    assert before["ledger.db-wal"]
+    assert why in refused(data)
+    assert found() == before
 
 
 def test_nothing_is_made_where_nothing_can_be_made() -> None:

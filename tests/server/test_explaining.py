@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from helpers_upstream import Upstream
 from helpers_workers import workers_yard
 from helpers_yard import BATCHES, QUICK, Yard, request
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def reasons(progress: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -58,6 +57,33 @@ def test_there_is_no_estimate_while_one_of_two_pools_stands_still(
     }
     yard.post(f"{BATCHES}/{batch['id']}/cancel", b"")
     yard.wait_ended(batch["id"])
+
+
+class _Limited(Yard):
+    """A yard that may make one call a second of the model `slow`."""
+
+    def command(self) -> list[str]:
+        command = super().command()
+        with Path(command[command.index("--config") + 1]).open("a") as config:
+            config.write('[[upstream.limit]]\nmodels = ["slow"]\nrequests_per_minute = 60\n')
+        return command
+
+
+def test_the_end_of_a_batch_of_several_models_is_that_of_the_slowest(tmp_path: Path) -> None:
+    requests = [request(f"quick-{n}", model="quick") for n in range(60)]
+    requests += [request(f"slow-{n}", model="slow") for n in range(60)]
+    with (
+        Upstream() as upstream,
+        _Limited(tmp_path / "data", upstream.url, bounds=QUICK, slots=4) as yard,
+    ):
+        batch = yard.create(requests)
+        told = yard.wait_progress(batch["id"], lambda p: p["estimate"]["ends_at"] is not None)
+        ends = datetime.fromisoformat(told["estimate"]["ends_at"])
+        assert ends - datetime.fromisoformat(batch["created_at"]) > timedelta(seconds=55)
+        # Its ceiling until a rate was measured, which may have been when this was asked.
+        assert re.search(r" of them in up/slow, (at most )?\d\.\d a second", told["estimate"]["basis"])
+        yard.post(f"{BATCHES}/{batch['id']}/cancel", b"")
+        yard.wait_ended(batch["id"])
 
 
 def test_what_was_counted_of_calls_is_told_after_an_orderly_restart(tmp_path: Path) -> None:

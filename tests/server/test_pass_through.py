@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 from contextlib import closing
@@ -72,6 +73,8 @@ async def answer_odd_errors(exchange: Exchange) -> None:
     name, _, content_type = exchange.call.prompt.partition("|")
     body = ODD[name]
     head = f"HTTP/1.1 500 Scripted\r\ncontent-type: {content_type}\r\n"
+    if name == "coded":
+        head += "content-encoding: gzip\r\n"
     await exchange.send(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body[:20])
     await exchange.send(body[20:])
 
@@ -85,6 +88,7 @@ ODD = {
     "no object": b'["type", "error", "request_id"]',
     "no JSON": b'{"type": "error", "error": {}, "request_id": "req_up"',
     "empty": b"",
+    "coded": gzip.compress(envelope("x")),
 }
 
 
@@ -116,6 +120,7 @@ def test_what_is_no_error_of_the_api_passes_byte_for_byte(
     answer = odd_yard.post("/v1/messages", params(f"{name}|{content_type}"))
     assert (answer.status, answer.body) == (500, ODD[name])
     assert answer.headers["content-type"] == content_type
+    assert (answer.headers["content-encoding"] == "gzip") == (name == "coded")
 
 
 def test_a_stream_passes_piece_by_piece(yard: Yard, upstream: Upstream) -> None:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import signal
 import subprocess
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from helpers_upstream import DEADLINE_S
-from helpers_yard import BATCHES, Yard, assert_answered, poll, request
+from helpers_yard import BATCHES, HEADERS, Yard, assert_answered, poll, request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,6 +147,24 @@ def test_requests_that_wait_for_a_retry_do_not_hold_up_the_end(
         yard.wait_ended(batch["id"])
         assert_answered(yard.results(batch["id"]), prompts)
     assert upstream.counts["waiting-2"] == 1
+
+
+def test_streams_of_progress_and_idle_connections_do_not_hold_up_the_end(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    bounds = {"server.run:CLOSE_S": 1_000, "server.run:_LEAVE_MAX_S": 20}
+    with Yard(tmp_path / "data", upstream.url, bounds=bounds) as yard:
+        batch = yard.create([request("watched|429:900,message")])
+        with closing(yard.connect()) as idle, closing(yard.connect()) as watching:
+            idle.request("GET", BATCHES, headers=HEADERS)
+            assert idle.getresponse().read()
+            headers = HEADERS | {"accept": "text/event-stream"}
+            watching.request("GET", f"{BATCHES}/{batch['id']}/progress", headers=headers)
+            stream = watching.getresponse()
+            assert stream.readline() == b"event: progress\n"
+            yard.signal(signal.SIGTERM)
+            assert b"in_progress" in stream.read(), "it is whole, not cut"
+            assert yard.wait() == 0
 
 
 def test_a_second_signal_ends_it_at_once_and_loses_nothing(

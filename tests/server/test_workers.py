@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,63 @@ def test_a_frozen_worker_that_wakes_is_fenced_off(tmp_path: Path) -> None:
         assert repeated(upstream) <= 16
         assert yard.stop() == 0
         assert "Traceback" not in yard.read_log()
+    assert_holds(yard.data)
+
+
+def leases_left_s(yard: Yard, of: str = "shards WHERE state = 1") -> list[float]:
+    """Return how long the leases of the shards that are held last, as the ledger has them."""
+    with closing(sqlite3.connect(f"file:{yard.data / 'ledger.db'}?mode=ro", uri=True)) as db:
+        leases = db.execute(f"SELECT lease_us FROM {of}").fetchall()
+    return [lease_us / 1e6 - time.clock_gettime(time.CLOCK_BOOTTIME) for (lease_us,) in leases]
+
+
+def freeze(yard: Yard, pids: list[int]) -> None:
+    """Freeze processes, none of them while it keeps others from writing."""
+
+    def is_done() -> bool:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        directory = os.open(yard.data, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            return False
+        finally:
+            os.close(directory)
+        return True
+
+    poll(is_done, lambda: "one of them always writes")
+
+
+def test_a_yard_that_is_frozen_as_a_whole_for_longer_than_a_lease_goes_on_where_it_was(
+    tmp_path: Path,
+) -> None:
+    slow, bounds = Slow(), SHORT | {"limits:LEASE_US": 4_000_000}
+    prompts = prompts_of("paused", 4_000)
+    with (
+        Upstream(slow) as upstream,
+        workers_yard(tmp_path / "data", upstream.url, bounds=bounds) as yard,
+    ):
+        workers = wait_workers(yard)
+        batch = yard.create([request(prompt) for prompt in prompts])
+        hold_shared(yard, slow)
+        assert yard.process is not None
+        freeze(yard, [yard.process.pid, *workers])
+        poll(lambda: max(leases_left_s(yard)) < 0, lambda: str(leases_left_s(yard)))
+        os.kill(yard.process.pid, signal.SIGCONT)
+        of_sweeps = "shares WHERE pool = '#contact'"
+        poll(lambda: max(leases_left_s(yard, of_sweeps)) > 0, lambda: "the server does not sweep")
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        slow.holds = False
+        upstream.gate("held").open()
+        assert yard.wait_ended(batch["id"])["request_counts"]["succeeded"] == len(prompts)
+        assert_answered(yard.results(batch["id"]), prompts)
+        assert repeated(upstream) == 0
+        assert yard.stop() == 0
+        assert "lost shard" not in yard.read_log()
     assert_holds(yard.data)
 
 

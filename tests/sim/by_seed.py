@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 from typing import TYPE_CHECKING, TypeVar
+
+import uvloop
 
 from sim.world import Chances, World
 
@@ -26,7 +27,11 @@ def seeds(variable: str, usual: int) -> range:
 
 def make_world(kind: type[W], seed: int, root: Path, *, exact_calls: bool) -> W:
     rng = random.Random(seed)
-    return kind(rng, root, rng.choice([1, 3, 16]), chances(rng), exact_calls)
+    world = kind(rng, root, rng.choice([1, 3, 16]), chances(rng), exact_calls)
+    full = random.Random(f"full disk {seed}")
+    chance = full.choice([0.0, 0.0, 0.02, 0.3])
+    world.finds_full = lambda _: full.random() < chance
+    return world
 
 
 def chances(rng: random.Random) -> Chances:
@@ -48,7 +53,7 @@ def chances(rng: random.Random) -> Chances:
 def run(seed: int, variable: str, story: Coroutine[object, object, object]) -> None:
     """Run a story; a failure says how to repeat it."""
     try:
-        asyncio.run(story)
+        uvloop.run(story)
     except BaseException as error:
         error.add_note(f"seed {seed}: BATCHYARD_SIM_FIRST={seed} {variable}=1")
         raise

@@ -108,6 +108,7 @@ class CacheWorld:
         slots: int = 64,
         workers: int = 1,
         shares: Shares = EQUAL,
+        calls_max: int = limits.CALLS_MAX,
     ) -> None:
         asyncio.get_running_loop().set_default_executor(InlineExecutor())
         self.clock = ManualClock()
@@ -124,6 +125,7 @@ class CacheWorld:
                 upstreams=upstreams,
                 routes=self.routes,
                 slots={"sim": slots},
+                calls_max=calls_max,
                 clock=self.clock,
                 rng=random.Random(number),
                 owner=None if workers == 1 else f"worker-{number}",

@@ -33,7 +33,7 @@ class MemoryObjects(ObjectSegments):
 
     def __init__(self, objects: MemoryStore, fails: Callable[[], str]) -> None:
         super().__init__("s3://world/yard")
-        self._store = objects
+        self._store = self._soon = self._look = objects
         self._fails = fails
 
     def create(self, name: str, data: bytes) -> None:
@@ -122,7 +122,7 @@ class SharedWorld(World):
         self.check_alive()
         for process in list(self.processes):
             await self.leave(process)
-        self.watch.look()
+        self.look()
         await self.ledger.close()
 
 

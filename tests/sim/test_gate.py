@@ -6,18 +6,30 @@ import asyncio
 import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from batchyard import limits
+from batchyard.dispatch.cap import Cap
 from batchyard.dispatch.ceilings import Ceilings, Limit
 from batchyard.dispatch.gate import Gate, Gates
 from batchyard.dispatch.limiter import Signal
+from batchyard.upstream import Reply
+from sim.caching import CacheWorld
 from sim.limited import LoopClock, run_virtually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from batchyard.ledger import News
+
+MESSAGE: dict[str, Any] = {
+    "model": "m",
+    "max_tokens": 9,
+    "messages": [{"role": "user", "content": "Yes?"}],
+}
 
 
 def tell(story: Callable[[Gate], Awaitable[None]], *, per_minute: int = 60, slots: int = 8) -> None:
@@ -180,6 +192,48 @@ def test_no_wake_up_is_lost_whatever_is_refused_given_up_or_stopped(seed: int) -
     tell(story, per_minute=60_000, slots=16)
 
 
+def test_who_waits_leaves_room_for_others_and_goes_on_only_when_there_is_room_again() -> None:
+    """Of a process that may make one call, one model may have one each second, one is free."""
+    through: list[tuple[str, float]] = []
+
+    async def call(cap: Cap, gate: Gate, name: str, seconds: float) -> None:
+        cap.fill()
+        await gate.wait()
+        through.append((name, now_s()))
+        permit = gate.start(b"{}")
+        await asyncio.sleep(seconds)
+        gate.end(permit, Signal.TAKEN)
+        cap.empty()
+        cap.on_room()
+
+    async def run() -> None:
+        cap = Cap(1)
+        gates = Gates(LoopClock(), Ceilings({"up": [Limit(("slow",), requests=60)]}), cap)
+        slow, free = gates.of("up/slow", 8), gates.of("up/free", 8)
+
+        def pass_on() -> None:
+            free.pass_on()
+            slow.pass_on()
+
+        cap.on_room = pass_on
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(call(cap, slow, "slow", 0.1))
+            for _ in range(2):
+                group.create_task(call(cap, free, "free", 5.0))
+            await asyncio.sleep(0.5)
+            assert (cap.slots, cap.calls) == (3, 1)
+            free.rest()
+            assert (cap.slots, cap.calls) == (3, 1), "another one is woken in its place"
+            free.go_on()
+            assert not free.is_open, "which is not given back"
+        assert (cap.slots, cap.calls) == (0, 0)
+
+    run_virtually(run())
+    moments = [("slow", 0.0), ("free", 0.1), ("free", 5.1), ("slow", 10.1)]
+    assert through == [(name, pytest.approx(at_s, abs=0.01)) for name, at_s in moments]
+
+
 def test_the_log_says_once_that_calls_wait_and_once_that_they_no_longer_do(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -197,3 +251,49 @@ def test_the_log_says_once_that_calls_wait_and_once_that_they_no_longer_do(
         r"waiting pool=up/model: connection refused\n",
         "recovered pool=up/model",
     ]
+
+
+def test_requests_that_are_answered_as_bad_use_up_no_output_tokens(root: Path) -> None:
+    async def story() -> None:
+        world = CacheWorld(root, slots=8, latency=0.5)
+        ceilings = Ceilings({"sim": [Limit(("*",), output_tokens=400_000)]})
+        world.worker._gates._ceilings = ceilings
+        refusal = b'{"type":"error","error":{"type":"invalid_request_error","message":"No."}}'
+        world.model.instead = lambda call, number: Reply(400, refusal)
+        await world.create([{**MESSAGE, "max_tokens": 64_000}] * 100)
+        await world.clock.advance(60)
+        assert len(world.model.calls) == 100, "else six a minute"
+        await world.close()
+
+    asyncio.run(story())
+
+
+def test_a_ceiling_holds_when_many_calls_have_waited_for_news_together(root: Path) -> None:
+    """The ledger does not answer for a while; then all who may send look at the gate again."""
+
+    async def story() -> None:
+        world = CacheWorld(root, slots=200, latency=10.0, workers=2)
+        for worker in world._workers:
+            worker._gates._ceilings = Ceilings({"sim": [Limit(("*",), requests=60)]})
+        batch = await world.create([MESSAGE] * 1_000)
+        await world.clock.advance(120)
+        news, answers = world.ledger.news, asyncio.Event()
+
+        async def late() -> News:
+            await answers.wait()
+            return await news()
+
+        world.ledger.news = late  # type: ignore[method-assign]
+        await world.clock.advance(60)
+        answers.set()
+        await world.clock.advance(120)
+        times = [at_s for at_s, _ in world.model.calls]
+        most = max(sum(began <= at_s < began + 60 for at_s in times) for began in times)
+        assert 50 <= most <= 60 + 2 * 2, "beside the limit each worker may have one more"
+        for worker in world._workers:
+            worker.cancel(batch.id)
+        await world.cancel(batch)
+        await world.clock.advance(70)
+        await world.close()
+
+    asyncio.run(story())

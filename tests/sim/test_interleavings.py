@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+import uvloop
 
 from batchyard import limits
 from batchyard.clock import steady_us
@@ -247,7 +248,7 @@ def test_every_order_of_cancel_expiry_replies_and_lease_loss_gives_each_request_
     for order in mine(orders(events)):
         with tempfile.TemporaryDirectory(dir=memory) as place:
             try:
-                asyncio.run(tell(Path(place), order, layout, pace_s))
+                uvloop.run(tell(Path(place), order, layout, pace_s))
             except BaseException as error:
                 error.add_note(f"{order} at a pace of {pace_s} s, {layout=}")
                 raise

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from batchyard.dispatch import adopt
+from batchyard.dispatch.calling import Caller
 from batchyard.ledger.sqlite_file import SQL
+from sim import test_expiry as expiry
 from sim import test_interleavings as interleavings
 from sim import test_stories as stories
 from sim import world
@@ -74,6 +76,10 @@ def two_attempts(place: Path) -> None:
 
 def a_zombie_that_writes_on(place: Path) -> None:
     stories.test_what_was_adopted_stays_though_a_zombie_writes_on(place / "data")
+
+
+def a_batch_that_expires(place: Path) -> None:
+    expiry.test_no_call_starts_at_the_expiry_or_after_it(place / "data", answers=True)
 
 
 # What is taken away -------------------------------------------------------------------------------
@@ -160,6 +166,10 @@ def adopt_before_send(patch: Sabotage) -> None:
     patch.setattr(world, "Gated", _ForgetfulGate)
 
 
+def look_at_the_time_before_a_call(patch: Sabotage) -> None:
+    patch.setattr(Caller, "_is_over", lambda _, shard: shard.stopped.is_set())
+
+
 @pytest.mark.parametrize(
     ("take_away", "harness", "noticed"),
     [
@@ -172,6 +182,7 @@ def adopt_before_send(patch: Sabotage) -> None:
         (sync_before_commit, one_at_a_time, "survive a power cut"),
         (sync_before_adopt, one_at_a_time, "survive a power cut"),
         (adopt_before_send, a_zombie_that_writes_on, "was asked again"),
+        (look_at_the_time_before_a_call, a_batch_that_expires, "sent after its expiry"),
     ],
 )
 def test_what_is_taken_away_is_missed(

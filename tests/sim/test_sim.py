@@ -6,11 +6,11 @@ made than those that must be.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from sim import by_seed
 from sim.world import World
@@ -61,6 +61,6 @@ def test_a_worker_that_was_frozen_changes_nothing_that_others_have_done(
 
 
 def test_a_seed_is_the_same_story_every_time(root: Path) -> None:
-    first = asyncio.run(one_process(7, root / "1"))
-    again = asyncio.run(one_process(7, root / "2"))
+    first = uvloop.run(one_process(7, root / "1"))
+    again = uvloop.run(one_process(7, root / "2"))
     assert first == again

@@ -368,7 +368,7 @@ def test_a_slot_whose_call_was_given_up_ends_with_its_worker_in_the_same_moment(
         assert world.calls == 2, "one of each"
         first = min(process.worker._held.values(), key=lambda shard: shard.claim.requests)
         first.lose()
-        calls = list(process.worker._calls)
+        calls = list(process.worker._slots.tasks)
         for call in calls:
             call.cancel()
         for _ in range(50):

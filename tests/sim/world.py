@@ -19,6 +19,7 @@ from batchyard.dispatch.ending import read_manifest
 from batchyard.dispatch.keeper import Keeper
 from batchyard.dispatch.routes import Route, Routes, dispatch_order
 from batchyard.dispatch.worker import Worker
+from batchyard.errors import DamagedError
 from batchyard.ledger import CreateKey
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Batch, Extent, ShardPlan
@@ -29,6 +30,7 @@ from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Call, Failure, FailureKind, Outcome, Reply
 from batchyard.verify import Finding, check
 from helpers_inline import InlineExecutor
+from sim.gated import Gated
 from sim.watching import Watch
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from batchyard.segments import Appender
 
 WORKSPACES = ("wrkspc_a", "wrkspc_b", "wrkspc_c")
-# A canceled or expired shard is noticed at the next renewal; frozen workers are judged apart.
+# A canceled shard is noticed at the next renewal; frozen workers are judged apart.
 NOTICE_US = 2 * limits.SECOND_US
 
 
@@ -49,6 +51,7 @@ class PowerCutSegments:
     sync_interval_s = DirectorySegments.sync_interval_s
     syncs_at_once = DirectorySegments.syncs_at_once
     repairs_itself = DirectorySegments.repairs_itself
+    comes_back = DirectorySegments.comes_back
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -61,6 +64,9 @@ class PowerCutSegments:
     def appender(self, name: str) -> Appender:
         self._synced[name] = -1  # not even its name is durable
         return _WatchedAppender(self._real.appender(name), self._synced)
+
+    def check_writable(self, batch_id: str, *, is_again: bool = False) -> None:
+        self._real.check_writable(batch_id, is_again=is_again)
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         return self._real.read(name, offset, length)
@@ -80,8 +86,11 @@ class PowerCutSegments:
         prefix = segments.batch_prefix(batch_id)
         self._forget(lambda name: name.startswith(prefix))
 
-    def batches(self) -> list[str]:
-        return self._real.batches()
+    def spreads(self) -> list[str]:
+        return self._real.spreads()
+
+    def batches(self, spread: str | None = None) -> list[str]:
+        return self._real.batches(spread)
 
     def written_us(self, batch_id: str) -> int | None:
         return self._real.written_us(batch_id)
@@ -137,35 +146,6 @@ class _WatchedAppender:
         assert not self._closed, "closed a segment twice"
         self._closed = True
         self._real.close()
-
-
-class Gated:
-    """Passes every method of an object through a gate, which freezes one worker as SIGSTOP does."""
-
-    def __init__(self, real: Any, gate: asyncio.Event, freeze_before: str | None) -> None:
-        self._real = real
-        self._gate = gate
-        self._freeze_before = freeze_before
-        self.is_dead = False
-        """Whether its process was killed: it tells the ledger nothing more."""
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._real, name)
-        if not callable(method):
-            return method
-
-        async def gated(*args: Any, **kwargs: Any) -> Any:
-            if self.is_dead:
-                raise asyncio.CancelledError
-            if name == self._freeze_before:
-                self._freeze_before = None
-                self._gate.clear()
-            await self._gate.wait()
-            answer = await method(*args, **kwargs)
-            await self._gate.wait()
-            return answer
-
-        return gated
 
 
 @dataclass
@@ -285,9 +265,13 @@ class World:
     """How long batches have, by chance."""
     sizes: Sequence[int] = (1, 2, 5, 20, 60)
     """How many requests."""
+    finds_full: Callable[[str], bool] = lambda _: False
+    """Whether a write of the ledger, by its method, finds the disk full."""
     frozen_until_us: int = 0
     processes: list[Process] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    broken: list[AssertionError] = field(default_factory=list)
+    """What calls were made that must not be."""
 
     def __post_init__(self) -> None:
         asyncio.get_running_loop().set_default_executor(InlineExecutor())
@@ -326,7 +310,7 @@ class World:
         """Start a worker and a keeper; freeze them before the first use of a ledger method."""
         gate = asyncio.Event()
         gate.set()
-        ledger: Any = Gated(self.ledger, gate, freeze_before)
+        ledger: Any = Gated(self.ledger, gate, freeze_before, self.finds_full)
         own = self._of_process()
         worker = Worker(
             ledger=ledger,
@@ -382,7 +366,7 @@ class World:
 
     def check_alive(self) -> None:
         """Check that every process works, and what must be true after every step."""
-        self.watch.look()
+        self.look()
         for process in self.processes:
             for task in process.tasks:
                 if task.done():
@@ -488,9 +472,15 @@ class World:
         """
         for process in list(self.processes):
             await self.leave(process)
-        self.watch.look()
+        self.look()
         await self.ledger.close()
         self.check_disk(but)
+
+    def look(self) -> None:
+        """Check what calls have broken until now, and the rows of the ledger."""
+        if self.broken:
+            raise self.broken[0]
+        self.watch.look()
 
     def check_disk(self, but: frozenset[str] = frozenset()) -> None:
         """Check the data directory, on which nobody works."""
@@ -521,7 +511,17 @@ class World:
     # What must hold ------------------------------------------------------------------------------
 
     def on_call(self, name: str) -> None:
-        """Check that this call may start now."""
+        """Check that this call may start now.
+
+        What is raised here the worker takes for a defect of one request: it is kept.
+        """
+        try:
+            self._check_call(name)
+        except AssertionError as error:
+            self.broken.append(error)
+            raise
+
+    def _check_call(self, name: str) -> None:
         batch_id, _, custom_id = name.partition("/")
         sent = self.sent[batch_id]
         now = self.clock.now_us()
@@ -530,8 +530,8 @@ class World:
         assert custom_id not in sent.invalid, f"{name} is invalid and was sent"
         if self.exact_calls:
             assert name not in self.answered, f"{name} was sent again after its answer"
+        assert now < sent.batch.expires_us, f"{name} was sent after its expiry"
         if now > self.frozen_until_us + NOTICE_US:
-            assert now <= sent.batch.expires_us + NOTICE_US, f"{name} was sent after its expiry"
             canceled = sent.cancel_us
             assert canceled is None or now <= canceled + NOTICE_US, f"{name} was sent when canceled"
 
@@ -551,10 +551,13 @@ class World:
         assert batch.ended_us is not None, f"{batch.id} did not end"
         assert batch.created_us <= batch.ended_us
         assert batch.cancel_us == sent.cancel_us
-        data = b"".join(
-            self.store.read(extent.segment, 0, extent.length)
-            for extent in read_manifest(self.store, batch.id)  # type: ignore[arg-type]
-        )
+        extents = read_manifest(self.store, batch.id)  # type: ignore[arg-type]
+        try:
+            data = b"".join(self.store.read(each.segment, 0, each.length) for each in extents)
+        except DamagedError as error:
+            raise AssertionError(
+                f"what was committed did not survive a power cut: {error}"
+            ) from error
         assert data.endswith(b"\n")
         lines = [json.loads(line) for line in data[:-1].split(b"\n")]
         assert sorted(line["custom_id"] for line in lines) == sorted(sent.custom_ids)
@@ -578,6 +581,7 @@ class World:
                 assert line["custom_id"] not in sent.invalid
             elif result["type"] == "errored":
                 assert result["error"]["error"]["type"] != "", line
+                assert result["error"]["error"]["message"] != "Internal server error", "a defect"
         assert await self.ledger.progress(batch.id)
         assert not await self.ledger.results(batch.id), (
             "the shards of an ended batch are still there"

@@ -6,7 +6,7 @@ import pytest
 
 from batchyard import limits
 from batchyard.model import Batch
-from batchyard.server.estimate import Estimates, Wait
+from batchyard.server.estimate import Estimates, Part, Wait
 
 BEGIN_US = 1_790_000_000_000_000
 S = limits.SECOND_US
@@ -54,11 +54,50 @@ def test_of_an_old_batch_that_was_never_looked_at_nothing_is_known_at_first() ->
 
 
 def test_it_is_never_earlier_than_a_known_limit_allows() -> None:
-    found = Estimates().of(batch(), 500, BEGIN_US + 10 * S, rate_max=2.0)
+    parts = {"up/m": Part(500, 2.0)}
+    found = Estimates().of(batch(), 500, BEGIN_US + 10 * S, parts=parts)
     assert found.ends_us == BEGIN_US + 260 * S
-    assert found.basis.endswith("at most 2.0 a second from now on")
-    slow = Estimates().of(batch(), 500, BEGIN_US + 10 * S, rate_max=1_000.0)
+    assert found.basis.endswith(", 500 of them in up/m, at most 2.0 a second")
+    parts = {"up/m": Part(500, 1_000.0)}
+    slow = Estimates().of(batch(), 500, BEGIN_US + 10 * S, parts=parts)
     assert slow.ends_us == BEGIN_US + 20 * S, "a limit above the rate changes nothing"
+    parts = {"up/m": Part(500, 0.0)}
+    none = Estimates().of(batch(), 500, BEGIN_US + 10 * S, parts=parts)
+    assert none.ends_us == BEGIN_US + 20 * S, "nobody has a part of the limit"
+
+
+def test_a_model_with_a_known_limit_tells_the_end_of_a_batch_of_several() -> None:
+    parts = {"up/quick": Part(5_000), "up/slow": Part(9_950, 1.0)}
+    found = Estimates().of(batch(20_000), 5_050, BEGIN_US + 50 * S, parts=parts)
+    assert found.ends_us == BEGIN_US + 10_000 * S
+    assert found.basis.endswith(", 9,950 of them in up/slow, at most 1.0 a second")
+
+
+@pytest.mark.parametrize("limit", [None, 50.0])
+def test_a_model_whose_results_come_slowly_tells_the_end_of_a_batch_of_several(
+    limit: float | None,
+) -> None:
+    estimates, whole = Estimates(), batch(20_000)
+    for second in range(2, 150):
+        quick, slow = max(0, 10_000 - 100 * second), 10_000 - second
+        parts = {"up/quick": Part(quick), "up/slow": Part(slow, limit)}
+        if not quick:
+            del parts["up/quick"]  # all its shards are done
+        results = 20_000 - quick - slow
+        found = estimates.of(whole, results, BEGIN_US + second * S, parts=parts)
+        if second > 5:
+            assert found.ends_us == pytest.approx(BEGIN_US + 10_000 * S, abs=S)
+    assert found.basis.endswith(", 9,851 of them in up/slow, 1.0 a second")
+
+
+def test_of_a_batch_of_very_many_models_those_with_the_most_left_are_remembered() -> None:
+    estimates, whole = Estimates(), batch(200_000)
+    for second in (0, 10, 100):
+        parts = {f"up/{n}": Part(1_000) for n in range(100)} | {"up/slow": Part(9_000 - second)}
+        found = estimates.of(whole, 91_000 + second, BEGIN_US + second * S, parts=parts)
+    assert found.ends_us == BEGIN_US + 9_000 * S
+    (seen,) = estimates._seen.values()
+    assert [len(lefts) for _, lefts in seen.pools] == [16, 16]
 
 
 def test_it_is_never_after_the_expiry_and_says_so() -> None:

@@ -163,8 +163,28 @@ async def test_what_nobody_wants_any_more_is_not_sent() -> None:
     async with serving(serve) as url, calling(url) as client:
         outcome = await client.post(client.head("POST", "/", {}), b"body", wanted=lambda: False)
     assert isinstance(outcome, Failure)
-    assert outcome.kind is FailureKind.CONNECT
+    assert outcome.kind is FailureKind.UNWANTED
     assert not heard
+
+
+async def test_who_need_not_wait_for_a_connection_is_not_asked_again_whether_to_send() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await reader.readuntil(b"body")
+            writer.write(OK)
+
+    asked = 0
+
+    def wanted() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    async with serving(serve) as url, calling(url) as client:
+        for _ in range(2):
+            outcome = await client.post(client.head("POST", "/", {}), b"body", wanted=wanted)
+            assert isinstance(outcome, Reply)
+    assert asked == 1
 
 
 async def test_a_key_that_an_error_echoes_is_taken_out() -> None:
@@ -179,6 +199,33 @@ async def test_a_key_that_an_error_echoes_is_taken_out() -> None:
 
     assert isinstance(outcome, Reply)
     assert outcome.body == b"bad key ***"
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_an_answer_in_a_coding_that_was_not_asked_for_is_none_and_says_so(
+    is_streamed: bool,
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-encoding: %b\r\n"
+    kind = b"text/event-stream" if is_streamed else b"application/json"
+    codings = iter([b"gzip", b"Identity"])
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"body"))
+        writer.write(head % (kind, next(codings)) + b"content-length: 2\r\n\r\nok")
+
+    async with serving(serve) as url, calling(url) as client:
+        call = client.head("POST", "/", {})
+        coded = await client.post(call, b"body", is_streamed=is_streamed)
+        plain = await client.post(call, b"body", anew=True)
+
+    assert all(b"accept-encoding: identity\r\n" in each for each in asked)
+    assert isinstance(coded, Failure)
+    assert coded == Failure(
+        FailureKind.BROKEN, "its answer is coded with gzip, which was not asked for"
+    )
+    assert isinstance(plain, Reply)
+    assert plain.body == b"ok"
 
 
 async def test_a_server_that_is_not_there_was_sent_nothing() -> None:

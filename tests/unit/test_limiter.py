@@ -218,6 +218,22 @@ def test_an_estimate_is_corrected_by_what_was_used() -> None:
     assert limiter.start(0.0, 1_000, 10).tokens[1] == 10  # at most max_tokens
 
 
+def test_a_request_that_is_refused_as_bad_has_used_no_output_tokens() -> None:
+    ceilings = Ceilings({"up": [Limit(("*",), input_tokens=6_000, output_tokens=400_000)]})
+    limiter = Limiter(64, ceilings.of_pool("up", "m"))
+    now_s, sent = 0.0, 0
+    while now_s < 60.0:
+        now_s += limiter.wait_s(now_s) + 0.001
+        permit = limiter.start(now_s, 10, 64_000)
+        now_s += 0.1
+        limiter.end(permit, now_s, Signal.TAKEN, is_invalid=True)
+        sent += 1
+    assert sent > 590
+    assert limiter.estimate.output is None, "nothing is learned from it"
+    limiter.end(limiter.start(now_s, 1_000, 64_000), now_s, Signal.TAKEN, is_invalid=True)
+    assert limiter.wait_s(now_s) == pytest.approx(2.0, abs=0.1), "its input may have been counted"
+
+
 def test_a_ceiling_holds_for_its_models_and_for_the_pool_of_many() -> None:
     ceilings = Ceilings({"up": [Limit(("opus-*",), requests=60)]})
     assert ceilings.of_pool("up", "opus-5") == ceilings.of_pool("up", "*")

@@ -86,14 +86,18 @@ def test_a_shard_that_was_stopped_or_lost_is_passed_over() -> None:
 
 
 def test_a_paused_pool_claims_only_what_it_can_try_with() -> None:
-    pool = Pool("p", None, 4)
+    now_s = 0.0
+    pool = Pool("p", None, 4, now_s=lambda: now_s)
     pool.add(make("a", "b"))
     assert pool.is_hungry
     pool.pause("wrong key", 30.0)
     assert not pool.is_hungry
     assert (pool.pause_reason, pool.pausing.until_s) == ("wrong key", 30.0)
+    assert (pool.ready, take(pool)) == (0, None), "it is not time yet"
+    now_s = 30.0
+    assert pool.ready == 1
     assert take(pool) is not None
-    assert take(pool) is None, "one of a batch is enough to find out"
+    assert (pool.ready, take(pool)) == (0, None), "one is enough to find out"
     assert not pool.is_hungry
     pool.answered()
     assert pool.pause_reason is None

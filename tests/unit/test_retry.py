@@ -129,6 +129,8 @@ FAILURES = {
     FailureKind.TIMEOUT: ("timeout_error", True, True),
     FailureKind.BROKEN: ("api_error", True, True),
     FailureKind.STALE: ("api_error", False, True),
+    FailureKind.NO_STREAM: ("api_error", False, True),
+    FailureKind.UNWANTED: ("api_error", False, False),
 }
 
 
@@ -140,9 +142,10 @@ def test_every_failure_has_its_action(kind: FailureKind) -> None:
         return
     assert isinstance(action, Again)
     assert (action.type, action.counted, action.reached) == FAILURES[kind]
-    assert action.message.endswith(": why")
+    assert action.message.endswith("why")
     assert action.retry_after_s is None
-    assert action.at_once == (kind is FailureKind.STALE)
+    assert action.at_once == (kind in {FailureKind.STALE, FailureKind.NO_STREAM})
+    assert action.is_sent == (kind is not FailureKind.UNWANTED)
 
 
 def test_only_what_an_upstream_asks_us_to_wait_for_is_free() -> None:

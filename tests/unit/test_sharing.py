@@ -125,10 +125,14 @@ def test_reasons_of_several_workers_are_one_each_with_how_many_have_it() -> None
 
 
 def test_slots_of_all_workers_are_what_a_batch_is_behind() -> None:
-    heard = [Heard(Told(slots=1, busy=2)), Heard(Told(slots=2, busy=2))]
-    (behind,) = waiting.explain("up/m", heard, "b", 3, 0.0, unsent=7)
+    heard = [
+        Heard(Told(slots=1, busy=2, flying={"b": 2})),
+        Heard(Told(slots=2, busy=2, flying={"b": 1, "c": 1})),
+    ]
+    (behind,) = waiting.explain("up/m", heard, "b", 0, 0.0, unsent=7)  # the ledger knows it later
     assert behind.detail == "3 of 4 slots; the others work for other batches"
-    (limited,) = waiting.explain("up/m", heard, "b", 4, 0.0, unsent=7)
+    alone = [Heard(Told(slots=1, busy=2)), Heard(Told(slots=2, busy=2))]
+    (limited,) = waiting.explain("up/m", alone, "b", 3, 0.0, unsent=7)
     assert limited.detail == "all 4 slots are filled; 7 requests wait"
     assert waiting.explain("up/m", heard, "b", 3, 0.0, unsent=0) == []
     assert waiting.explain("up/m", [], "b", 0, 0.0, unsent=7) == []
@@ -219,3 +223,20 @@ def test_only_what_has_changed_and_is_held_or_failed_is_told() -> None:
     assert set(all_of_them.news(set())) == {"held"}, "to its end"
     all_of_them.tell_again()
     assert set(all_of_them.news(set())) == {"failed"}
+
+
+def test_what_is_counted_of_a_batch_that_is_worked_on_is_kept_however_many_come_after() -> None:
+    all_of_them = Accounts()
+    all_of_them.of("ended").calls += 7
+    all_of_them.of("held").calls += 50_000
+    for number in range(3_000):
+        all_of_them.of(f"later-{number}").calls += 1
+        if number % 100 == 0:
+            all_of_them.news({"held", f"later-{number}"})
+    all_of_them.of("held").calls += 1
+    told = all_of_them.news({"held"})
+    whole = accounts.merge([told["held"]])
+    assert whole is not None
+    assert whole.calls == 50_001
+    assert all_of_them.find("ended") is None
+    assert len(all_of_them._of) == 1_000

@@ -76,6 +76,28 @@ def test_a_batch_that_fills_all_slots_itself_is_limited_by_them() -> None:
     assert in_pool(made, [], [mine], "b", 0.0) == [], "a free one is filled in a moment"
 
 
+def test_slots_that_nobody_else_has_are_no_share_of_others() -> None:
+    mine = shard(9)
+    made = pool(4, mine)
+    made.busy = 4
+    (limited,) = in_pool(made, [], [mine], "b", 0.0)
+    assert limited.reason == "limited"
+    made.unwritten = 4
+    (recording,) = in_pool(made, [], [mine], "b", 0.0)
+    assert recording.reason == "recording"
+
+
+def test_what_waits_until_another_one_was_tried_alone_is_told_of_its_own_batch() -> None:
+    mine, others = shard(9), shard(9, batch="c")
+    mine.kept_back = [mine.unsent.pop() for _ in range(8)]
+    made = pool(4, mine, others)
+    take(made)
+    (alone,) = in_pool(made, [], [mine, others], "b", 0.0)
+    assert alone.reason == "tried_alone"
+    assert alone.detail.startswith("8 requests wait until one ")
+    assert in_pool(made, [], [mine, others], "c", 0.0) == []
+
+
 def test_who_has_no_more_to_send_waits_for_no_slot() -> None:
     mine, others = shard(1), shard(9, batch="c")
     made = pool(4, mine, others)
@@ -115,7 +137,7 @@ def test_one_that_waits_for_its_own_time_does_not_hide_why_the_others_wait() -> 
     for _ in range(5):
         take(made)
     mine.retrying = {"b-0": (600.0, "429")}
-    made.busy, made.aside = 5, 1  # it has left its slot
+    made.busy, made.stepped_aside = 5, 1  # it has left its slot
     found = in_pool(made, [], [mine], "b", 0.0)
     assert [each.detail for each in found] == [
         "all 4 slots are filled; 4 requests wait",

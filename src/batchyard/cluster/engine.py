@@ -33,6 +33,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
     import ray
     from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise ConfigError(
         "workers on a Ray cluster need the extra: pip install 'batchyard[ray]'"
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 LOCAL = "local"
 _ANSWER_MAX_S = 10.0
+_PLACE = "#keeper"
+_places: list[Any] = []
 _JOIN_TRIES = 4
 """Over `ray://`: the process that a cluster starts for each client at times dies of its start, for
 it is forked while other threads use gRPC. Source: Ray's issue 63202."""
@@ -132,7 +135,44 @@ def nodes() -> list[Node]:
 
 def names() -> list[str]:
     """Return the names of the workers of this yard."""
-    return sorted(ray.util.list_named_actors())
+    return sorted(name for name in ray.util.list_named_actors() if name != _PLACE)
+
+
+class _Place:
+    """Who keeps a yard; it ends with the one that asked for it first."""
+
+    def __init__(self) -> None:
+        self._keeper: str | None = None
+
+    def take(self, keeper: str) -> bool:
+        self._keeper = self._keeper or keeper
+        return self._keeper == keeper
+
+
+async def take_place(keeper: str) -> bool:
+    """Become the only process that keeps this yard, until it ends; False while there is another.
+
+    Args:
+        keeper: a name that no other process has.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": _PLACE, "get_if_exists": True, "num_cpus": 0, "max_restarts": 0}
+    try:
+        async with asyncio.timeout(_ANSWER_MAX_S):
+            actor = (
+                ray.remote(_Place)
+                .options(**options, scheduling_strategy=here, enable_task_events=False)
+                .remote()
+            )
+            _places[:] = [actor]  # it ends when nobody refers to it
+            taken: bool = await actor.take.remote(keeper)
+    except TimeoutError:  # it may be starting still
+        return False
+    except (RayError, ValueError):  # the one before ends just now
+        taken = False
+    if not taken:
+        _places.clear()
+    return taken
 
 
 async def actors() -> list[Actor]:

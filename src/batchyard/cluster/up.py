@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from batchyard import ids
 from batchyard.clock import SystemClock, wait_first
 from batchyard.cluster import engine
 from batchyard.cluster.fleet import Fleet
@@ -84,14 +85,16 @@ async def up(
 
 
 async def _wait_alone(name: str, clock: Clock, leaving: asyncio.Event) -> None:
-    """Wait until no worker is there of a launcher before us.
+    """Wait until no launcher is there, nor a worker of one before us.
 
     Raises:
-        ConfigError: they stay, so their launcher lives.
+        ConfigError: they stay.
     """
     deadline_s = clock.monotonic_s() + _OTHERS_MAX_S
+    keeper = ids.nonce()
     is_told = False
-    while found := engine.names():
+    while not await engine.take_place(keeper) or engine.names():
+        found = engine.names()
         if leaving.is_set() or clock.monotonic_s() > deadline_s:
             raise ConfigError(
                 f"yard {name} is on this Ray cluster already, with {len(found)} workers; end the "

@@ -1,7 +1,8 @@
 """How often upstreams were called, and why calls were repeated: for people, in bounded memory.
 
 Counted since the start of the process. A batch remembers its last requests that failed a try, so
-that one can be looked at; batches beyond a number are forgotten, the longest unused first.
+that one can be looked at; batches beyond a number are forgotten, the longest unused first, and none
+that is worked on.
 
 Each worker writes what it has counted into the ledger, once a second where it has changed (`news`,
 `dump`), so that any server process can tell it, also after this one has ended (`merge`). Of a batch
@@ -75,6 +76,11 @@ class Account:
         if len(self.failing) > _FAILING_MAX:
             self.failing.popitem(last=False)
 
+    def unsent(self, *, is_repeated: bool) -> None:
+        """Note that a call which was counted was given up before it was sent."""
+        self.calls -= 1
+        self.repeated -= is_repeated
+
     def state(self) -> tuple[object, ...]:
         """Return what changes with the account."""
         over = sum(each.is_over for each in self.failing.values())
@@ -101,9 +107,6 @@ class Accounts:
         account = self._of.get(batch_id)
         if account is None:
             account = self._of[batch_id] = Account()
-            if len(self._of) > _BATCHES_MAX:
-                forgotten, _ = self._of.popitem(last=False)
-                self._told.pop(forgotten, None)
         return account
 
     def find(self, batch_id: str) -> Account | None:
@@ -112,6 +115,8 @@ class Accounts:
 
     def news(self, held: Collection[str]) -> dict[str, str]:
         """Return what has changed since the last call and is worth telling, by batch.
+
+        Forgets batches that are too many.
 
         Args:
             held: the batches that the worker works on.
@@ -126,7 +131,18 @@ class Accounts:
                 self._told[batch_id] = state
                 if len(found) >= _TOLD_PER_ROUND:
                     break
+        self._forget(held)
         return found
+
+    def _forget(self, held: Collection[str]) -> None:
+        if len(self._of) <= _BATCHES_MAX:
+            return
+        # One that is worked on must stay: a new account of it would be told over the old one.
+        for batch_id in self._of.keys() & held:
+            self._of.move_to_end(batch_id)
+        while len(self._of) > max(_BATCHES_MAX, len(held)):
+            forgotten, _ = self._of.popitem(last=False)
+            self._told.pop(forgotten, None)
 
     async def tell(self, ledger: Ledger, owner: str, now_us: int, held: Collection[str]) -> None:
         """Write into the ledger what has changed, for others and for later.

@@ -1,7 +1,7 @@
 """Adoption: what a later attempt at a shard takes over from earlier ones.
 
-A segment is taken whole up to its last line that parses, or, when any of its ids is covered
-already, not at all. So the extents that an attempt freezes hold every id at most once, by
+A segment is taken whole up to its last line that can be read and parses, or, when any of its ids is
+covered already, not at all. So the extents that an attempt freezes hold every id at most once, by
 construction, and the attempt sends only ids that are not in them. Bytes after the frozen length do
 not exist. Before it is frozen a segment is synced; one of which a sync has failed before is dead,
 and copied to a new one, as a second sync of it would say nothing.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import limits, result, segments
 from batchyard.checksum import BLOCK_BYTES, blocks_of, is_block
-from batchyard.errors import DamagedError, DeadSegment
+from batchyard.errors import DamagedError, DeadSegment, SegmentRefused
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
 
     Raises:
         DiskFull: what is to be copied found no room; it may be tried again.
+        SegmentRefused: it cannot be told what there is.
         StoreError: the store failed.
     """
+    left = _left(store, claim)  # what refuses that gets no copy each time it is asked
     adopted = Adopted()
     damaged: list[Extent] = []
     for extent in claim.frozen:
@@ -120,14 +122,42 @@ def adopt(store: Segments, claim: Claim, known: AbstractSet[str]) -> Adopted:
     if damaged:
         _rescue(store, claim, known, damaged, adopted)
     frozen = {extent.segment for extent in claim.frozen}
-    names = store.names(segments.results_prefix(claim.batch, claim.index))
-    for name in sorted(names, key=len):  # attempt 10 after attempt 9: a copy may be torn
+    for name in left:
         if name in frozen:
             continue
-        lines = list(_lines(store, name, store.size(name), known))
+        lines = _left_lines(store, name, known)
         if lines and adopted.covered.isdisjoint(line.custom_id for line in lines):
-            _take(adopted, lines, *_durable(store, claim, name, lines[-1].end))
+            try:
+                extents = _durable(store, claim, name, lines[-1].end)
+            except DamagedError as error:  # it could be read a moment ago
+                log.error("damaged %s", error)  # noqa: TRY400 - it says all
+            else:
+                _take(adopted, lines, *extents)
     return adopted
+
+
+def _left(store: Segments, claim: Claim) -> list[str]:
+    """Return the names of the segments of a shard, the earlier attempts first."""
+    try:
+        names = store.names(segments.results_prefix(claim.batch, claim.index))
+    except DamagedError as error:
+        # Nothing is known to be lost, and where nothing can be listed little can be written.
+        raise SegmentRefused(str(error)) from error
+    return sorted(names, key=len)  # attempt 10 after attempt 9: a copy may be torn
+
+
+def _left_lines(store: Segments, name: str, known: AbstractSet[str]) -> list[_Line]:
+    """Return the lines of a segment that no row names, up to where the disk cannot read it.
+
+    What is behind that place was never promised to anybody: its requests are sent again.
+    """
+    lines: list[_Line] = []
+    try:
+        for line in _lines(store, name, store.size(name), known):
+            lines.append(line)  # noqa: PERF402 - those before an error are kept
+    except DamagedError as error:
+        log.error("damaged %s", error)  # noqa: TRY400 - it says all
+    return lines
 
 
 def _durable(store: Segments, claim: Claim, name: str, length: int) -> tuple[Extent, ...]:

@@ -17,9 +17,10 @@ from batchyard import crash, limits, result
 from batchyard.clock import wait_first
 from batchyard.dispatch import checking, retry
 from batchyard.dispatch.accounts import Accounts
+from batchyard.dispatch.aside import PutBack, Refused
 from batchyard.dispatch.limiter import Signal
 from batchyard.errors import StoreError
-from batchyard.upstream import Call, Reply
+from batchyard.upstream import Call, Failure, FailureKind, Reply
 
 if TYPE_CHECKING:
     import random
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 # of the others; its own waits are enough.
 _TELLING_TRIES = 2
 
+_FRESH_S = 0.05  # of the wall time that tells whether a batch has expired
+
 _NO_RESULT = (retry.Again, retry.Pause)
 
 
@@ -50,10 +53,13 @@ class Caller:
         self._clock = clock
         self._rng = rng
         self.accounts = Accounts()
-        self.look_again: Callable[[], Awaitable[None]] | None = None
-        """Awaited before each call, where batches are canceled in another process."""
-        self.waiting = 0
-        """Requests in flight that wait for time to pass, not for an answer."""
+        self.look_again: Callable[[], Awaitable[bool]] | None = None
+        """Awaited before each call, where batches are canceled in another process; whether that may
+        have taken time."""
+        self.has_old_news: Callable[[], bool] = lambda: False
+        """Whether a batch may have been canceled there, and this process has not looked since."""
+        self._looked_s, self._not_before_us = float("-inf"), 0
+        """When the wall time was looked at, and what it cannot have passed while that is fresh."""
 
     async def run(self, pool: Pool, shard: ShardRun, request: Request) -> None:
         """Bring one request to its result.
@@ -91,55 +97,53 @@ class Caller:
     async def _call(
         self, pool: Pool, upstream: Upstream, shard: ShardRun, request: Request
     ) -> None:
-        claim = shard.claim
         custom_id = request.custom_id
-        call = Call(
-            request.params,
-            claim.version,
-            claim.betas,
-            claim.workspace,
-            claim.user_profile,
-            custom_id,
-            partial(pool.begun, request) if request.marks else None,
-            shard.goes_on,
-            request.max_tokens,
-        )
-        account = self.accounts.of(claim.batch)
+        account = self.accounts.of(shard.claim.batch)
         gate = pool.gate
-        counted = tries = 0
-        refused: int | None = None
+        call, tries, counted, refused = self._resume(pool, shard, request)
         while True:
             if tries or pool.pause_reason is not None or self.look_again is not None:
-                await self._before_call(pool, shard, request, tries)
-            if shard.stopped.is_set():
+                await self._before_call(pool, shard, tries)
+                if pool.pause_reason is not None and pool.pausing.trying is not request:
+                    back = PutBack(request, call, tries, counted, refused)
+                    pool.set_aside(shard, back, self._clock.monotonic_s(), "paused")
+                    return
+            if self._is_over(shard):
                 shard.give_up(custom_id)
                 return
-            shard.has_called = True
+            shard.sent += 1
             crash.point("call")
             pool.sent(request)
             account.calls += 1
-            if tries:
-                account.repeated += 1
+            account.repeated += tries > 0
             permit = gate.start(request.params, request.max_tokens)
             try:
                 outcome = await upstream.send(call)
             except BaseException:
                 gate.end(permit, Signal.NOTHING)
                 raise
+            finally:
+                shard.answered += 1
             action = self._judge(gate, permit, outcome, tries)
             crash.point("called")
             tries += 1
             if type(action) is retry.Pause:
-                refused = permit.number if refused is None else refused
-                if pool.newest_taken > refused:  # others were taken since
-                    action = retry.own(action)
+                action, refused = self._refused(pool, request, outcome, action, permit, refused)
             if isinstance(action, _NO_RESULT):
+                if not action.is_sent:  # by then it was over, or nobody knew whether it was
+                    account.unsent(is_repeated=tries > 1)
+                    tries -= 1
+                    call = msgspec.structs.replace(
+                        call, anew=False
+                    )  # over the connection that it waited for
+                    continue
                 account.failed(custom_id, tries, retry.reason(outcome), action.message)
-                counted += isinstance(action, retry.Again) and action.counted
+                counted += action.counted
                 if counted < limits.ATTEMPTS_MAX:
-                    if isinstance(action, retry.Again) and action.at_once:
-                        call = msgspec.structs.replace(call, anew=True)
-                    await self._before_again(pool, shard, request, outcome, action, tries)
+                    back = PutBack(request, call, tries, counted, refused)
+                    if not await self._before_again(pool, shard, back, outcome, action):
+                        return
+                    call = _changed(call, outcome)
                     continue
                 shard.fail(custom_id, action.type, action.message, None)
             else:
@@ -148,42 +152,117 @@ class Caller:
                 account.over(custom_id)
             return
 
-    async def _before_call(self, pool: Pool, shard: ShardRun, request: Request, tries: int) -> None:
-        if tries or pool.pause_reason is not None:
-            await self._until_allowed(pool, shard, request, tries)
-        if self.look_again is not None:
-            await self.look_again()
+    def _resume(
+        self, pool: Pool, shard: ShardRun, request: Request
+    ) -> tuple[Call, int, int, Refused | None]:
+        """Return the call to make, and what is known of earlier ones; see `PutBack`."""
+        if shard.put_back:
+            back = shard.put_back.pop(request.custom_id, None)
+            if back is not None:
+                return back.call, back.tries, back.counted, back.refused
+        claim = shard.claim
+        call = Call(
+            request.params,
+            claim.version,
+            claim.betas,
+            claim.workspace,
+            claim.user_profile,
+            request.custom_id,
+            partial(pool.begun, request) if request.marks else None,
+            partial(self._may_send, shard),
+            request.max_tokens,
+        )
+        return call, 0, 0, None
+
+    def _is_fresh(self) -> bool:
+        """Whether the wall time was looked at a moment ago, which costs more than to ask this."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._looked_s < _FRESH_S:
+            return True
+        self._looked_s = now_s
+        self._not_before_us = self._clock.now_us() + round(_FRESH_S * limits.SECOND_US)
+        return False
+
+    def _is_over(self, shard: ShardRun) -> bool:
+        """Whether no call may start any more. Its expiry ends a shard here, to the microsecond."""
+        if shard.claim.expires_us > self._not_before_us and self._is_fresh():
+            return shard.stopped.is_set()
+        if not shard.stopped.is_set() and shard.claim.expires_us <= self._clock.now_us():
+            shard.stop("expired", self._clock.monotonic_s() + limits.DRAIN_GRACE_S)
+        return shard.stopped.is_set()
+
+    def _may_send(self, shard: ShardRun) -> bool:
+        """Whether a call still goes out that had to wait for its connection."""
+        return not self.has_old_news() and not self._is_over(shard)
+
+    async def _before_call(self, pool: Pool, shard: ShardRun, tries: int) -> None:
+        """Wait until a call may be made, or made again: at the gate and, where need be, for news.
+
+        While one waits for news the gate may close, so that is looked at last.
+        """
+        gate, may_wait = pool.gate, tries > 0
+        while True:
+            if self.look_again is not None:
+                may_wait = await self.look_again() or may_wait
+            if not may_wait or shard.stopped.is_set() or self._left_s(shard) <= 0.0:
+                return
+            if gate.may_repeat:
+                return
+            await gate.wait_again(shard.stopped)
+
+    def _refused(
+        self,
+        pool: Pool,
+        request: Request,
+        outcome: Outcome,
+        action: retry.Pause,
+        permit: Permit,
+        refused: Refused | None,
+    ) -> tuple[retry.Again | retry.Pause, Refused]:
+        """Return what it means that a request was refused, and when it was; may pause the pool."""
+        number, pausing = permit.number, pool.pausing
+        refused = refused or Refused(number, number)
+        of_request = action.type == "permission_error"
+        if pausing.is_own(number, refused, speaks_of_request=of_request):
+            return retry.own(action), Refused(refused.first, number)
+        if not pausing.is_borne(number):
+            until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
+            reason = retry.told(outcome, action)
+            pool.pause(reason, until_s, request, speaks_of_request=of_request)
+        return action, refused
 
     async def _before_again(
         self,
         pool: Pool,
         shard: ShardRun,
-        request: Request,
+        back: PutBack,
         outcome: Outcome,
         action: retry.Again | retry.Pause,
-        tries: int,
-    ) -> None:
-        """Take note of a try that failed, and wait as long as the next one has to."""
-        if isinstance(action, retry.Pause):
-            shard.note_try(request.custom_id, action.type, action.message)
-            pool.delayed(request, 0.0)  # nobody may send now, so nobody waits for it
-            until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
-            pool.pause(retry.told(outcome, action), until_s, request)
-            return
+    ) -> bool:
+        """Take note of a try that failed, and wait as long as the next one has to.
+
+        Returns:
+            Whether to try again; not where the request has been put back for later.
+        """
+        request = back.request
         if action.reached:
             shard.note_try(request.custom_id, action.type, action.message)
+        if isinstance(action, retry.Pause) or action.is_refused:
+            until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
+            pool.set_aside(shard, back, until_s, retry.reason(outcome))
+            return False
         if action.at_once:
             pool.delayed(request, 0.0)
-            return
-        if action.counted and not action.is_refused:
+            return True
+        if action.counted:
             pool.answered()
-        elif not action.counted:
+        else:
             pool.refused(retry.told(outcome, action))
         if pool.trouble is not None or pool.gate.limiter.is_limited:
             pool.gate.tell(retry.told(outcome, action))
         left_s = self._left_s(shard)
         delay = retry.delay_s(
-            tries,
+            back.tries,
             action.retry_after_s,
             self._rng,
             left_s=left_s,
@@ -196,21 +275,21 @@ class Caller:
         shard.retrying[custom_id] = until_s, retry.reason(outcome)
         try:
             if action.retry_after_s is None or not pool.may_step_aside:
-                await self._wait(shard, wait_s)
-                return
-            # It was told to wait and the others were not: they may have its slot.
-            await self._aside(pool, self._wait(shard, wait_s))
+                await self._wait(pool, shard, wait_s)
+            else:  # it was told to wait and the others were not: they may have its slot
+                await self._step_aside(pool, shard, wait_s)
         finally:
             shard.retrying.pop(custom_id, None)
+        return True
 
-    async def _aside(self, pool: Pool, waiting: Awaitable[None]) -> None:
+    async def _step_aside(self, pool: Pool, shard: ShardRun, seconds: float) -> None:
         """Wait without a slot."""
-        pool.aside += 1
+        pool.stepped_aside += 1
         try:
             pool.on_release(pool)
-            await waiting
+            await self._wait(pool, shard, seconds)
         finally:
-            pool.aside -= 1
+            pool.stepped_aside -= 1
 
     def _judge(self, gate: Gate, permit: Permit, outcome: Outcome, tries: int) -> retry.Action:
         """Return what an outcome means after some `tries`, and tell the gate."""
@@ -227,41 +306,30 @@ class Caller:
         if signal is Signal.LIMITED and tries >= _TELLING_TRIES:
             signal = Signal.NOTHING
         after = action.retry_after_s if isinstance(action, retry.Again) else None
-        gate.end(permit, signal, retry_after_s=after, headers=headers)
+        is_invalid = isinstance(action, retry.Fail) and retry.is_refusal(outcome)
+        gate.end(permit, signal, retry_after_s=after, is_invalid=is_invalid, headers=headers)
         return action
-
-    async def _until_allowed(
-        self, pool: Pool, shard: ShardRun, request: Request, tries: int
-    ) -> None:
-        """Wait until a call may be made, or made again, before the batch expires."""
-        pausing = pool.pausing
-        while not shard.stopped.is_set():
-            if self._left_s(shard) <= 0.0:
-                # Nothing is sent again after the expiry, which the worker notices in a moment.
-                await self._wait(shard, limits.RENEW_INTERVAL_S)
-                continue
-            if not pool.gate.may_repeat:
-                await pool.gate.wait_again(shard.stopped)
-                continue
-            now_s = self._clock.monotonic_s()
-            left_s = pausing.wait_s(request, now_s, was_refused=tries > 0)
-            if left_s <= 0.0:
-                return
-            waiting = self._wait(shard, left_s, pausing.changed)
-            if tries and pool.may_step_aside:
-                await self._aside(pool, waiting)  # for those of which nothing is known yet
-            else:
-                await waiting
 
     def _left_s(self, shard: ShardRun) -> float:
         return (shard.claim.expires_us - self._clock.now_us()) / limits.SECOND_US
 
-    async def _wait(self, shard: ShardRun, seconds: float, *or_: asyncio.Event) -> None:
-        self.waiting += 1
+    async def _wait(self, pool: Pool, shard: ShardRun, seconds: float) -> None:
+        pool.gate.rest()
         try:
-            await wait_first(self._clock, shard.stopped, seconds, *or_)
+            await wait_first(self._clock, shard.stopped, seconds)
         finally:
-            self.waiting -= 1
+            pool.gate.go_on()
+
+
+def _changed(call: Call, outcome: Outcome) -> Call:
+    """Return the next call after one that failed."""
+    match outcome:
+        case Failure(kind=FailureKind.STALE):
+            return msgspec.structs.replace(call, anew=True)
+        case Failure(kind=FailureKind.NO_STREAM, text=why):
+            return msgspec.structs.replace(call, plain=why)
+        case _:
+            return call
 
 
 def _check(upstream: Upstream | None, shard: ShardRun, request: Request) -> Problem | None:

@@ -10,7 +10,7 @@ import msgspec
 
 from batchyard import crash, limits, segments, wire
 from batchyard.dispatch.adopt import damages, verify_extent
-from batchyard.errors import DamagedError, SegmentRefused
+from batchyard.errors import DamagedError, SegmentRefused, StoreError
 from batchyard.model import Extent, Tokens
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ async def end_batches(
         store: its segments.
         clock: of their ends.
         batch_ids: which.
-        is_sweep: whether it is a while since these were tried last.
+        is_sweep: whether it is a while since these were tried last, and they are tried again: a
+            store that comes back may fail then.
     """
     for start in range(0, len(batch_ids), limits.ENDS_AT_ONCE):
         group = batch_ids[start : start + limits.ENDS_AT_ONCE]
@@ -74,10 +75,18 @@ async def end_batches(
         found = await asyncio.gather(
             *(_prepare(store, *each) for each in whole.items()), return_exceptions=True
         )
+        may_fail, has_failed = is_sweep and store.comes_back, False
         for each in found:
-            if isinstance(each, BaseException):
+            if isinstance(each, SegmentRefused):
+                log.error("refused %s: its batch cannot end", each)  # the next sweep tries again
+            elif may_fail and isinstance(each, StoreError):
+                log.error("failed %s: batches cannot end now", each)
+                has_failed = True
+            elif isinstance(each, BaseException):
                 raise each
         await _end(ledger, clock, [each for each in found if isinstance(each, Ending)])
+        if has_failed:
+            return  # the others would, too, and take as long
 
 
 async def _read_once_more(

@@ -1,7 +1,8 @@
 """Who waits for a permit: the async shell around a pool's limiter.
 
 While nothing limits, a call passes without waiting and without a task. Otherwise calls queue here,
-those that are repeated first, and one timer wakes the next when it may start.
+those that are repeated first, and one timer wakes the next when it may start. Who waits leaves its
+part of the calls that the process may make to others, and is woken when there is room again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchyard.dispatch import hints
+from batchyard.dispatch.cap import Cap
 from batchyard.dispatch.limiter import Limiter, Signal, Wait
 from batchyard.errors import shown
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ANSWER = float("inf")  # it waits for an answer, or until the process may make more calls
 _SAID_S = 60.0  # a limit that comes back sooner is not told of again
 _IDLE_MAX = 1_000  # clients choose the names of models: do not remember for ever
 
@@ -41,21 +44,22 @@ _head = msgspec.json.Decoder(_Head)
 class Gate:
     """Lets the calls of one pool through."""
 
-    def __init__(self, name: str, limiter: Limiter, clock: Clock) -> None:
+    def __init__(self, name: str, limiter: Limiter, clock: Clock, cap: Cap) -> None:
         """Make one.
 
         Args:
             name: of the pool, for the log.
             limiter: decides.
             clock: of waits.
+            cap: of the calls of the process.
         """
         self.limiter = limiter
         self.waiting = 0
-        """Calls that wait here, for time or for an answer to another call."""
+        """Slots that wait, for time or for an answer to another call."""
         self.wants_usage = bool(limiter.ceilings)
         """Whether it must know the tokens that calls use."""
         self._name = name
-        self._clock = clock
+        self._clock, self._cap = clock, cap
         self._queue: deque[asyncio.Future[None]] = deque()
         self._repeated: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.Task[None] | None = None
@@ -67,12 +71,33 @@ class Gate:
     @property
     def is_open(self) -> bool:
         """Whether a first call may start now."""
-        return not self._repeated and self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+        cap = self._cap
+        if self._repeated or cap.calls > cap.most:
+            return False
+        return self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
 
     @property
     def may_repeat(self) -> bool:
         """Whether a call may be repeated now."""
+        if self._cap.calls > self._cap.most:
+            return False
         return self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+
+    @property
+    def lacks_call(self) -> bool:
+        """Whether calls that may start wait here, as the process makes as many as it may."""
+        has_any = self._repeated or self._queue
+        return bool(has_any) and self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+
+    def rest(self) -> None:
+        """Note that a slot begins to wait."""
+        self.waiting += 1
+        self._cap.rest()
+
+    def go_on(self) -> None:
+        """Note that a slot waits no more."""
+        self.waiting -= 1
+        self._cap.go_on()
 
     async def wait(self) -> None:
         """Wait until a first call may start, or the gate is closed.
@@ -92,7 +117,7 @@ class Gate:
     async def _in(self, queue: deque[asyncio.Future[None]], stopped: asyncio.Event | None) -> None:
         future = asyncio.get_running_loop().create_future()
         queue.append(future)
-        self.waiting += 1
+        self.rest()
         self.pass_on()
         try:
             if stopped is None:
@@ -111,7 +136,7 @@ class Gate:
             if not future.done() or future.cancelled():
                 with contextlib.suppress(ValueError):  # it was passed over already
                     queue.remove(future)
-                    self.waiting -= 1
+                    self.go_on()
 
     def pass_on(self) -> None:
         """Wake the next when it may start, or see to it that a timer does."""
@@ -120,9 +145,9 @@ class Gate:
             return
         now_s = self._clock.monotonic_s()
         wait_s = self.limiter.wait_s(now_s)
-        if wait_s <= 0.0 or self._is_closed:
+        if self._is_closed or (wait_s <= 0.0 and self._cap.left > 0):
             self._wake(queue)
-        elif wait_s != float("inf") and (self._timer is None or now_s + wait_s < self._timer_s):
+        elif 0.0 < wait_s < _ANSWER and (self._timer is None or now_s + wait_s < self._timer_s):
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_s = now_s + wait_s
@@ -131,7 +156,7 @@ class Gate:
     def _wake(self, queue: deque[asyncio.Future[None]]) -> None:
         while queue:
             future = queue.popleft()
-            self.waiting -= 1
+            self.go_on()
             if not future.done():  # or its call was given up
                 future.set_result(None)
                 return
@@ -177,6 +202,7 @@ class Gate:
         *,
         retry_after_s: float | None = None,
         used: tuple[int, int] | None = None,
+        is_invalid: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Take in what became of a call.
@@ -186,11 +212,12 @@ class Gate:
             signal: what it told.
             retry_after_s: what the upstream asked for, capped.
             used: input and output tokens that count against limits, where they are known.
+            is_invalid: whether it was refused for what it asked, so that no output came of it.
             headers: of the answer.
         """
         limiter = self.limiter
         now_s = self._clock.monotonic_s()
-        limiter.end(permit, now_s, signal, retry_after_s, used)
+        limiter.end(permit, now_s, signal, retry_after_s, used, is_invalid=is_invalid)
         if headers is not None:
             for hint in hints.read(headers, self._clock.now_us):
                 self.wants_usage |= hint.kind != "requests"
@@ -227,14 +254,15 @@ def _max_tokens(params: bytes) -> int:
 class Gates:
     """The gates of one worker, by pool."""
 
-    def __init__(self, clock: Clock, ceilings: Ceilings) -> None:
+    def __init__(self, clock: Clock, ceilings: Ceilings, cap: Cap | None = None) -> None:
         """Make none yet.
 
         Args:
             clock: of waits.
             ceilings: configured limits.
+            cap: of the calls of the process; None for the usual one.
         """
-        self._clock = clock
+        self._clock, self._cap = clock, cap or Cap()
         self._ceilings = ceilings
         self._of: dict[str, Gate] = {}
 
@@ -249,7 +277,7 @@ class Gates:
         if gate is None:
             upstream, _, model = pool.partition("/")
             limiter = Limiter(slots, self._ceilings.of_pool(upstream, model))
-            gate = self._of[pool] = Gate(pool, limiter, self._clock)
+            gate = self._of[pool] = Gate(pool, limiter, self._clock, self._cap)
         return gate
 
     def forget(self, pool: str) -> None:
@@ -257,11 +285,6 @@ class Gates:
         gate = self._of.get(pool)
         if gate is not None and (not gate.limiter.is_limited or len(self._of) > _IDLE_MAX):
             del self._of[pool]
-
-    @property
-    def waiting(self) -> int:
-        """Return how many calls wait, for time or for an answer to another call."""
-        return sum(gate.waiting for gate in self._of.values())
 
     def waits(self, pool: str) -> list[Wait]:
         """Return why the calls of a pool wait at its gate."""

@@ -2,23 +2,25 @@
 
 Every duty is idempotent and may be cut short anywhere; the next sweep goes on. Rows go before
 bytes, so a row never points to nothing, and bytes without a row are leftovers.
+
+Where several processes share the stores each of them may sweep, and one of them does at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from batchyard import crash, limits
 from batchyard.clock import steady_us
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batches
-from batchyard.errors import DiskFull, SegmentRefused
+from batchyard.errors import DiskFull, SegmentRefused, StoreError
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from batchyard.clock import Clock
     from batchyard.ledger import Ledger
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _ARCHIVE_AT_ONCE = 100
+_LEFTOVERS_AT_ONCE = 1_000
+
+
+class _AwayError(StoreError):
+    """The store has failed, and may be tried again."""
 
 
 class Keeper:
@@ -50,9 +59,9 @@ class Keeper:
             store: its segments.
             clock: of all lifetimes.
             owner: the worker of this process, whose shards nobody takes.
-            tidy: a further duty of each sweep; blocks for a moment only.
-            interval_s: between two sweeps.
-            rng: of their jitter, where other processes keep the same house.
+            tidy: a duty of this process alone, whoever sweeps; blocks for a moment only.
+            interval_s: between two looks whether a sweep is due.
+            rng: of their jitter, by half at the most, where other processes keep the same house.
         """
         self._interval_s = interval_s
         self._rng = rng
@@ -74,13 +83,25 @@ class Keeper:
             is_behind = False
             with self._activity.piece():
                 try:
-                    is_behind = await self.sweep()
+                    is_behind = await self._sweep_if_due()
                 except DiskFull as error:
                     log.warning("sweep cut short: %s", error)
             if is_behind:
                 continue
             jitter = 1.0 if self._rng is None else self._rng.uniform(0.5, 1.5)
             await self._clock.sleep(self._interval_s * jitter)
+
+    async def _sweep_if_due(self) -> bool:
+        """Sweep, unless another process has just begun to: what it does is done for all."""
+        is_behind = False
+        now = steady_us(self._clock)
+        # The least that is between two looks of one process: alone, it always sweeps.
+        pause_us = round(self._interval_s / 2 * limits.SECOND_US)
+        if await self._ledger.begin_sweep(now, now + pause_us):
+            is_behind = await self.sweep()
+        if self._tidy is not None:
+            await asyncio.to_thread(self._tidy)
+        return is_behind
 
     async def sweep(self) -> bool:
         """Do every duty once; return whether an interval was too short for the archiving."""
@@ -90,10 +111,12 @@ class Keeper:
             log.warning("took back %d shards whose lease had ended", freed)
         finished = await self._ledger.finished()
         await end_batches(self._ledger, self._store, self._clock, finished, is_sweep=True)
-        is_behind = await self._archive(now)
+        try:
+            is_behind = await self._archive(now)
+        except _AwayError as error:
+            log.error("archiving cut short: %s", error)  # noqa: TRY400 - it says all
+            is_behind = False
         await self._ledger.forget_creates(now)
-        if self._tidy is not None:
-            await asyncio.to_thread(self._tidy)
         return is_behind
 
     async def _archive(self, now_us: int) -> bool:
@@ -123,31 +146,64 @@ class Keeper:
                 before the ledger knows of them.
         """
         before_us = self._clock.now_us() - older_than_us
-        found = await asyncio.to_thread(self._store.batches)
-        live = await self._ledger.live()
-        for batch_id in found:
-            if live.get(batch_id, False):
-                continue
-            if older_than_us and await asyncio.to_thread(self._is_newer, batch_id, before_us):
-                continue
-            if await self._delete(batch_id):
-                log.info("removed leftover segments batch=%s", batch_id)
+        groups = self._groups()
+        none: list[str] = []
+        while group := await self._in_store(next, groups, none):
+            live = await self._ledger.live(group)
+            for batch_id in group:
+                if batch_id in live:
+                    continue
+                if older_than_us and await self._in_store(self._is_newer, batch_id, before_us):
+                    continue
+                if await self._delete(batch_id):
+                    log.info("removed leftover segments batch=%s", batch_id)
+
+    def _groups(self) -> Iterator[list[str]]:
+        """Yield the batches that have segments, as many at a time as are asked for. Blocks."""
+        for spread in self._store.spreads():
+            found = self._store.batches(spread)
+            for at in range(0, len(found), _LEFTOVERS_AT_ONCE):
+                yield found[at : at + _LEFTOVERS_AT_ONCE]
 
     async def _delete(self, batch_id: str) -> bool:
         """Delete the segments of a batch; False if the store refuses that: they are leftovers."""
         try:
-            await asyncio.to_thread(self._store.delete_batch, batch_id)
+            await self._in_store(self._store.delete_batch, batch_id)
         except SegmentRefused as error:
             log.error("refused %s", error)  # noqa: TRY400 - it says all
             return False
         return True
 
+    async def _in_store(self, call: Callable[..., T], *args: object) -> T:
+        """Call what uses the store.
+
+        Raises:
+            _AwayError: it has failed, and need not end the process.
+        """
+        try:
+            return await asyncio.to_thread(call, *args)
+        except SegmentRefused:
+            raise
+        except StoreError as error:
+            if self._store.comes_back:
+                raise _AwayError(str(error)) from error
+            raise
+
     def _is_newer(self, batch_id: str, before_us: int) -> bool:
-        written_us = self._store.written_us(batch_id)
+        try:
+            written_us = self._store.written_us(batch_id)
+        except SegmentRefused as error:
+            log.error("refused %s", error)  # noqa: TRY400 - it says all
+            return True
         return written_us is None or written_us > before_us
 
     async def clear_old_leftovers(self) -> None:
         """Remove what nobody can be about to own any more, at once and then every day."""
         while True:
-            await self.clear_leftovers(limits.LEFTOVERS_AGE_US)
-            await self._clock.sleep(limits.DAY_US / limits.SECOND_US)
+            pause_us = limits.DAY_US
+            try:
+                await self.clear_leftovers(limits.LEFTOVERS_AGE_US)
+            except _AwayError as error:
+                log.error("leftovers are not looked for: %s", error)  # noqa: TRY400 - it says all
+                pause_us = limits.HOUR_US
+            await self._clock.sleep(pause_us / limits.SECOND_US)

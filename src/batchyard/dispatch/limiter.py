@@ -14,7 +14,8 @@ What is learned, and how:
 - *Strays* (`strays.py`): single 429s that tell nothing of the pool. Where no limit is known and
   calls are accepted, a few that name a time hold back their own requests only.
 - The *breaker*: after many failures in a row (5xx, 529, no connection) all calls stop, then single
-  calls probe until one is answered.
+  calls probe until one is answered, or is out so much longer than those that failed that the
+  upstream must be working on it.
 """
 
 from __future__ import annotations
@@ -79,23 +80,41 @@ class Breaker:
         self.failures = 0
         """Since the last answer."""
         self._times = 0
+        self._first = 0
+        """The number of the first call that was sent after it opened last."""
+        self._probing_s = self._probed_s = 0.0
+        """When the oldest probe was sent that is out, and when the last."""
+        self._slowest_s = 0.0
+        """After how long the slowest of these failed, or the slowest that timed out."""
 
     def taken(self) -> bool:
         """Note an answer; return whether that closed it."""
-        self.failures = 0
-        if self.until_s is None:
-            return False
-        self.until_s = None
-        self.is_probing = False
-        self._times = 0
-        return True
+        self.failures = self._times = 0
+        self._slowest_s = 0.0
+        return self._close()
 
-    def failed(self, reason: str, now_s: float) -> None:
-        """Note a failure of a call that was sent when the breaker let it."""
+    def _close(self) -> bool:
+        was_open, self.until_s = self.until_s is not None, None
+        self.is_probing = False
+        return was_open
+
+    def failed(self, permit: Permit, signal: Signal, now_s: float, sent: int) -> None:
+        """Note a failure.
+
+        Args:
+            permit: of the call.
+            signal: what it told.
+            now_s: the time.
+            sent: the number of the next call.
+        """
+        if permit.number < self._first:
+            return  # it tells of the outage that is known
         self.failures += 1
+        if self._times or signal is Signal.TIMEOUT:  # not how long it took until an outage began
+            self._slowest_s = max(self._slowest_s, now_s - permit.sent_s)
         if self.until_s is None and self.failures < limits.BREAKER_FAILURES:
             return
-        self.reason = reason
+        self.reason, self._first = signal.value, sent
         self.is_probing = False
         self.until_s = now_s + min(
             limits.BREAKER_CAP_S, limits.BREAKER_BASE_S * 2.0 ** min(self._times, 20)
@@ -103,11 +122,25 @@ class Breaker:
         self._times += 1
 
     def wait_s(self, now_s: float) -> float:
-        """Return how long an open breaker holds calls back."""
+        """Return how long an open breaker holds calls back. A probe that hangs is not all."""
         assert self.until_s is not None
         if self.is_probing:
-            return _ANSWER
+            return max(0.0, self._probed_s + limits.BREAKER_CAP_S - now_s)
         return max(0.0, self.until_s - now_s)
+
+    def probe(self, now_s: float) -> None:
+        """Note a call that is sent while it is open."""
+        if not self.is_probing:
+            self._probing_s = now_s
+        self.is_probing, self._probed_s = True, now_s
+
+    def has_held(self, now_s: float) -> bool:
+        """Close it when a probe is out twice as long as any took to fail; return whether it is.
+
+        The next failure opens it again.
+        """
+        enough_s = max(limits.BREAKER_CAP_S, 2.0 * self._slowest_s)
+        return self.is_probing and self._probing_s + enough_s <= now_s and self._close()
 
 
 class Limiter:
@@ -148,6 +181,8 @@ class Limiter:
             wait = self.breaker.wait_s(now_s)
             if wait:
                 return wait
+            if self.breaker.has_held(now_s):
+                self.window.start_over(now_s)
         cool_down = self._cool_down
         if cool_down.until_s is not None:
             if now_s < cool_down.until_s:
@@ -182,7 +217,7 @@ class Limiter:
         if self._cool_down.until_s is not None:
             self._cool_down.sent(permit.number)
         if self.breaker.until_s is not None:
-            self.breaker.is_probing = True
+            self.breaker.probe(now_s)
         if self.ceilings:
             permit.size = size
             permit.tokens = tokens = self.estimate.tokens(size, output_max)
@@ -202,6 +237,8 @@ class Limiter:
         signal: Signal,
         retry_after_s: float | None = None,
         used: tuple[int, int] | None = None,
+        *,
+        is_invalid: bool = False,
     ) -> None:
         """Take in what became of a call.
 
@@ -211,11 +248,12 @@ class Limiter:
             signal: what it told.
             retry_after_s: what the upstream asked for, capped.
             used: input and output tokens that count against limits, where they are known.
+            is_invalid: whether it was refused for what it asked, so that no output came of it.
         """
         self.in_flight -= 1
         self.window.drift.ended(permit.number, now_s, is_taken=signal is Signal.TAKEN)
         if self.ceilings:
-            self._correct(permit, now_s, signal, used)
+            self._correct(permit, now_s, signal, used, is_invalid=is_invalid)
         elif used is not None:
             self.estimate.learn(permit.size, used)
         if signal is Signal.TAKEN:
@@ -240,19 +278,26 @@ class Limiter:
             self._cut = self._sent
             self.window.cut(self.in_flight + 1)
         if breaker.until_s is None or breaker.is_probing:
-            breaker.failed(signal.value, now_s)
+            breaker.failed(permit, signal, now_s, self._sent)
 
     def _correct(
-        self, permit: Permit, now_s: float, signal: Signal, used: tuple[int, int] | None
+        self,
+        permit: Permit,
+        now_s: float,
+        signal: Signal,
+        used: tuple[int, int] | None,
+        *,
+        is_invalid: bool,
     ) -> None:
-        if used is None:
-            if signal not in _UNUSED:
-                return  # the upstream may have worked for it
-            used = (0, 0)
-        else:
-            self.estimate.learn(permit.size, used)
         charged = permit.tokens
-        self._charge(now_s, 0.0, (used[0] - charged[0], used[1] - charged[1]))
+        if used is not None:
+            self.estimate.learn(permit.size, used)
+            self._charge(now_s, 0.0, (used[0] - charged[0], used[1] - charged[1]))
+        elif signal in _UNUSED:
+            self._charge(now_s, 0.0, (-charged[0], -charged[1]))
+        elif is_invalid:  # its input was counted before it was looked at, perhaps
+            self._charge(now_s, 0.0, (0.0, -charged[1]))
+        # else the upstream may have worked for it
 
     def hint(self, hint: Hint, now_s: float) -> None:
         """Take in what the upstream says of a bucket that is nearly empty."""
@@ -282,7 +327,7 @@ class Limiter:
         else:
             self.window.taken_late(permit)
         if self.breaker.failures and self.breaker.taken():
-            self.window.start_over()
+            self.window.start_over(now_s)
         cool_down = self._cool_down
         if cool_down.until_s is not None and cool_down.is_refuted(permit.number):
             if cool_down.is_probe(permit.number):
@@ -371,7 +416,7 @@ class Limiter:
         breaker = self.breaker
         if breaker.until_s is not None:
             detail = f"the last calls failed ({breaker.reason}); single calls try"
-            return [Wait("breaker_open", detail, max(now_s, breaker.until_s))]
+            return [Wait("breaker_open", detail, now_s + breaker.wait_s(now_s))]
         found = []
         cool_down = self._cool_down
         if cool_down.until_s is not None and now_s < cool_down.until_s:
@@ -389,6 +434,5 @@ class Limiter:
             detail = f"calls go out at {shown} a second, since faster ones were refused"
             found.append(Wait("limited", detail, None))
         if self.window.size < self.window.slots and self.in_flight >= int(self.window.size):
-            detail = f"{int(self.window.size):,} calls at once, since more were refused or too slow"
-            found.append(Wait("limited", detail, None))
+            found.append(Wait("limited", self.window.detail, None))
         return found

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
     from batchyard.clock import Clock
     from batchyard.dispatch.accounts import Accounts
-    from batchyard.ledger import Claim, Ledger, Renewed
+    from batchyard.ledger import Claim, Ledger, Renewed, Turn
     from batchyard.segments import Segments
     from batchyard.segments.requests import Record
 
 log = logging.getLogger(__name__)
 
 _SAID_MAX = 1_000
+_HANGS_S = 5.0
 _LOST = ", so nobody can tell whose results are missing: put it back and "
 # What people are told of shards that are left alone, beside the log.
 UNTOLD = (
@@ -91,6 +92,10 @@ class Opening:
         self._claims: dict[tuple[str, int], Claim] = {}
         self._refused: dict[tuple[str, int], tuple[Claim, float]] = {}
         """Left alone, and when they are looked at again."""
+        self._hanging: dict[str, tuple[float, str]] = {}
+        """By batch: until when its requests, slow to be refused, are not asked for, and why."""
+        self._left_alone: dict[Turn, float] = {}
+        """Batches of which a shard could not be opened, and until when they are passed over."""
         self._said: OrderedDict[tuple[str, int], str] = OrderedDict()
         """What was logged, so that it is not each time: the last ones."""
 
@@ -102,9 +107,23 @@ class Opening:
         """Whether a shard, by batch and index, is one of them."""
         return key in self._claims
 
-    def add(self, claims: Iterable[Claim]) -> None:
-        """Renew these from now on, until `open` returns."""
-        self._claims |= {(claim.batch, claim.index): claim for claim in claims}
+    @property
+    def claims(self) -> list[Claim]:
+        """Return all of them, the oldest first."""
+        return list(self._claims.values())
+
+    @property
+    def left_alone(self) -> frozenset[Turn]:
+        """Return the batches of which nothing more is to be begun for now."""
+        now_s = self._clock.monotonic_s()
+        self._left_alone = {turn: at for turn, at in self._left_alone.items() if at > now_s}
+        return frozenset(self._left_alone)
+
+    def add(self, claims: Iterable[Claim]) -> bool:
+        """Renew these from now on, until `open` returns; return whether there are any."""
+        added = {(claim.batch, claim.index): claim for claim in claims}
+        self._claims |= added
+        return bool(added)
 
     def held(self) -> list[Held]:
         """Return how far they are: nobody knows what opening them may do."""
@@ -134,8 +153,8 @@ class Opening:
             if self._claims.get(key) is claim:
                 del self._claims[key]
 
-    async def again(self) -> list[Claim]:
-        """Return those that were refused a while ago, if they are still ours; renew them.
+    async def again(self) -> None:
+        """Take up those that were refused a while ago, if they are still ours; renew them.
 
         Where others share the work they mostly are not: the lease has ended, and another tries.
 
@@ -145,14 +164,14 @@ class Opening:
         now_s = self._clock.monotonic_s()
         due = {key: claim for key, (claim, due_s) in self._refused.items() if due_s <= now_s}
         if not due:
-            return []
-        lease = steady_us(self._clock) + limits.LEASE_US
+            return
+        lease = lease_us(self._clock)
         held = [_held(claim, at_risk=True) for claim in due.values()]
         rows = await self._ledger.renew(self._owner, lease, held)
         for key in due:
             del self._refused[key]
         found = {(row.batch, row.index): row.canceled for row in rows}
-        return [replace(due[key], canceled=found[key]) for key in due if key in found]
+        self.add(replace(due[key], canceled=found[key]) for key in due if key in found)
 
     async def _open(self, claim: Claim) -> Opened | None:
         if (claim.batch, claim.index) not in self._claims:
@@ -201,7 +220,8 @@ class Opening:
     async def _leave_alone(self, claim: Claim) -> None:
         """See to it that the end of a lease that is not renewed is no failure: no call was made."""
         self._claims.pop((claim.batch, claim.index), None)
-        lease = steady_us(self._clock) + limits.LEASE_US
+        self._left_alone[claim.turn] = self._clock.monotonic_s() + limits.REFUSED_WAIT_S
+        lease = lease_us(self._clock)
         with contextlib.suppress(DiskFull):  # it counts once
             await self._ledger.renew(self._owner, lease, [_held(claim, at_risk=False)])
 
@@ -225,9 +245,26 @@ class Opening:
                 await self._clock.sleep(limits.DISK_FULL_WAIT_S)
         return False
 
+    def _requests(self, claim: Claim) -> bytes:
+        """Read the requests of a shard. One object holds those of a batch: where it hangs, once."""
+        began_s = self._clock.monotonic_s()
+        until_s, why = self._hanging.get(claim.batch, (0.0, ""))
+        if began_s < until_s:
+            raise SegmentRefused(why)
+        name = segments.requests_name(claim.batch)
+        try:
+            return self._store.read(name, claim.offset, claim.length)
+        except SegmentRefused as error:
+            now_s = self._clock.monotonic_s()
+            if now_s - began_s >= _HANGS_S:
+                self._hanging = {key: it for key, it in self._hanging.items() if it[0] > now_s}
+                self._hanging[claim.batch] = now_s + limits.REFUSED_WAIT_S, str(error)
+            raise
+
     def _load(self, claim: Claim) -> Opened:
         """Read a shard. Blocks."""
-        data = self._store.read(segments.requests_name(claim.batch), claim.offset, claim.length)
+        data = self._requests(claim)
+        self._store.check_writable(claim.batch, is_again=claim.attempt > 1)
         is_whole = claim.crc is None or zlib.crc32(data) == claim.crc
         adopted = Adopted()
         if claim.attempt > 1:
@@ -245,6 +282,11 @@ class Opening:
         alone = is_suspected(claim, has_gained=has_gained) and not lost
         shard = ShardRun(claim, requests, adopted, is_suspected=alone)
         return Opened(shard, is_whole, has_gained, lost)
+
+
+def lease_us(clock: Clock) -> int:
+    """Return until when a lease is that begins now."""
+    return steady_us(clock) + limits.LEASE_US
 
 
 def _held(claim: Claim, *, at_risk: bool) -> Held:

@@ -1,21 +1,24 @@
-"""A pool whose upstream refuses us (a wrong key, no credit): who tries again, and when.
+"""A pool whose upstream refuses calls (401, 402, 403): whether that is for the requests' sake.
 
-One call tries after each pause: the upstream would refuse the others as well. It is one that was
-not refused yet, where there is one, and never the last one again before the others: what is refused
-to one request, as a feature that the account does not have, need not be refused to all.
+What is refused to one request, as a feature that the account does not have, need not be refused to
+all. Nobody can tell by one reply, so a first refusal pauses the pool: one call tries after each
+pause. Each time that calls are taken which were sent later than refused ones, twice as many
+refusals in a row are borne before the next pause; and half as many each time that the one which
+tries is refused. So a wrong key costs few calls, and many requests that are refused for their own
+sake hold up nobody for long. Pure: times are monotonic seconds, calls are known by their numbers.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from batchyard import limits
 
 if TYPE_CHECKING:
+    from batchyard.dispatch.aside import Refused
     from batchyard.dispatch.shard import Request
 
-_TURN_S = 1.0  # after those who come before
+_BORNE_MAX = 1_024  # refusals in a row without a pause
 
 
 class Pausing:
@@ -24,44 +27,85 @@ class Pausing:
     def __init__(self) -> None:
         self.reason: str | None = None
         """Why; None while it is not."""
+        self.speaks_of_request = False
+        """Whether the last refusal may be for what was asked for, by its kind."""
         self.until_s = 0.0
-        """Monotonic seconds."""
-        self.changed = asyncio.Event()
-        """Set when the pause is over before its time."""
-        self._refused: Request | None = None
-        self._tried_s = float("-inf")
+        """When the next call tries."""
+        self.trying: Request | None = None
+        """The request that may be sent although it is paused."""
+        self.newest_taken = -1
+        """The number of the newest call that the upstream took."""
+        self.refusals = 0
+        """In a row: since a call was taken that was sent after the first of them."""
+        self._first = -1
+        self._doubtful = -1
+        """The newest refused call of a request that may have met what all would meet."""
+        self._borne = 1
 
-    def begin(self, reason: str, until_s: float, refused: Request | None = None) -> None:
+    def is_own(self, number: int, refused: Refused, *, speaks_of_request: bool) -> bool:
+        """Whether a refusal counts as a try of its request: the upstream takes others.
+
+        A key that is wrong must cost no request, also where a part of the upstream takes it for
+        some time longer. So others have to be taken between any two tries that count. Only where
+        a refusal is of what was asked for, and nobody else is refused, once is enough: the request
+        may be the last one.
+
+        Args:
+            number: of the call.
+            refused: the request, this time included.
+            speaks_of_request: whether it may be for what was asked for, by its kind.
+        """
+        if self.newest_taken <= refused.first:
+            self._doubtful = max(self._doubtful, number)
+        if self.newest_taken > refused.since:
+            return True
+        is_doubtful = self._doubtful > self.newest_taken
+        return speaks_of_request and self.newest_taken > refused.first and not is_doubtful
+
+    def is_borne(self, number: int) -> bool:
+        """Note a refusal that may be meant for all; return whether calls go on all the same."""
+        if not self.refusals:
+            self._first = number
+        self.refusals += 1
+        return self.reason is None and self.refusals < self._borne
+
+    def begin(
+        self,
+        reason: str,
+        until_s: float,
+        refused: Request | None = None,
+        *,
+        speaks_of_request: bool = False,
+    ) -> None:
         """Pause, or go on to.
 
         Args:
             reason: for people.
             until_s: when the next call tries.
             refused: the request that the upstream would not take.
+            speaks_of_request: whether that may be for what was asked for, by its kind.
         """
-        self.reason, self.until_s, self._refused = reason, until_s, refused
-        self._tried_s = float("-inf")
-        self.changed.clear()
+        self.speaks_of_request = speaks_of_request
+        if refused is not None and refused is self.trying:
+            self._borne = max(1, self._borne // 2)
+        self.reason, self.until_s, self.trying = reason, until_s, None
+        self.refusals = max(1, self.refusals)
 
-    def end(self) -> None:
-        """End the pause: the upstream has taken a call."""
-        self.reason, self.until_s, self._refused = None, 0.0, None
-        self.changed.set()
-
-    def wait_s(self, request: Request, now_s: float, *, was_refused: bool) -> float:
-        """Return how long a request has to wait; 0.0 when it may be sent, which it is then.
+    def taken(self, number: int) -> None:
+        """Note that the upstream took a call, where some were refused: a pause is over.
 
         Args:
-            request: it.
-            now_s: the time.
-            was_refused: whether it was sent before.
+            number: of the call; -1 where it does not tell that calls are not refused as such.
         """
-        if self.reason is None:
-            return 0.0
-        due_s = self.until_s + _TURN_S * (was_refused + (request is self._refused))
-        # One that takes its time does not keep the others waiting for ever.
-        due_s = max(due_s, self._tried_s + limits.UPSTREAM_PAUSE_S)
-        if now_s < due_s:
-            return due_s - now_s
-        self._tried_s = now_s
-        return 0.0
+        if number > self._first:
+            self._borne = min(_BORNE_MAX, 2 * self._borne)
+            self.refusals = 0
+        self.reason, self.until_s, self.trying = None, 0.0, None
+
+    def may_try(self, now_s: float) -> bool:
+        """Whether one call may try, of a pool that is paused."""
+        return now_s >= self.until_s
+
+    def tries(self, request: Request, now_s: float) -> None:
+        """Note who tries; if that takes its time, another one will."""
+        self.trying, self.until_s = request, now_s + limits.UPSTREAM_PAUSE_S

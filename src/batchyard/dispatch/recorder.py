@@ -18,7 +18,7 @@ from batchyard import limits
 from batchyard.clock import wait_first
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.ending import end_batches
-from batchyard.errors import DiskFull, SegmentsGone
+from batchyard.errors import DiskFull, SegmentRefused, SegmentsGone
 from batchyard.ledger import Commit
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from batchyard.clock import Clock
     from batchyard.dispatch.shard import ShardRun
-    from batchyard.ledger import Committed, Ledger
+    from batchyard.ledger import Committed, Held, Ledger
     from batchyard.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class Recorder:
         self._in_use: list[Collection[ShardRun]] = []
         """Shards whose segments a thread has at this moment."""
         self._leaving: list[ShardRun] = []
+        self._given: list[Held] = []
+        """Attempts that are over here, and that the ledger does not know of as free yet."""
         self._activity = Activity()
 
     def note(self, shard: ShardRun) -> None:
@@ -244,8 +246,12 @@ class Recorder:
     async def _sync_all(self, shards: Sequence[ShardRun]) -> None:
         ways = min(self._segments.syncs_at_once, len(shards))
         parts = (shards[way::ways] for way in range(ways))
-        for gone in await asyncio.gather(*(asyncio.to_thread(_sync, part) for part in parts)):
+        found = await asyncio.gather(*(asyncio.to_thread(_sync, part) for part in parts))
+        for gone, _ in found:
             self._drop_gone(gone)
+        refused = [shard for _, refused in found for shard in refused]
+        if refused:  # whoever opens them looks first whether that is over
+            await self.give_back(refused)
 
     async def _commit(self, done: Sequence[ShardRun]) -> None:
         commits = [
@@ -310,6 +316,22 @@ class Recorder:
     def lose(self, shard: ShardRun, how: str = "") -> None:
         """Drop a shard that another worker has; `how` follows in the log."""
         log.warning("lost shard=%s/%d%s", *shard.key, how)
+        self._drop(shard)
+
+    async def give_back(self, shards: Sequence[ShardRun]) -> None:
+        """Let other workers have shards that are at rest."""
+        for shard in shards:
+            log.info("gave back shard=%s/%d: another worker may do it", *shard.key)
+            self._drop(shard)
+            self._given.append(shard.held())
+        given, self._given = self._given, []
+        if given:
+            try:
+                await self._ledger.give_back(self._owner, given)
+            except DiskFull:
+                self._given += given  # next time
+
+    def _drop(self, shard: ShardRun) -> None:
         shard.lose()
         self.close(shard)
         self._forget(shard)
@@ -342,13 +364,20 @@ class Recorder:
                     shard.appender.close()
 
 
-def _sync(shards: Sequence[ShardRun]) -> list[ShardRun]:
-    """Sync the segments of these shards; return those of batches that were deleted."""
-    gone = []
+def _sync(shards: Sequence[ShardRun]) -> tuple[list[ShardRun], list[ShardRun]]:
+    """Sync the segments of these shards.
+
+    Returns:
+        Those of batches that were deleted, and those that the store refuses while it takes others.
+    """
+    gone, refused = [], []
     for shard in shards:
         try:
             if shard.appender is not None:
                 shard.appender.sync()
         except SegmentsGone:
             gone.append(shard)
-    return gone
+        except SegmentRefused as error:
+            log.error("refused shard=%s/%d: %s", *shard.key, error)  # noqa: TRY400 - it says all
+            refused.append(shard)
+    return gone, refused

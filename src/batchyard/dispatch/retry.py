@@ -6,7 +6,7 @@ faults are those of a loopback server that answers wrongly in every way (tests/s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
@@ -43,7 +43,9 @@ class Again(msgspec.Struct, frozen=True, gc=False):
     reached: bool = True
     """Whether the upstream may have seen the request."""
     at_once: bool = False
-    """Whether to try again now, over a new connection."""
+    """Whether to try again now, in another way."""
+    is_sent: bool = True
+    """Whether there was a call at all: if not, nobody wants an answer any more."""
     is_refused: bool = False
     """Whether the upstream would not have taken any call like it: see `own`."""
 
@@ -53,6 +55,9 @@ class Pause(msgspec.Struct, frozen=True, gc=False):
 
     type: str
     message: str
+    counted: ClassVar[bool] = False
+    reached: ClassVar[bool] = True
+    is_sent: ClassVar[bool] = True
 
 
 class Unsent(msgspec.Struct, frozen=True, gc=False):
@@ -101,6 +106,8 @@ _SIGNAL_OF_FAILURE = {
     FailureKind.BROKEN: Signal.FAILED,
     FailureKind.STALE: Signal.NOTHING,
     FailureKind.TOO_LARGE: Signal.TAKEN,
+    FailureKind.UNWANTED: Signal.NOTHING,
+    FailureKind.NO_STREAM: Signal.TAKEN,
 }
 
 
@@ -149,6 +156,11 @@ def signal(outcome: Outcome, action: Action) -> Signal:
     if isinstance(outcome, Reply) and isinstance(action, Again):
         return _SIGNAL_OF_STATUS.get(outcome.status, Signal.FAILED)
     return Signal.TAKEN
+
+
+def is_refusal(outcome: Outcome) -> bool:
+    """Whether the upstream has said that it would not do what was asked, and why."""
+    return isinstance(outcome, Reply) and 400 <= outcome.status < 500
 
 
 def own(action: Pause) -> Again:
@@ -217,6 +229,13 @@ def _failure(failure: Failure) -> Action:
             # second time: a new connection is never stale.
             text = f"The connection to the upstream had been closed: {failure.text}"
             return Again("api_error", text, None, counted=False, at_once=True)
+        case FailureKind.NO_STREAM:
+            text = f"The upstream's answer cannot be had as a stream: {failure.text}"
+            return Again("api_error", text, None, counted=False, at_once=True)
+        case FailureKind.UNWANTED:
+            return Again(
+                "api_error", failure.text, None, counted=False, reached=False, is_sent=False
+            )
         case FailureKind.TOO_LARGE:
             return Fail("api_error", f"The upstream's reply is too large: {failure.text}", None)
 

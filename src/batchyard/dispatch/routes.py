@@ -92,8 +92,8 @@ def _model_of(params: msgspec.Raw) -> str:
 
 def routable(model: object) -> str:
     """Return a model of decoded params; empty when it is missing or too odd to route by."""
-    if isinstance(model, str) and len(model) <= limits.MODEL_CHARS_MAX:
-        return model
+    if isinstance(model, str) and len(model) <= limits.MODEL_CHARS_MAX and "\0" not in model:
+        return model  # PostgreSQL has no text with U+0000
     return ""
 
 

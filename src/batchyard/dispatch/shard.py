@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchyard.dispatch.adopt import Adopted
+    from batchyard.dispatch.aside import PutBack
     from batchyard.dispatch.prefix import Mark
     from batchyard.price import Usage
     from batchyard.segments import Appender
@@ -69,8 +70,12 @@ class ShardRun:
         self.retrying: dict[str, tuple[float, str]] = {}
         """Those of them that wait for their own time to be sent again: until when (monotonic
         seconds), and what their last call came to, in a word."""
+        self.aside: dict[str, PutBack] = {}
+        """Requests that were refused, and wait without a slot until they may be sent again."""
+        self.put_back: dict[str, PutBack] = {}
+        """Those of the unsent that were sent before."""
         self._tried: dict[str, tuple[str, str]] = {}
-        """How the last try of one of them failed, for when its time runs out: type and message."""
+        """How the last try of a request failed, for when its time runs out: type and message."""
         self.parked: dict[str, Request] = {}
         """Unsent requests that wait for another one to write their prefix to the cache."""
         self.lines: list[bytes] = []
@@ -80,8 +85,9 @@ class ShardRun:
         self.stopped = asyncio.Event()
         self.deadline_s = float("inf")
         self.lost = False
-        self.has_called = False
-        """Whether a call was made: if the worker dies then, this shard may be why."""
+        self.sent = self.answered = 0
+        """Calls that were begun, and those of them that have ended. If the worker dies after the
+        first, this shard may be why."""
         self.closed = False
         """Whether its segment was let go: it is committed or lost, and nothing more is written."""
         self._adopted = adopted
@@ -101,9 +107,15 @@ class ShardRun:
         return not self.lost and self.counts.total == self.claim.requests
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether it can be given back at no cost: nothing is called, every result is durable."""
+        is_durable = self.durable == self.counts.total
+        return self.sent == self.answered and is_durable and self.stop_reason is None
+
+    @property
     def has_open(self) -> bool:
         """Whether a request has no result."""
-        return bool(self.unsent or self.inflight or self.parked or self.kept_back)
+        return bool(self.unsent or self.inflight or self.parked or self.kept_back or self.aside)
 
     def segment_name(self) -> str:
         """Return a new name for the segment of this attempt."""
@@ -135,9 +147,33 @@ class ShardRun:
         self.unsent.appendleft(request)
         return True
 
-    def goes_on(self) -> bool:
-        """Return whether calls may still be sent: nothing has stopped it."""
-        return not self.stopped.is_set()
+    def set_aside(self, back: PutBack, until_s: float, why: str) -> bool:
+        """Let a request in flight wait without a slot; False when it has a result."""
+        custom_id = back.request.custom_id
+        if self.stopped.is_set():
+            self.give_up(custom_id)
+        if self.inflight.pop(custom_id, None) is None:
+            return False
+        self.aside[custom_id] = back
+        self.retrying[custom_id] = until_s, why
+        return True
+
+    def is_aside(self, back: PutBack) -> bool:
+        """Whether a request waits here."""
+        return self.aside.get(back.request.custom_id) is back
+
+    def let_in(self, back: PutBack, *, next_: bool) -> bool:
+        """Make a request that waited unsent again, the next or the last; False if it is gone."""
+        if not self.is_aside(back):
+            return False
+        custom_id = back.request.custom_id
+        self.put_back[custom_id] = self.aside.pop(custom_id)
+        self.retrying.pop(custom_id, None)
+        if next_:
+            self.unsent.appendleft(back.request)
+        else:
+            self.unsent.append(back.request)
+        return True
 
     def note_try(self, custom_id: str, error_type: str, message: str) -> None:
         """Remember how a try of a request in flight failed."""
@@ -163,8 +199,8 @@ class ShardRun:
         self.stop_reason = reason
         self.deadline_s = deadline_s
         unsent = (request.custom_id for request in (*self.unsent, *self.kept_back))
-        for custom_id in (*self.parked, *unsent):
-            self._add(reason, result.unsent(custom_id, reason), None)
+        for custom_id in (*self.parked, *self.aside, *unsent):
+            self._end(custom_id, reason)
         self._drop_unsent()
         self.stopped.set()
 
@@ -174,13 +210,16 @@ class ShardRun:
         Does nothing for a shard that was lost or halted: the next attempt sends the request.
         """
         reason = self.stop_reason
-        if reason is None:
-            return
+        if reason is not None and self.inflight.pop(custom_id, None) is not None:
+            self._end(custom_id, reason)
+
+    def _end(self, custom_id: str, reason: StopReason) -> None:
+        """Record the result of a request whose time has run out."""
         tried = self._tried.get(custom_id)
         if tried is not None and reason == "expired":
-            self.fail(custom_id, *tried, None)
+            self._add("errored", result.errored(custom_id, *tried, request_id=None), None)
         else:
-            self.settle(custom_id, reason, result.unsent(custom_id, reason))
+            self._add(reason, result.unsent(custom_id, reason), None)
 
     def abandon(self) -> None:
         """End everything in flight now, and the calls with it."""
@@ -240,7 +279,7 @@ class ShardRun:
             attempt=self.claim.attempt,
             inflight=len(self.inflight),
             counts=self.counts,
-            at_risk=self.has_called and not self.stopped.is_set(),
+            at_risk=self.sent > 0 and not self.stopped.is_set(),
         )
 
     @property
@@ -272,9 +311,10 @@ class ShardRun:
         return (*self._adopted.extents, *own)
 
     def _drop_unsent(self) -> None:
-        self.unsent.clear()
-        self.kept_back.clear()
-        self.parked.clear()
+        for custom_id in self.aside:
+            self.retrying.pop(custom_id, None)
+        for waiting in (self.unsent, self.kept_back, self.parked, self.aside, self.put_back):
+            waiting.clear()
 
     def _add(self, kind: result.ResultType, line: bytes, usage: Usage | None) -> None:
         self._tally.add(kind, usage)

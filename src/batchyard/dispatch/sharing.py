@@ -10,6 +10,7 @@ that is less than one slot in each worker goes round, also under a name of its o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -44,6 +45,18 @@ class Size(NamedTuple):
     """Not so where the model is in the process of the worker."""
 
 
+@dataclass(slots=True)
+class _Behind:
+    """A pool in which a worker can do nothing, and what it knows of others; monotonic seconds."""
+
+    pool: Pool
+    since_s: float
+    well_s: float = float("-inf")
+    """When another one, with which all was well, was last seen."""
+    offered_s: float = float("-inf")
+    """When a shard was last given back without one."""
+
+
 class Sharing:
     """What one of several workers has of its pools."""
 
@@ -73,6 +86,8 @@ class Sharing:
         """Workers of each pool, this one included, where it has slots."""
         self._ceilings: dict[str, Ceiling] = {}
         """Configured limits of which it has a part, or waits for one, by name."""
+        self._behind: dict[str, _Behind] = {}
+        """The pools in which this worker can do nothing, by name."""
         self.has_asked = False
         """Whether the others know of pools that are ours too."""
 
@@ -111,13 +126,53 @@ class Sharing:
         self.has_asked = bool(granted)
         for name in self._among.keys() - granted.keys():
             del self._among[name]
+        self._behind = {name: it for name, it in self._behind.items() if name in granted}
         changed = [(pools[name], each) for name, each in granted.items() if name in pools]
         for pool, each in changed:
             self._take(pool, each)
+            self._compare(pool, each)
             if self._size_of(pool.name).is_divided:
                 rows = {name: granted[want.pool].slots for name, want in small[pool.name].items()}
                 pool.turns.divide(self._allowed(pool, rows, each.peers))
         return [pool for pool, _ in changed]
+
+    def _compare(self, pool: Pool, granted: Granted) -> None:
+        """Note whether another worker may be able to do what this one cannot.
+
+        It has trouble, or another one has the slots. Only after a while that is a reason to let a
+        pool go: a limit may be met, and slots may go round.
+        """
+        now_s = self._clock.monotonic_s()
+        has_trouble = pool.own_trouble is not None
+        is_well = any(p.note is None and (has_trouble or p.slots) for p in granted.peers)
+        if not has_trouble and (pool.slots or not is_well):
+            self._behind.pop(pool.name, None)
+            pool.gives_way = False
+            return
+        behind = self._behind.setdefault(pool.name, _Behind(pool, now_s))
+        if is_well:
+            behind.well_s = now_s
+        pool.gives_way = now_s - behind.since_s >= limits.UPSTREAM_PAUSE_S
+
+    def to_give_back(self, held: Iterable[ShardRun]) -> list[ShardRun]:
+        """Return the shards that other workers are to have.
+
+        All that are at rest, where all is well with another one. Else one now and then: who has no
+        work is known to nobody until it finds some.
+        """
+        found = []
+        now_s, pause_s = self._clock.monotonic_s(), limits.UPSTREAM_PAUSE_S
+        for shard in held:
+            behind = self._behind.get(shard.claim.pool)
+            if behind is None or not behind.pool.gives_way or not shard.is_at_rest:
+                continue
+            if now_s - behind.well_s > pause_s:
+                if now_s - behind.offered_s < 2 * pause_s:
+                    continue
+                behind.offered_s = now_s
+            behind.pool.again_s = now_s + pause_s
+            found.append(shard)
+        return found
 
     def _want(self, pool: Pool, shards: Iterable[ShardRun]) -> Want:
         now_s = self._clock.monotonic_s()
@@ -134,8 +189,9 @@ class Sharing:
         return Want(
             pool=pool.name,
             slots=self._size_of(pool.name).slots,
-            busy=pool.busy,
-            note=pool.trouble,
+            # Not those who wait aside. When they are back, calls of this worker have to end first.
+            busy=min(pool.busy - pool.stepped_aside, max(limiter.slots, limiter.in_flight)),
+            note=pool.own_trouble,
             told=waiting.dump(told),
             is_new=pool.name not in self._among,
         )

@@ -83,7 +83,7 @@ class Suspects:
         self._renew = renew
         self._of: list[_Suspect] = []
         self._is_claiming = False
-        self._told: dict[tuple[str, int, int], bool] = {}
+        self._told: dict[tuple[str, int, int], bool | None] = {}
         """What the ledger knows of the risk of each attempt, by batch, index and number."""
 
     async def claim(
@@ -147,6 +147,11 @@ class Suspects:
             return held
         # A claim is at risk before anything is told.
         return [h for h in held if h.at_risk != known.get((h.batch, h.index, h.attempt), True)]
+
+    def not_told(self, held: Sequence[Held]) -> None:
+        """Note that the ledger had no room for these: they are told again, due or not."""
+        # None is neither: whatever the risk is, it differs.
+        self._told |= {(each.batch, each.index, each.attempt): None for each in held}
 
     def _excuses(self, key: tuple[str, int], now_s: float) -> bool:
         """Whether a shard is one of these and not to blame: a later one is, or none any more."""

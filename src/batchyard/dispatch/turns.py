@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from batchyard.dispatch.shard import ShardRun
     from batchyard.fairness import Share, Shares
-    from batchyard.ledger import Turn
+    from batchyard.ledger import Claim, Turn
 
 
 L = TypeVar("L", bound="_Lane")
@@ -55,10 +55,11 @@ class _Lane(ABC):
 
 
 class _Batch(_Lane):
-    __slots__ = ("shards",)
+    __slots__ = ("is_only", "shards", "turn")
 
-    def __init__(self, weight: float, peers: Iterable[_Lane]) -> None:
+    def __init__(self, claim: Claim, weight: float, peers: Iterable[_Lane]) -> None:
         super().__init__(weight, peers)
+        self.turn, self.is_only = claim.turn, claim.is_only
         self.shards: list[ShardRun] = []
         """Those with requests that have no result, as they were opened."""
 
@@ -84,6 +85,10 @@ class _Batch(_Lane):
     def is_lacking(self) -> bool:
         return self.unsent < 2 * max(1, self.inflight)
 
+    @property
+    def is_uncalled(self) -> bool:
+        return self.unsent > 0 and not any(shard.sent or shard.inflight for shard in self.shards)
+
 
 class _Workspace(_Lane):
     __slots__ = ("batches", "granted", "least", "share")
@@ -96,11 +101,15 @@ class _Workspace(_Lane):
         """Slots that it may fill in this worker; None where they follow from those of the pool."""
         self.batches: dict[str, _Batch] = {}
 
-    def forget(self) -> None:
+    def forget(self) -> bool:
+        """Drop what has nothing open; return whether that may have more."""
+        has_left = False
         for name, batch in list(self.batches.items()):
             batch.forget()
             if not batch.shards:
                 del self.batches[name]
+                has_left |= not batch.is_only
+        return has_left
 
     @property
     def unsent(self) -> int:
@@ -131,6 +140,8 @@ class Turns:
         self._now_us = now_us
         self._workspaces: dict[str, _Workspace] = {}
         self._granted: Mapping[str, int] | None = None
+        self.has_left = False
+        """Whether a batch of several shards has gone: it has ended, or not been refilled."""
         self._alone: _Batch | None = None
         """The only batch there is, of a workspace that may have all slots: it is always its turn.
 
@@ -152,7 +163,8 @@ class Turns:
         weight = weight_of(claim.priority, claim.expires_us - self._now_us())
         batch = workspace.batches.get(claim.batch)
         if batch is None:
-            batch = workspace.batches[claim.batch] = _Batch(weight, workspace.batches.values())
+            batch = _Batch(claim, weight, workspace.batches.values())
+            workspace.batches[claim.batch] = batch
         elif not batch.unsent:
             batch.catch_up(workspace.batches.values())
         batch.weight = weight
@@ -168,22 +180,17 @@ class Turns:
         (batch,) = workspace.batches.values()
         return batch
 
-    def order(self, slots: int, *, one_each: bool = False) -> Iterable[ShardRun]:
+    def order(self, slots: int) -> Iterable[ShardRun]:
         """Return the shards that may have unsent requests, the one whose turn it is first.
 
         Args:
             slots: of the pool, of which a workspace may have its share only.
-            one_each: whether only batches that have nothing in flight are wanted.
         """
-        if self._alone is None or one_each:
-            return self._ordered(slots, one_each=one_each)
-        return self._alone.shards
+        return self._ordered(slots) if self._alone is None else self._alone.shards
 
-    def _ordered(self, slots: int, *, one_each: bool) -> Iterator[ShardRun]:
+    def _ordered(self, slots: int) -> Iterator[ShardRun]:
         for workspace in _sorted([w for w in self._workspaces.values() if w.ready(slots)]):
             for batch in _sorted([b for b in workspace.batches.values() if b.unsent]):
-                if one_each and batch.inflight:
-                    continue
                 batch.forget()
                 yield from [shard for shard in batch.shards if shard.unsent]
 
@@ -195,6 +202,14 @@ class Turns:
         workspace.took()
         workspace.batches[shard.claim.batch].took()
 
+    def go_round(self, shard: ShardRun) -> None:
+        """Let the other shards of a batch send before this one does again."""
+        claim = shard.claim
+        shards = self._workspaces[claim.workspace].batches[claim.batch].shards
+        if len(shards) > 1:
+            shards.remove(shard)
+            shards.append(shard)
+
     @property
     def unsent(self) -> int:
         """Return how many requests wait."""
@@ -203,11 +218,8 @@ class Turns:
             return alone.unsent
         return sum(workspace.unsent for workspace in self._workspaces.values())
 
-    def ready(self, slots: int, *, one_each: bool = False) -> int:
+    def ready(self, slots: int) -> int:
         """Return how many requests could be sent now, if slots were free; see `order`."""
-        if one_each:
-            batches = [b for w in self._workspaces.values() for b in w.batches.values()]
-            return sum(bool(batch.unsent) and not batch.inflight for batch in batches)
         return sum(workspace.ready(slots) for workspace in self._workspaces.values())
 
     def capped(self, slots: int) -> dict[str, int]:
@@ -265,19 +277,53 @@ class Turns:
         self._forget()
         return sum(len(workspace.batches) for workspace in self._workspaces.values())
 
-    def lacking(self) -> list[Turn]:
+    def lacking(self, most: int | None = None) -> list[Turn]:
         """Return the batches that would soon have nothing to send: they need another shard.
 
         Less is unsent than fills the slots twice that the batch has now. A batch of one shard is
         never among them.
+
+        Args:
+            most: of larger batches; where there are more, a workspace has but one refilled.
         """
         self._forget()
-        return [
-            batch.shards[-1].claim.turn
+        large = [
+            (workspace, batch)
             for workspace in self._workspaces.values()
             for batch in workspace.batches.values()
-            if batch.is_lacking and not batch.shards[-1].claim.is_only
+            if not batch.shards[-1].claim.is_only
         ]
+        are_many = most is not None and len(large) > most
+        return [
+            batch.turn
+            for workspace, batch in large
+            if batch.is_lacking and not (are_many and len(workspace.batches) > 1)
+        ]
+
+    @property
+    def turns(self) -> frozenset[Turn]:
+        """Return the batches that may have more, as a claim asks for others."""
+        self._forget()
+        batches = (b for each in self._workspaces.values() for b in each.batches.values())
+        return frozenset(batch.turn for batch in batches if not batch.is_only)
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Return the workspaces that have something to send."""
+        return frozenset(name for name, each in self._workspaces.items() if each.unsent)
+
+    def has_uncalled(self, slots: int) -> bool:
+        """Whether a batch waits for its first call, and for nothing but its turn.
+
+        Args:
+            slots: of the pool, of which a workspace may have its share only.
+        """
+        return any(
+            batch.is_uncalled
+            for workspace in self._workspaces.values()
+            if workspace.ready(slots)
+            for batch in workspace.batches.values()
+        )
 
     def is_lacking(self, shard: ShardRun) -> bool:
         """Whether the batch of a shard, which has a request in flight, has as little left."""
@@ -286,7 +332,7 @@ class Turns:
 
     def _forget(self) -> None:
         for name, workspace in list(self._workspaces.items()):
-            workspace.forget()
+            self.has_left |= workspace.forget()
             if not workspace.batches:
                 del self._workspaces[name]
         self._alone = self._find_alone()

@@ -27,7 +27,9 @@ Reason = Literal[
     "breaker_open",
     "cooling_down",
     "limited",
+    "recording",
     "retrying",
+    "tried_alone",
     "priming",
     "behind_share",
 ]
@@ -85,8 +87,12 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     busy: int = 0
     """Those that it fills."""
     held: tuple[Held, ...] = ()
+    flying: dict[str, int] = {}
+    """Requests in flight, by batch; the most first, no more than 32."""
     parked: dict[str, int] = {}
-    """Requests that wait for their prompt prefix, by batch; the most first, no more than 32."""
+    """Requests that wait for their prompt prefix, by batch, as `flying`."""
+    apart: dict[str, int] = {}
+    """Requests that wait until one of their shard, sent alone, has a result; as `flying`."""
     retrying: dict[str, Retrying] = {}
     """By batch, as `parked`."""
     capped: dict[str, int] = {}
@@ -144,27 +150,41 @@ def of_pool(pool: Pool, waits: Iterable[Wait], shards: Iterable[ShardRun], now_s
     if pool.pause_reason is not None:
         left_s = max(0.0, pool.pausing.until_s - now_s)
         held.append(Held("paused", pool.pause_reason[:_DETAIL_CHARS_MAX], left_s))
+    if pool.unwritten:
+        detail = "answers wait to be written; the disk is full, or behind"
+        held.append(Held("recording", detail, None))
+    if pool.is_capped:
+        detail = "all calls that the process may make at once, over all models, are under way"
+        held.append(Held("limited", detail, None))
     for wait in waits:
         left = None if wait.until_s is None else max(0.0, wait.until_s - now_s)
         held.append(Held(wait.kind, wait.detail[:_DETAIL_CHARS_MAX], left))
-    parked: dict[str, int] = {}
+    flying, parked, apart = Counter[str](), Counter[str](), Counter[str]()
     delays: dict[str, list[tuple[float, str]]] = {}
     for shard in shards:
+        if shard.claim.pool != pool.name:
+            continue
         batch = shard.claim.batch
-        if shard.parked and shard.claim.pool == pool.name:
-            parked[batch] = parked.get(batch, 0) + len(shard.parked)
-        if shard.retrying and shard.claim.pool == pool.name:
+        flying[batch] += len(shard.inflight)
+        parked[batch] += len(shard.parked)
+        apart[batch] += len(shard.kept_back)
+        if shard.retrying:
             delays.setdefault(batch, []).extend(shard.retrying.values())
-    most = sorted(parked.items(), key=lambda each: -each[1])[:_BATCHES_MAX]
     slowest = sorted(delays.items(), key=lambda each: -len(each[1]))[:_BATCHES_MAX]
     return Told(
         slots=pool.slots,
-        busy=pool.busy - pool.aside,
+        busy=pool.busy - pool.stepped_aside,
         held=tuple(held[:_WAITS_MAX]),
-        parked=dict(most),
+        flying=_most(flying),
+        parked=_most(parked),
+        apart=_most(apart),
         retrying={batch: _retrying(each, now_s) for batch, each in slowest},
         capped=dict(islice(pool.turns.capped(pool.slots).items(), _BATCHES_MAX)),
     )
+
+
+def _most(counts: Counter[str]) -> dict[str, int]:
+    return dict((+counts).most_common(_BATCHES_MAX))
 
 
 def _retrying(delays: Sequence[tuple[float, str]], now_s: float) -> Retrying:
@@ -196,7 +216,7 @@ def in_pool(
     own = [s for s in shards if s.claim.batch == batch and s.claim.pool == pool.name]
     flying = sum(len(shard.inflight) for shard in own)
     unsent = queued + sum(len(shard.unsent) + len(shard.kept_back) for shard in own)
-    told = of_pool(pool, waits, own, now_s)
+    told = of_pool(pool, waits, shards, now_s)
     return explain(pool.name, [Heard(told)], batch, flying, now_s, unsent=unsent)
 
 
@@ -218,6 +238,10 @@ def explain(
     if parked:
         detail = f"{_requests(parked)} until their prompt prefix is in the cache"
         found.append(Waiting(pool, "priming", detail))
+    apart = sum(each.told.apart.get(batch, 0) for each in heard)
+    if apart:
+        detail = f"{_requests(apart)} until one that may end its worker has been tried alone"
+        found.append(Waiting(pool, "tried_alone", detail))
     if not found and unsent:
         found += _slots(pool, heard, batch, flying, unsent)
     found += _delayed(pool, heard, batch, now_s)
@@ -232,10 +256,13 @@ def _slots(
     # Where a worker has to give up slots, it has those that it still fills.
     slots = sum(max(each.told.slots, each.told.busy) for each in heard)
     busy = sum(each.told.busy for each in heard)
+    if any(batch in each.told.flying for each in heard):  # newer than what the ledger knows
+        flying = sum(each.told.flying.get(batch, 0) for each in heard)
+    has_others = any(each.told.flying.keys() - {batch} for each in heard)
     if capped:
         detail = f"its workspace fills the {capped:,} slots that it may have (share_max)"
         yield Waiting(pool, "limited", detail)
-    elif busy >= slots > flying:
+    elif busy >= slots > flying and has_others:
         detail = f"{flying} of {slots} slots; the others work for other batches"
         yield Waiting(pool, "behind_share", detail)
     elif busy >= slots > 0:

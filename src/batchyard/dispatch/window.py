@@ -49,6 +49,7 @@ class Window:
         """The number of the call that was refused at it."""
         self.drift = Drift()
         self._is_slow_start = True
+        self._was_away = False
         self._grown_s = _NEVER
         self._step = 1
         self._has_failed = False
@@ -141,7 +142,7 @@ class Window:
 
     def refuse(self, permit: Permit, now_s: float) -> None:
         """Note a 429 that the concurrency explains."""
-        self._is_slow_start = False
+        self._is_slow_start = self._was_away = False
         self._has_failed = self.wall is not None and self.size > self.wall
         if self._has_failed:
             self._rest.has_failed()
@@ -172,19 +173,29 @@ class Window:
 
     def cut(self, in_flight: int) -> None:
         """Note a cohort of calls that were too much for the upstream."""
-        self._is_slow_start = False
+        self._is_slow_start = self._was_away = False
         self.size = max(1.0, min(self.size, float(in_flight)) * _CUT)
 
     def take_over(self, size: float, wall: int | None, now_s: float) -> None:
         """Go on from what was learned before, by others or with another part of the limit."""
         self.wall = None if wall is None else min(max(_FEW, wall), self.slots)
         self.size = min(max(1.0, size), float(self.slots if self.wall is None else self.wall))
-        self._is_slow_start = self.wall is None
+        self._is_slow_start, self._was_away = self.wall is None, False
         self._rest.begin(now_s)
 
-    def start_over(self) -> None:
-        """Begin carefully, after the upstream was away."""
-        self._is_slow_start = True
+    def start_over(self, now_s: float) -> None:
+        """Begin with one call, after the upstream was away."""
+        self._is_slow_start = self._was_away = True
         self.size = 1.0
         self.wall = None
-        self._grown_s = _ANSWER  # by answers only
+        self._grown_s = now_s
+
+    @property
+    def detail(self) -> str:
+        """Return how many calls there may be, and why not more, for people."""
+        calls = f"{int(self.size):,} calls at once"
+        if not self._is_slow_start or self.wall is not None or self.drift.is_seen:
+            return f"{calls}, since more were refused or too slow"
+        if self._was_away:
+            return f"starting again after an outage: {calls}"
+        return f"{calls}, more each second"

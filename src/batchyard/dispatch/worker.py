@@ -1,6 +1,7 @@
 """The worker: claims shards, calls upstreams, hands results to the recorder, renews its leases.
 
-`routes` says which model runs where, `calling` brings a request to its result, `recorder` writes.
+`routes` says which model runs where, `slots` take requests and `calling` brings each to its result,
+`recorder` writes.
 A worker knows no other worker: exclusion is the lease in the ledger, correctness is the fence.
 """
 
@@ -13,18 +14,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from batchyard import ids, limits
-from batchyard.clock import steady_us, wait_first
+from batchyard.clock import wait_first
 from batchyard.dispatch.accounts import merge
 from batchyard.dispatch.activity import Activity
 from batchyard.dispatch.adopt import UNSENT
 from batchyard.dispatch.calling import Caller
+from batchyard.dispatch.cap import Cap
 from batchyard.dispatch.ceilings import Ceilings
+from batchyard.dispatch.claiming import Claiming
 from batchyard.dispatch.gate import Gates
-from batchyard.dispatch.opening import Opening
+from batchyard.dispatch.opening import Opening, lease_us
 from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.routes import UNROUTED, Routes
 from batchyard.dispatch.sharing import Sharing, Size
+from batchyard.dispatch.slots import Slots
 from batchyard.dispatch.suspects import Suspects, give_up
 from batchyard.dispatch.turns import Turns
 from batchyard.dispatch.waiting import Waiting, in_pool
@@ -46,11 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A slot lets others run after this many requests, for upstreams that answer without waiting.
-_YIELD_EVERY = 16
-_VOIDS_PER_ROUND = 8
 _SPARE_MAX_S = 5.0
-_LACKING_PER_ROUND = limits.OPEN_BYTES_MAX // limits.SHARD_BYTES_MAX  # shards of one batch
 
 
 class Worker:
@@ -93,13 +93,13 @@ class Worker:
         """
         self._ledger = ledger
         self._upstreams, self._routes = upstreams, routes
-        self._slots, self._own_slots = slots, own_slots
+        self._sizes, self._own_slots = slots, own_slots
         self._clock = clock
-        self._calls_max = calls_max
         self._shares = shares
         self.owner, self._is_one_of_several = owner or ids.nonce(), owner is not None
         self._rng, self._caller = rng, Caller(clock, rng)
-        self._gates = Gates(clock, ceilings or Ceilings())
+        cap = Cap(calls_max)
+        self._gates = Gates(clock, ceilings or Ceilings(), cap)
         self._recorder = Recorder(ledger, store, clock, self.owner, self._forget, flush_s=flush_s)
         self._pools: dict[str, Pool] = {}
         self._held: dict[tuple[str, int], ShardRun] = {}
@@ -108,10 +108,12 @@ class Worker:
         self._sharing = Sharing(self.owner, ledger, clock, accounts, self._size_of)
         self._suspects = Suspects(self.owner, ledger, self._renew, clock.monotonic_s())
         self._opening = Opening(self.owner, ledger, store, clock, accounts, self._leaving)
+        self._claims = Claiming(
+            self.owner, ledger, clock, shares, self._held, self._opening, self._suspects
+        )
         self._canceled = set[str]()
-        self._wake, self._idle = asyncio.Event(), asyncio.Event()
-        self._busy = 0
-        self._calls: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._slots = Slots(cap, self._pools, self._caller, self._recorder, self._wake)
         self._activity = Activity()
         self._news, self._looked_s = News(newest=0, canceling=frozenset()), 0.0
 
@@ -130,7 +132,7 @@ class Worker:
             not self._wake.is_set()
             and self._activity.is_quiet
             and self._recorder.is_quiet
-            and self._busy == answering + self._caller.waiting + self._gates.waiting
+            and self._slots.is_quiet(answering)
         )
 
     def wake(self) -> None:
@@ -189,11 +191,9 @@ class Worker:
         """Return of when it is what it says of these pools: now."""
         return self._clock.now_us()
 
-    def rate_max(self, pools: Iterable[str]) -> float | None:
-        """Return how many calls a second these pools can make at most, where that is known."""
-        rates = [self._gates.rate_max(name) for name in pools]
-        known = [rate for rate in rates if rate is not None]
-        return sum(known) if known and len(known) == len(rates) else None
+    def rate_max(self, pool: str) -> float | None:
+        """Return how many calls a second a pool can make at most, where that is known."""
+        return self._gates.rate_max(pool)
 
     async def run(self) -> None:
         """Work until `leave` is called.
@@ -223,10 +223,12 @@ class Worker:
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
-            self._group = group
-            loops = [group.create_task(loop) for loop in (self._claiming(), self._renewing())]
+            self._slots.group = group
+            works = self._claiming(), self._renewing(), self._ticking()
+            loops = [group.create_task(work) for work in works]
             if self._is_one_of_several:
                 self._caller.look_again = self._look_again
+                self._caller.has_old_news = self._has_old_news
                 loops.append(group.create_task(self._watching()))
             group.create_task(self._recorder.run())
             await self._leaving.wait()
@@ -234,7 +236,7 @@ class Worker:
             for shard in self._held.values():  # what becomes of these calls nobody will know
                 cut = sum(not task.done() for task in shard.inflight.values())
                 self._caller.accounts.of(shard.claim.batch).unknown += cut
-            for task in (*loops, *self._calls):
+            for task in (*loops, *self._slots.tasks):
                 task.cancel()
             self._recorder.finish()
         with contextlib.suppress(Overloaded, TimeoutError):
@@ -260,15 +262,11 @@ class Worker:
         """Claim and open what there is room for; return whether there was anything."""
         self._canceled.clear()  # the claims of this round know
         now = self._clock.now_us()
-        lease = self._lease_us()
         voids: Sequence[Claim] = ()
-        claims: list[Claim] = []
         ready: Sequence[str] = ()
         try:
-            voids = await self._ledger.claim_void(self.owner, now, lease, _VOIDS_PER_ROUND)
-            self._opening.add(voids)
-            claims += await self._opening.again()
-            self._opening.add(claims)
+            voids = await self._claims.void(now)
+            await self._opening.again()
             apart = await self._ledger.pools_apart()
             ready = sorted({*await self._ledger.pools_ready(), *apart})
             pools = [pool for pool in map(self._pool, ready) if pool is not None]
@@ -277,62 +275,21 @@ class Worker:
             if self._is_one_of_several and not all(pool.slots for pool in pools):
                 await self._share()
             for pool in pools:
-                if self._busy < self._calls_max:
-                    claims += await self._claim(pool, now)
-                if pool.name in apart and pool.slots:
-                    now_s, held = self._clock.monotonic_s(), self._held
-                    claims += await self._suspects.claim(
-                        pool.name, lease, held, self._opening, now_s
-                    )
-                self._opening.add(claims)
+                is_full = not self._slots.has_room and pool.unsent > pool.busy
+                await self._claims.fill(pool, now, is_full=is_full)
+                if pool.name in apart and pool.slots and not pool.gives_way:
+                    await self._claims.apart(pool)
         except DiskFull:
             await self._clock.sleep(limits.DISK_FULL_WAIT_S)
-        for claim in voids:
-            await self._open(claim, void=True)
+        claims = self._opening.claims
         for claim in claims:
-            await self._open(claim, void=False)
+            await self._open(claim, void=claim in voids)
         idle = [pool.name for pool in self._pools.values() if pool.is_idle]
         for name in idle:  # clients choose the names of models: do not grow for ever
             if name not in ready:
                 del self._pools[name]
                 self._gates.forget(name)
-        return bool(voids or claims)
-
-    async def _claim(self, pool: Pool, now_us: int) -> list[Claim]:
-        """Claim for one pool: what has not begun, what runs out, and what fills free slots.
-
-        Each batch has a shard open as long as there are slots for as many, so that turns can be
-        taken request by request.
-        """
-        ledger, owner, name = self._ledger, self.owner, pool.name
-        lease = self._lease_us()
-        claims: list[Claim] = []
-        if pool.slots and self._has_room:
-            begun = min(pool.slots - pool.turns.batches, limits.FRESH_PER_ROUND)
-            if begun > 0:
-                claims += await ledger.claim_fresh(owner, name, lease, begun, shares=self._shares)
-        if pool.pause_reason is None and pool.slots and self._has_room:
-            lacking = pool.turns.lacking()
-            # One at a time would not keep up with thousands of slots, or with quick answers.
-            ahead = max(pool.slots // limits.SHARD_REQUESTS, pool.shards_ahead() if lacking else 0)
-            each = 1 + ahead // max(1, pool.turns.batches)
-            each = min(each, _LACKING_PER_ROUND)
-            for turn in lacking:
-                if turn not in pool.drained:
-                    more = await ledger.claim(owner, name, lease, each, turn=turn)
-                    claims += more
-                    if len(more) < each:
-                        pool.drained.add(turn)
-        if not claims and pool.is_hungry:
-            claims += await ledger.claim(owner, name, lease, 1, shares=self._shares, now_us=now_us)
-        return claims
-
-    @property
-    def _has_room(self) -> bool:
-        """Whether more shards may be open than the slots need."""
-        shards = [shard for shard in self._held.values() if shard.unsent or shard.parked]
-        waiting = (shard.claim.length for shard in shards)
-        return sum(waiting) < limits.OPEN_BYTES_MAX
+        return bool(claims)
 
     def _pool(self, name: str) -> Pool | None:
         pool = self._pools.get(name)
@@ -355,7 +312,7 @@ class Worker:
             self._clock.monotonic_s,
         )
         pool.gate = self._gates.of(name, self._slots_of(name))
-        pool.on_release = self._fill
+        pool.on_release = self._slots.fill
         self._pools[name] = pool
         return pool
 
@@ -366,7 +323,7 @@ class Worker:
     def _slots_of(self, name: str) -> int:
         """Return the slots of a pool over all workers."""
         upstream = self._routes.upstream_of_pool(name)
-        return limits.POOL_SLOTS_DEFAULT if upstream is None else self._slots[upstream]
+        return limits.POOL_SLOTS_DEFAULT if upstream is None else self._sizes[upstream]
 
     async def _open(self, claim: Claim, *, void: bool) -> None:
         """Take up a claimed shard.
@@ -399,62 +356,19 @@ class Worker:
         pool = self._pool(claim.pool)
         assert pool is not None  # it was claimed from this pool
         pool.add(shard)
-        shard.on_let_go = partial(self._fill, pool)
-        self._fill(pool)
-
-    # Calling ----------------------------------------------------------------------------------
-
-    def _fill(self, pool: Pool) -> None:
-        """Start slots for what is unsent, up to the pool's number and the process's."""
-        ready = pool.turns.ready(pool.slots, one_each=pool.pause_reason is not None)
-        free = pool.slots - pool.busy + pool.aside
-        for _ in range(min(free, ready, self._calls_max - self._busy)):
-            pool.busy += 1
-            self._busy += 1
-            task = self._group.create_task(self._slot(pool))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
-
-    async def _slot(self, pool: Pool) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            done = 0
-            while True:
-                if not self._recorder.has_room:
-                    await self._recorder.room()
-                if not pool.gate.is_open:
-                    await pool.gate.wait()
-                if pool.busy - pool.aside > pool.slots:
-                    break  # another worker has this slot now
-                taken = pool.take(task)
-                if taken is None:
-                    if pool.is_held_up:
-                        self._wake.set()  # while these wait, others may go
-                    break
-                if not self._wake.is_set() and pool.is_short(taken[0]):
-                    self._wake.set()
-                await self._caller.run(pool, *taken)
-                pool.left(taken[1])
-                self._recorder.note(taken[0])
-                done += 1
-                if done % _YIELD_EVERY == 0:
-                    await asyncio.sleep(0)
-        finally:
-            pool.busy -= 1
-            pool.gate.pass_on()
-            self._busy -= 1
-            if not self._busy:
-                self._idle.set()
-        if self._busy + 1 >= self._calls_max:
-            self._pass_slot_on()
-
-    def _pass_slot_on(self) -> None:
-        self._wake.set()
-        for pool in list(self._pools.values()):
-            self._fill(pool)
+        shard.on_let_go = partial(self._slots.fill, pool)
+        self._slots.fill(pool)
 
     # Holding ----------------------------------------------------------------------------------
+
+    async def _ticking(self) -> None:
+        """Do each second what needs no ledger, however long that takes to answer others."""
+        while True:
+            await self._clock.sleep(limits.RENEW_INTERVAL_S)
+            for pool in list(self._pools.values()):
+                pool.tick()
+                self._slots.fill(pool)
+            self._end_late()
 
     async def _renewing(self) -> None:
         """Renew leases when it is time, and do each second what needs no row of each shard."""
@@ -463,16 +377,13 @@ class Worker:
             await self._clock.sleep(limits.RENEW_INTERVAL_S)
             now_s = self._clock.monotonic_s()
             is_due = now_s >= due_s
-            for pool in list(self._pools.values()):
-                pool.tick()
-                if is_due:
-                    pool.drained.clear()
             if is_due:
+                for pool in self._pools.values():
+                    pool.look_again()
                 due_s = now_s + self._ledger.renew_s - limits.RENEW_INTERVAL_S / 2  # rounds go late
             if self._held or self._opening:
                 with self._activity.piece():
                     await self._renew(is_due=is_due)
-            self._end_late()
             if self._sharing.has_asked or (self._is_one_of_several and self._pools):
                 with self._activity.piece(), contextlib.suppress(DiskFull):
                     await self._share()
@@ -488,8 +399,9 @@ class Worker:
     async def _share(self) -> None:
         """Tell the other workers which pools are ours too, and take our part of their slots."""
         for pool in await self._sharing.ask(self._pools, list(self._held.values())):
-            self._fill(pool)
+            self._slots.fill(pool)
             pool.gate.pass_on()  # a repeated call may wait there for a slot
+        await self._recorder.give_back(self._sharing.to_give_back(self._held.values()))
 
     async def _watching(self) -> None:
         """Look for what clients have asked of another process."""
@@ -507,19 +419,24 @@ class Worker:
             self.cancel(batch_id)
         self._looked_s = began_s
 
-    async def _look_again(self) -> None:
-        """Look, if that was too long ago: a process that was frozen must not send on old news."""
-        age_s = self._clock.monotonic_s() - self._looked_s
-        if age_s > limits.NEWS_AGE_MAX * self._ledger.poll_s:
+    async def _look_again(self) -> bool:
+        """Look, if that was too long ago: a process that was frozen must not send on old news.
+
+        Returns:
+            Whether it looked, which may have taken long.
+        """
+        is_old = self._has_old_news()
+        if is_old:
             await self._look()
+        return is_old
+
+    def _has_old_news(self) -> bool:
+        age_s = self._clock.monotonic_s() - self._looked_s
+        return age_s > limits.NEWS_AGE_MAX * self._ledger.poll_s
 
     def _pause_s(self, seconds: float) -> float:
         """Return a time to wait, such that several workers do not all look at once."""
         return seconds * self._rng.uniform(0.5, 1.5) if self._is_one_of_several else seconds
-
-    def _lease_us(self) -> int:
-        """Return until when a lease is that begins now."""
-        return steady_us(self._clock) + limits.LEASE_US
 
     async def _renew(self, *, is_due: bool = True) -> None:
         """Renew all leases; where that is not due, tell of those whose risk has changed."""
@@ -530,9 +447,10 @@ class Worker:
         if not held:
             return
         try:
-            renewed = await self._ledger.renew(self.owner, self._lease_us(), held)
-        except DiskFull:
-            return  # nobody takes shards from a process that lives
+            renewed = await self._ledger.renew(self.owner, lease_us(self._clock), held)
+        except DiskFull:  # nobody takes shards from a process that lives
+            self._suspects.not_told(held)
+            return
         kept = {(row.batch, row.index): row for row in renewed}
         lost = [each for each in held if each.at_risk and (each.batch, each.index) not in kept]
         self._opening.renewed(held, kept)
@@ -550,7 +468,10 @@ class Worker:
                 await self._ledger.absolve([(e.batch, e.index, e.attempt) for e in lost])
 
     def _end_late(self) -> None:
-        """Stop what has expired, and end the calls whose grace is over."""
+        """Stop what has expired, and end the calls whose grace is over.
+
+        Until this is noticed no call starts all the same: each looks at the time itself.
+        """
         now_us, now_s = self._clock.now_us(), self._clock.monotonic_s()
         for shard in list(self._held.values()):
             if shard.claim.expires_us <= now_us:
@@ -577,8 +498,8 @@ class Worker:
         self._gates.close()
         with contextlib.suppress(DiskFull):  # whatever ends it now, it was told to end
             await self._ledger.spare(self.owner)
-        if not self._busy:
+        if not self._slots.filled:
             return
-        log.info("%d calls in flight may end", self._busy)
-        self._idle.clear()
-        await wait_first(self._clock, self._idle, limits.DRAIN_GRACE_S)
+        log.info("%d calls in flight may end", self._slots.filled)
+        self._slots.idle.clear()
+        await wait_first(self._clock, self._slots.idle, limits.DRAIN_GRACE_S)

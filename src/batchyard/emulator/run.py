@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _NAME = "simulated"
 _FLUSH_S = 0.001  # nobody waits for answers to gather
 _COUNT_MAX = 10**15
+_CLOSE_S = 5  # a test that ends need not wait for the answers that it has made hang
 LATENCY_MAX_S = 86_400
 
 
@@ -107,12 +108,9 @@ async def emulate(
     model = ScriptedModel(Simulated(_NAME, settings, calls), begin, clock=calls, seed=seed)
     machine = Machine(clock, calls, model)
     listener = listen(what.host, what.port)
+    keys = OneWorkspace() if what.fixtures else None
     async with assemble.opened(
-        _config(what),
-        clock,
-        upstreams={_NAME: model},
-        keys=OneWorkspace() if what.fixtures else None,
-        flush_s=_FLUSH_S,
+        _config(what), clock, upstreams={_NAME: model}, keys=keys, flush_s=_FLUSH_S
     ) as yard:
 
         def layer(routes: ASGIApp) -> ASGIApp:
@@ -134,7 +132,9 @@ async def emulate(
 
         async with asyncio.TaskGroup() as group:
             preparing = group.create_task(prepare())
-            await run(yard, application, listener, leaving=leaving, tell=started.set)
+            await run(
+                yard, application, listener, leaving=leaving, tell=started.set, close_s=_CLOSE_S
+            )
             preparing.cancel()
 
 

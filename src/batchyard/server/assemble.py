@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import resource
@@ -18,7 +19,7 @@ from batchyard.segments.directory import DirectorySegments
 from batchyard.server import stores
 from batchyard.server.auth import OpenKeyRing
 from batchyard.server.disk import Disk
-from batchyard.server.elsewhere import Elsewhere
+from batchyard.server.elsewhere import AmongOthers, Elsewhere
 from batchyard.server.guard import LOOPBACK_HOSTS
 from batchyard.server.rates import Rates
 from batchyard.server.workers import Workers
@@ -64,16 +65,17 @@ async def opened(
     """
     _read_models(config)
     disk = Disk(config.data, config.disk_reserve_bytes)
-    disk.take_ballast()
     ledger, store = _stores(config, clock, disk)
-    if upstreams is None:
-        upstreams = _upstreams(config, clock)
+    disk.take_ballast()  # now that it is known whose directory this is
+    upstreams = _upstreams(config, clock) if upstreams is None else upstreams
     worker: Worker | Elsewhere | None = _elsewhere(config, clock, ledger, store, lock)
     if worker is None:
         worker = _worker(config, clock, ledger, store, upstreams, flush_s)
+        if config.ledger is not None:
+            worker = AmongOthers(worker, ledger, _routes(config), clock)
     keeper = _keeper(config, clock, ledger, store, worker.owner, disk.take_ballast)
     try:
-        await _start(upstreams)
+        await _start(config, store, upstreams)
         if config.ledger is None:
             await keeper.clear_leftovers()
         yield Yard(
@@ -124,7 +126,7 @@ async def opened_worker(
     ours = [e for e in config.upstreams if config.only is None or e.name in config.only]
     upstreams = {each.name: _upstream(each, clock) for each in ours}
     try:
-        await _start(upstreams)
+        await _start(config, store, upstreams)
         worker = _worker(config, clock, ledger, store, upstreams, None, owner)
         yield ledger, worker, _keeper(config, clock, ledger, store, owner, None)
     finally:
@@ -143,6 +145,8 @@ def _read_models(config: Config) -> None:
 def _stores(
     config: Config, clock: Clock, disk: Disk, *, joins: bool = False
 ) -> tuple[Ledger, Segments]:
+    if not joins:
+        disk.make_room_to_start()
     if config.ledger is not None:
         return _shared(config, clock)
     stores.check_file_system(config.data)
@@ -151,8 +155,9 @@ def _stores(
         make_room=disk.give_up_ballast,
         shared=config.workers > 1,
         joins=joins,
+        clock=clock if config.workers > 1 else None,
     )
-    return ledger, DirectorySegments(config.data / "segments")
+    return ledger, DirectorySegments(config.data / "segments", disk.give_up_ballast)
 
 
 def _shared(config: Config, clock: Clock) -> tuple[Ledger, Segments]:
@@ -244,12 +249,15 @@ def _upstreams(config: Config, clock: Clock) -> dict[str, Upstream]:
     return {each.name: _upstream(each, clock, works=works) for each in config.upstreams}
 
 
-async def _start(upstreams: Mapping[str, Upstream]) -> None:
-    """Load the models that this process holds.
+async def _start(config: Config, store: Segments, upstreams: Mapping[str, Upstream]) -> None:
+    """Look whether results can be written, and load the models that this process holds.
 
     Raises:
-        ConfigError: one cannot be loaded.
+        ConfigError: a model cannot be loaded.
+        StoreError: no results can be written.
     """
+    if config.role != "api":
+        await asyncio.to_thread(store.check_creates)
     for upstream in upstreams.values():
         start = getattr(upstream, "start", None)
         if start is not None:

@@ -51,18 +51,20 @@ class Batches:
         batch_id = ids.mint("msgbatch")
         arrival = uploads.Arrival(batch_id, self._yard.store, self._yard.spool)
         async with uploads.spooled(request, self._yard.spool, room, arrival) as upload:
-            key = self._create_key(caller, upload, named)
+            key = self._create_key(request, caller, upload, named)
             # A repeat that arrives while the first call is being written waits for its batch.
             # Equal calls that are no repeats of each other become batches of their own.
             lock = self._creating.setdefault((caller.workspace, key.key), asyncio.Lock())
             async with lock:
-                batch = await self._repeated(request, caller, key)
+                batch = await self._repeated(caller, key)
                 if batch is None:
                     room.admit()
                     batch = await self._create(batch_id, caller, upload, key, priority)
         return _json(self._object(request, batch))
 
-    def _create_key(self, caller: Caller, upload: Upload, named: str | None) -> CreateKey:
+    def _create_key(
+        self, request: Request, caller: Caller, upload: Upload, named: str | None
+    ) -> CreateKey:
         """Return by what a repeat of this call will be recognised."""
         asked = hashlib.sha256(upload.digest)
         asked.update(f"{caller.version}\n{','.join(caller.betas)}\n{caller.user_profile}".encode())
@@ -75,12 +77,13 @@ class Batches:
                 replaces=False,
             )
         # The official clients repeat a create by themselves and name no key: the same credential
-        # and the same content within the hour, with a retry count, is a repeat.
+        # and the same content within the hour, with a retry count, is a repeat. One without is
+        # meant, so it is a batch of its own.
         return CreateKey(
             key=f"sdk:{caller.credential}:{asked.hexdigest()}",
             digest=asked.digest(),
             until_us=now + limits.SDK_RETRY_WINDOW_US,
-            replaces=True,
+            replaces=not _is_retry(request),
         )
 
     async def _may_be_repeat(self, request: Request, caller: Caller, named: str | None) -> bool:
@@ -90,9 +93,9 @@ class Batches:
         now = self._yard.clock.now_us()
         return await self._yard.ledger.known(caller.workspace, f"named:{named}", now) is not None
 
-    async def _repeated(self, request: Request, caller: Caller, key: CreateKey) -> Batch | None:
+    async def _repeated(self, caller: Caller, key: CreateKey) -> Batch | None:
         """Return the batch of the first call when this one repeats it."""
-        if key.replaces and not _is_retry(request):
+        if key.replaces:
             return None
         now = self._yard.clock.now_us()
         known = await self._yard.ledger.known(caller.workspace, key.key, now)
@@ -144,7 +147,7 @@ class Batches:
         """Return one page of the batches of the workspace, newest first."""
         caller = request.state.caller
         query = request.query_params
-        after, before = query.get("after_id") or None, query.get("before_id") or None
+        after, before = (_sought(query.get(name, "")) or None for name in ("after_id", "before_id"))
         page = await self._yard.ledger.page(
             caller.workspace,
             limit=wire.list_limit(query.get("limit")),
@@ -168,7 +171,7 @@ class Batches:
         caller = request.state.caller
         batch_id = request.path_params["batch_id"]
         now = self._yard.clock.now_us()
-        batch = await self._yard.ledger.cancel(caller.workspace, batch_id, now)
+        batch = await self._yard.ledger.cancel(caller.workspace, _sought(batch_id), now)
         if batch is None:
             raise _not_found(batch_id)
         if batch.status == "canceling":
@@ -226,10 +229,15 @@ async def find(yard: Yard, request: Request) -> Batch:
     """
     caller = request.state.caller
     batch_id = request.path_params["batch_id"]
-    batch = await yard.ledger.get(caller.workspace, batch_id)
+    batch = await yard.ledger.get(caller.workspace, _sought(batch_id))
     if batch is None:
         raise _not_found(batch_id)
     return batch
+
+
+def _sought(batch_id: str) -> str:
+    """Return an id of a client as a ledger can look for it: PostgreSQL has no text with U+0000."""
+    return batch_id.replace("\0", " ")
 
 
 def announced_bytes(request: Request) -> int:

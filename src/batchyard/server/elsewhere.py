@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from batchyard.clock import Clock
     from batchyard.dispatch.accounts import Account
     from batchyard.dispatch.routes import Routes
+    from batchyard.dispatch.worker import Worker
     from batchyard.ledger import Ledger, Rest, Telling
 
 _HOMELESS = "its upstream is not configured any more"
@@ -30,7 +31,7 @@ _HOMELESS = "its upstream is not configured any more"
 class Elsewhere:
     """In the place of a worker."""
 
-    owner = ""
+    owner: str = ""
     """Its name in the ledger: none, so leases of all owners are taken back when they have ended."""
 
     def __init__(self, ledger: Ledger, routes: Routes, clock: Clock) -> None:
@@ -61,7 +62,10 @@ class Elsewhere:
         """Return why the requests of these pools wait, as the workers have said of late."""
         found = {}
         for name in pools:
-            notes = [each.note for each in self._tellings.get(name, ()) if each.note is not None]
+            tellings = self._tellings.get(name, ())
+            notes = [each.note for each in tellings if each.note is not None]
+            held = (held for each in self._heard(name) for held in each.told.held)
+            notes += [each.detail for each in held if each.reason == "paused"]
             if self._is_homeless(name):
                 found[name] = _HOMELESS
             elif notes:
@@ -109,11 +113,9 @@ class Elsewhere:
             return None
         return self._clock.now_us() - round(max(ages) * limits.SECOND_US)
 
-    def rate_max(self, pools: Iterable[str]) -> float | None:
-        """Return how many calls a second these pools can make at most, where that is known."""
-        rates = [waiting.rate_max(self._heard(name)) for name in pools]
-        known = [rate for rate in rates if rate is not None]
-        return sum(known) if known and len(known) == len(rates) else None
+    def rate_max(self, pool: str) -> float | None:
+        """Return how many calls a second a pool can make at most, where that is known."""
+        return waiting.rate_max(self._heard(pool))
 
     async def run(self) -> None:
         """Listen to what the workers say until `leave` is called.
@@ -136,6 +138,42 @@ class Elsewhere:
         for each in await self._ledger.tellings(steady_us(self._clock)):
             found.setdefault(each.pool, []).append(each)
         self._tellings, self._listened_s = found, self._clock.monotonic_s()
+
+
+class AmongOthers(Elsewhere):
+    """The worker of this process, where other processes have the same ledger.
+
+    They send calls of the same batches. So it answers as a process without a worker does: its own
+    worker tells in the ledger, too.
+    """
+
+    def __init__(self, worker: Worker, ledger: Ledger, routes: Routes, clock: Clock) -> None:
+        super().__init__(ledger, routes, clock)
+        self._worker = worker
+        self.owner = worker.owner
+
+    def wake(self) -> None:
+        """Look for work now: there may be new shards."""
+        self._worker.wake()
+
+    def cancel(self, batch_id: str) -> None:
+        """Start no further call of a batch here; the others look for that themselves."""
+        self._worker.cancel(batch_id)
+
+    def leave(self) -> None:
+        """Let the worker end; `run` returns when it has."""
+        self._worker.leave()
+
+    async def run(self) -> None:
+        """Work, and listen to what all workers say, until `leave` is called.
+
+        Raises:
+            ExceptionGroup: the store failed.
+        """
+        async with asyncio.TaskGroup() as group:
+            listening = group.create_task(self._listening())
+            await self._worker.run()
+            listening.cancel()
 
 
 def _age_us(telling: Telling) -> int:

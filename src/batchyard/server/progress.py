@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response, StreamingResponse
 
 from batchyard import limits, wire
+from batchyard.clock import wait_first
 from batchyard.server.batches import find
-from batchyard.server.estimate import NO_WAIT, Estimates, Wait
+from batchyard.server.estimate import NO_WAIT, Estimates, Part, Wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -50,7 +51,9 @@ class Progress:
             yield b"event: progress\ndata: %b\n\n" % wire.encode(progress)
             if progress["processing_status"] == "ended":
                 return
-            await self._yard.clock.sleep(_EVENT_INTERVAL_S)
+            await wait_first(self._yard.clock, self._yard.leaving, _EVENT_INTERVAL_S)
+            if self._yard.leaving.is_set():
+                return
             again = await self._yard.ledger.get(batch.workspace, batch.id)
             if again is None:
                 return
@@ -131,12 +134,13 @@ class Progress:
         self, batch: Batch, progress: ledger.Progress, reasons: Sequence[Waiting]
     ) -> dict[str, object]:
         stops = [f"{r.pool}: {r.detail}" for r in reasons if r.reason in _STOPS and r.is_everywhere]
+        rate_max = self._yard.worker.rate_max
         found = self._estimates.of(
             batch,
             progress.counts.total,
             self._yard.clock.now_us(),
             stopped=next(iter(stops), None),
-            rate_max=self._yard.worker.rate_max(progress.pools),
+            parts={name: Part(sum(rest), rate_max(name)) for name, rest in progress.pools.items()},
             wait=self._wait(progress, reasons),
         )
         ends = found.ends_us

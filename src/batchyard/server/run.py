@@ -1,7 +1,8 @@
 """Run a yard: listen, work, and leave in order.
 
-On SIGINT or SIGTERM, or when the lifeline closes, it stops listening and claiming, lets the
-calls in flight end for a while, and exits; a second signal ends it at once, which loses nothing.
+On SIGINT or SIGTERM, or when the lifeline closes, it stops listening and claiming, lets the calls
+in flight and the answers under way end for a while, and exits; a second signal ends it at once,
+which loses nothing.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that they close first
-_CLOSE_S = 5  # for responses under way at the end
-_LEAVE_MAX_S = limits.DRAIN_GRACE_S + _CLOSE_S + 25  # whatever holds it up
+CLOSE_S = 60  # for answers under way at the end, as long as for calls
+_LEAVE_MAX_S = max(limits.DRAIN_GRACE_S, CLOSE_S) + 30  # whatever holds it up
 
 
 def check(config: Config) -> None:
@@ -165,6 +166,7 @@ async def run(
     *,
     leaving: asyncio.Event,
     tell: Callable[[], None],
+    close_s: int | None = None,
 ) -> None:
     """Serve and work until `leaving` is set.
 
@@ -174,6 +176,7 @@ async def run(
         listener: a listening socket.
         leaving: set by whoever ends it.
         tell: called once, when requests are answered.
+        close_s: how long answers under way may take at the end; None for the usual time.
 
     Raises:
         ExceptionGroup: the store failed.
@@ -189,7 +192,7 @@ async def run(
             server_header=False,
             proxy_headers=False,  # `public_url` says what is in front of it, not a request
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_CLOSE_S,
+            timeout_graceful_shutdown=CLOSE_S if close_s is None else close_s,
         )
     )
     async with asyncio.TaskGroup() as group:
@@ -211,6 +214,7 @@ async def run(
             log.info("leaving: calls in flight may end")
         finally:
             server.should_exit = True
+            yard.leaving.set()
             yard.worker.leave()
             for task in background:
                 task.cancel()

@@ -74,6 +74,8 @@ class Yard:
     allowed_hosts: frozenset[str]
     """Values of `Host` that are answered, without port, lower case."""
     failure: Failure = field(default_factory=Failure)
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the process is to end: answers that have no end of their own end then."""
 
     @property
     def own_worker(self) -> Worker:

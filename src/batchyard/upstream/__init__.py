@@ -32,11 +32,14 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     """Called once, when an answer with status 200 begins: from then on its cache entries can be
     read. For a stream that is its first event. Must not raise, and must not hold this call."""
     wanted: Callable[[], bool] | None = None
-    """Asked right before anything is sent: whether an answer would still be used."""
+    """Asked when the call has waited, for a connection say, right before anything is sent: whether
+    it may still be. Not for ever else: it is made again."""
     max_tokens: int | None = None
     """Of a request that asks for no stream, where that is known; None to look into `params`."""
     anew: bool = False
     """Whether to use no connection that was used before."""
+    plain: str | None = None
+    """Why to ask for no stream: what a failure of the kind NO_STREAM said; None if nothing did."""
 
 
 class FailureKind(enum.StrEnum):
@@ -47,6 +50,8 @@ class FailureKind(enum.StrEnum):
     BROKEN = "broken"  # the connection broke, or what came was not HTTP, or no whole stream
     STALE = "stale"  # a connection that was used before was closed without a byte of a reply
     TOO_LARGE = "too_large"  # the reply was larger than we read
+    UNWANTED = "unwanted"  # nobody wanted an answer any more: the request was not sent
+    NO_STREAM = "no_stream"  # sent, and cannot be had as a stream: the same call, plain, can
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from batchyard import limits
-from batchyard.errors import BadGateway
+from batchyard.errors import BadGateway, shown
 from batchyard.upstream import Failure, FailureKind, Reply
 from batchyard.upstream.events import StreamTooLarge
 from batchyard.upstream.fold import Fold, StreamBroken, UnknownDelta, status_of
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from batchyard.upstream.connection import Connection
     from batchyard.upstream.http import StreamTimeouts
 
-_PASSED_ON = (b"content-type", b"request-id", b"retry-after", b"x-should-retry")
+_CODING = b"content-encoding"
+_CODINGS = (b"gzip", b"deflate", b"br", b"zstd", b"compress")  # some servers name other things
+_PASSED_ON = (b"content-type", _CODING, b"request-id", b"retry-after", b"x-should-retry")
 _LIMITS = (b"anthropic-ratelimit-", b"x-ratelimit-", b"retry-after")
 _EVENT_STREAM = b"text/event-stream"
 _LAST_CHUNK_S = 1.0  # for the end of a body whose message is whole, to keep the connection
@@ -62,6 +64,9 @@ class Whole:
         announced = headers.get(b"content-length", b"")
         if len(announced) >= _MANY_DIGITS and _number(announced) > limits.UPSTREAM_REPLY_BYTES_MAX:
             self._settle(_too_large())
+        elif status == 200 and _is_coded(headers):
+            coding = shown(_text(headers[_CODING]))
+            self._settle(_broken(f"its answer is coded with {coding}, which was not asked for"))
         elif status == 200:
             self._tell_begun()
 
@@ -129,7 +134,7 @@ class Folded(Whole):
     def begin(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """Take the head."""
         kind = headers.get(b"content-type", b"").strip().lower()
-        if status != 200 or not kind.startswith(_EVENT_STREAM):
+        if status != 200 or not kind.startswith(_EVENT_STREAM) or _is_coded(headers):
             self._wait_for(self._timeouts.idle_s)
             super().begin(status, headers)
             return
@@ -258,6 +263,11 @@ class Passed:
 def _text(value: bytes | None) -> str | None:
     """Return the value of a header; None when there is none, or it is not ASCII."""
     return value.decode("ascii") if value is not None and value.isascii() else None
+
+
+def _is_coded(headers: Mapping[bytes, bytes]) -> bool:
+    coding = headers.get(_CODING)
+    return coding is not None and any(name in coding.lower() for name in _CODINGS)
 
 
 def _number(value: bytes) -> int:

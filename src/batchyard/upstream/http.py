@@ -121,7 +121,8 @@ class HttpClient:
             body: as it is.
             begun: called when an answer with status 200 begins; of a stream, at the first event of
                 a message.
-            wanted: asked when there is a connection: whether the request is still to be sent.
+            wanted: asked when it had to wait for a connection: whether the request is still to be
+                sent.
             anew: use no connection that was used before.
             is_streamed: whether the body asks for a stream.
 
@@ -149,9 +150,9 @@ class HttpClient:
                 connection = await self._connect()
             except _NotConnectedError as error:
                 return Failure(FailureKind.CONNECT, str(error))
-        if wanted is not None and not wanted():
-            self._give_back(connection)
-            return Failure(FailureKind.CONNECT, "given up before it was sent")
+            if wanted is not None and not wanted():
+                self._give_back(connection)
+                return Failure(FailureKind.UNWANTED, "given up before it was sent")
         call.start(asyncio.get_running_loop())
         self._waiting[call] = connection
         if self._sweeper is None:

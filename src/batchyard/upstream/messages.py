@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from batchyard import limits, wire
-from batchyard.upstream import Reply
+from batchyard.upstream import Failure, FailureKind, Reply
 from batchyard.upstream.fold import UnknownDelta
 from batchyard.upstream.http import HttpClient
 
@@ -38,6 +38,8 @@ _NO_STREAMS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSAL_BYTES = 4 * limits.KIB  # of which are read for it
+_REFUSED = "the upstream refuses streams"
+_KINDS_MAX = 100
 
 
 class _Asks(msgspec.Struct, gc=False):
@@ -45,6 +47,21 @@ class _Asks(msgspec.Struct, gc=False):
     stream: msgspec.Raw = msgspec.Raw(b"")
 
 
+class _Typed(msgspec.Struct, gc=False):
+    type: str = ""
+
+
+class _Shape(msgspec.Struct, gc=False):
+    """What decides of which blocks an answer is made."""
+
+    model: str = ""
+    thinking: _Typed | None = None
+    tools: list[_Typed] = []
+
+
+_Kind = tuple[str, str, frozenset[str], tuple[str, ...]]
+
+_shape = msgspec.json.Decoder(_Shape)
 _asks = msgspec.json.Decoder(_Asks)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -92,7 +109,8 @@ class MessagesUpstream:
             secret=key,
         )
         self._stream_above = stream_above_tokens
-        self._unknown_deltas: set[str] = set()
+        self._plain: set[_Kind] = set()
+        """Kinds of requests of which one was answered with a stream that cannot be folded."""
         self._heads: dict[tuple[str, tuple[str, ...], str | None], bytes] = {}
 
     def send(self, call: Call) -> Coroutine[None, None, Outcome]:
@@ -100,27 +118,40 @@ class MessagesUpstream:
         head = self._head_of(call)
         above = self._stream_above
         if above is not None and (call.max_tokens is None or call.max_tokens > above):
-            body = as_stream(call.params, above)
-            if body is not None:
-                return self._send_streamed(call, head, body)
+            if call.plain == _REFUSED:
+                return self._send_plain(call, head)
+            if call.plain is None and not (self._plain and _kind(call) in self._plain):
+                body = as_stream(call.params, above)
+                if body is not None:
+                    return self._send_streamed(call, head, body)
         return self._client.post(head, call.params, call.begun, call.wanted, anew=call.anew)
 
     async def _send_streamed(self, call: Call, head: bytes, body: bytes) -> Outcome:
-        """Make one call as a stream, and once more without, where a stream cannot be had."""
-        post = self._client.post
+        """Make one call as a stream; say so where a stream cannot be had."""
         try:
-            outcome: Outcome = await post(
+            outcome = await self._client.post(
                 head, body, call.begun, call.wanted, anew=call.anew, is_streamed=True
             )
         except UnknownDelta as error:
             # Such a stream would come again at every try. The message says the same without one.
-            if str(error) not in self._unknown_deltas and len(self._unknown_deltas) < 100:
-                self._unknown_deltas.add(str(error))
-                log.warning("upstream=%s streams %s: called again without", self.name, error)
-            return await post(head, call.params, None, call.wanted)
-        if not _says_no_streams(outcome):
-            return outcome
-        outcome = await post(head, call.params, call.begun, call.wanted)
+            kind = _kind(call)
+            if kind not in self._plain and len(self._plain) < _KINDS_MAX:
+                self._plain.add(kind)
+                log.warning(
+                    "upstream=%s streams %s: no call like this one asks for it any more",
+                    self.name,
+                    error,
+                )
+            return Failure(FailureKind.NO_STREAM, f"it holds {error}")
+        if _says_no_streams(outcome):
+            return Failure(FailureKind.NO_STREAM, _REFUSED)
+        return outcome
+
+    async def _send_plain(self, call: Call, head: bytes) -> Outcome:
+        """Make one call again that was refused as a stream."""
+        outcome = await self._client.post(
+            head, call.params, call.begun, call.wanted, anew=call.anew
+        )
         if isinstance(outcome, Reply) and outcome.status == 200 and self._stream_above is not None:
             # Only now is it sure that the stream was the reason, and not the request.
             self._stream_above = None
@@ -144,6 +175,16 @@ class MessagesUpstream:
                 self._heads.clear()
             head = self._heads[key] = self._client.head("POST", "/v1/messages", _headers(call))
         return head
+
+
+def _kind(call: Call) -> _Kind:
+    """Return what requests have in common that are answered with the same kinds of blocks."""
+    try:
+        asked = _shape.decode(call.params)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        asked = _Shape()  # the upstream will say what is wrong
+    thinking = "" if asked.thinking is None else asked.thinking.type
+    return asked.model, thinking, frozenset(tool.type for tool in asked.tools), call.betas
 
 
 def _headers(call: Call | Forward) -> dict[str, str]:

@@ -121,8 +121,6 @@ class EngineUpstream:
             await asyncio.sleep(0)
             return _refused(error)
         down = self._down
-        if down is None and call.wanted is not None and not call.wanted():
-            down = "given up before it was sent"
         if down is not None:
             return Failure(FailureKind.CONNECT, down)
         return await self._answer(call, asked)
