@@ -1,6 +1,8 @@
 """A budget holds: what might exceed it is not sent, whatever answers cost in the end."""
 
 import re
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from batchyard.client.asked import config_of
 from batchyard.client.problems import BudgetReached, InputError
 from batchyard.client.running import budget, folder, pilot
 from batchyard.client.running.journal import Phase
+from client.commands import OPTIONS, batchyard, run_documents
 from client.conftest import Bench
 from client.fake_api import FakeApi, errored, succeeded
 
@@ -265,11 +268,111 @@ def test_a_pilot_says_what_came_and_what_the_rest_will_cost(many: Bench, server:
     assert not found.is_good, "one of four is more than a tenth"
 
 
+@pytest.mark.parametrize(
+    ("model", "usage", "each"),
+    [
+        ("claude-haiku-4-5", {}, (20 * 0.5, 20 * 2.5)),
+        ("claude-opus-4-8", {"cache_read_input_tokens": 1_000}, (20 * 2.5 + 1_000 * 0.25, 250)),
+        ("claude-opus-4-8", {"inference_geo": "us"}, (1.1 * 50, 1.1 * 250)),
+        ("claude-opus-4-8", {"server_tool_use": {"web_search_requests": 2}}, (50, 250 + 20_000)),
+    ],
+    ids=["model", "cache", "us", "searches"],
+)
+def test_the_rest_after_a_pilot_costs_what_answers_like_its_own_cost(
+    many: Bench, server: FakeApi, model: str, usage: dict, each: tuple[float, float]
+):
+    more = {"model": model, "usage": {"input_tokens": 20, "output_tokens": 20} | usage}
+    for name in server.outcomes:
+        server.outcomes[name] = succeeded("Report.", **more)
+    writer = started(many, 4)
+    many.pipeline(writer).run()
+
+    found = pilot.findings(many.files, writer.state)
+
+    writer.close()
+    prompt, rest = each
+    assert found.paid_micros == 4 * (prompt + rest)
+    assert found.rest_micros is not None
+    # The prompts of the rest are as long, but the brackets around a batch count as well.
+    assert 16 * (0.9 * prompt + rest) < found.rest_micros <= 16 * (prompt + rest)
+
+
 def test_a_pilot_of_everything_leaves_no_rest(many: Bench, server: FakeApi):
     writer = started(many, DOCUMENTS)
 
     receipt = many.pipeline(writer).run()
+    found = pilot.findings(many.files, writer.state)
 
     writer.close()
     assert receipt.is_complete
     assert sizes(server) == [DOCUMENTS]
+    assert (found.documents, found.left, found.rest_micros) == (DOCUMENTS, 0, 0)
+
+
+# Killed ------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_killed_as_it_begins_keeps_the_terms_it_was_given(
+    documents: Path, paid: FakeApi
+):
+    options = ("--budget", "0.001", "--retries", "0", "--format", "jsonl", "--shard-size", "1")
+    killed = batchyard(
+        "run", *OPTIONS, "--base-url", paid.url, *options, BATCHYARD_CRASH_AT="run_unlisted"
+    )
+    state = folder.Files(documents / "reports").read_state()
+    again = batchyard("attach", "reports")
+
+    assert killed.returncode == -signal.SIGKILL
+    assert (state.terms.budget_micros, state.terms.retries) == (1_000, 0)
+    assert state.saving.formats == ("jsonl",)
+    assert again.returncode == 4, again.stderr
+    assert sizes(paid) == [1]
+    assert (documents / "reports" / "results.jsonl").exists()
+
+
+def test_a_rerun_that_is_killed_as_it_grows_keeps_the_budget_it_was_given(
+    documents: Path, paid: FakeApi
+):
+    run_documents(paid)
+    for name in ("d.md", "e.md"):
+        (documents / "docs" / name).write_text(f"text of {name}")
+    options = ("--budget", "0.0126", "--shard-size", "1")
+    killed = batchyard(
+        "run", *OPTIONS, "--base-url", paid.url, *options, BATCHYARD_CRASH_AT="extended"
+    )
+    again = batchyard("attach", "reports")
+
+    assert killed.returncode == -signal.SIGKILL
+    assert again.returncode == 4, again.stderr
+    assert sizes(paid) == [3, 1]
+
+
+def test_a_round_by_hand_that_is_killed_as_it_begins_keeps_the_budget_it_was_given(
+    documents: Path, paid: FakeApi
+):
+    paid.outcomes = {"a_Dmd": errored("invalid_request_error", "no")}
+    run_documents(paid)
+    (documents / "p.j2").write_text("In short: {{ text }}")
+    killed = batchyard("retry", "reports", "--with-change", "--yes", "--budget", "0.001",
+                       BATCHYARD_CRASH_AT="extended")  # fmt: skip
+    again = batchyard("attach", "reports")
+
+    assert killed.returncode == -signal.SIGKILL
+    assert again.returncode == 4, again.stderr
+    assert sizes(paid) == [3]
+
+
+@pytest.mark.parametrize("command", ["run", "attach"])
+def test_a_command_that_is_killed_as_it_moves_a_run_keeps_the_budget_it_was_given(
+    documents: Path, server: FakeApi, paid: FakeApi, command: str
+):
+    server.fail("create", 404)
+    run_documents(server)
+    more = ("--base-url", paid.url, "--budget", "0.001")
+    arguments = ("run", *OPTIONS) if command == "run" else ("attach", "reports")
+    killed = batchyard(*arguments, *more, BATCHYARD_CRASH_AT="moved")
+    again = batchyard("attach", "reports")
+
+    assert killed.returncode == -signal.SIGKILL
+    assert again.returncode == 4, again.stderr
+    assert sizes(paid) == [1], "what fits of it"

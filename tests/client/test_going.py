@@ -253,6 +253,47 @@ def test_an_address_gets_the_receipt_and_is_asked_again_when_it_fails(
     assert len(waits) == calls - 1
 
 
+def told_by(documents: Path) -> list[str]:
+    """Write a command for `--notify`, and return its words."""
+    script = documents / "tell.sh"
+    script.write_text(
+        '#!/bin/sh\nprintf "%s|%s\\n" "$BATCHYARD_STATE" "$BATCHYARD_RECEIPT" > told\n'
+    )
+    script.chmod(0o755)
+    return ["--notify", str(script)]
+
+
+def test_a_pilot_that_stops_tells_that_it_needs_a_person(documents: Path, server: FakeApi, hook):
+    server.outcomes = {"a_Dmd": succeeded("", stop="refusal")}
+    hook.answers = [200]
+    url = f"http://127.0.0.1:{hook.server_port}/x"
+
+    done = run_documents(server, "--pilot", "1", *told_by(documents), "--webhook", url)
+
+    assert done.returncode == 3
+    receipt = documents / "reports" / "receipt.json"
+    assert (documents / "told").read_text() == f"attention|{receipt}\n"
+    assert [body["waits_for"] for _, body in hook.got] == ["pilot"]
+
+
+def test_a_run_that_is_stuck_tells_why_and_no_receipt_of_before(
+    documents: Path, server: FakeApi, hook
+):
+    run_documents(server)
+    (documents / "docs" / "d.md").write_text("text of d.md")
+    server.fail("create", 404)
+    hook.answers = [200]
+    url = f"http://127.0.0.1:{hook.server_port}/x"
+
+    done = run_documents(server, *told_by(documents), "--webhook", url)
+
+    assert done.returncode == 3
+    assert (documents / "told").read_text() == "attention|\n"
+    ((_, body),) = hook.got
+    assert (body["state"], body["out"]) == ("attention", "reports")
+    assert body["message"] in done.stderr
+
+
 def test_ls_shows_state_counts_and_cost_of_all_runs(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": errored("invalid_request_error", "no")}
     run_documents(server)
@@ -369,6 +410,32 @@ def test_a_rerun_that_its_budget_stops_counts_each_document_once(documents: Path
     receipt = json.loads((documents / "reports" / "receipt.json").read_bytes())
     assert receipt["documents"] == sum(receipt["classes"].values()) == 5
     assert receipt["classes"]["not_sent"] == 2
+
+
+def test_another_format_in_python_writes_what_a_finished_run_has_not(
+    documents: Path, server: FakeApi
+):
+    def texts_of(**more: object) -> dict[str, str]:
+        with Run("reports", **options(server), **more) as job:
+            job.submit(job.plan(sample=0))
+            return {doc.key: (doc.text or "").strip() for doc in job}
+
+    texts = texts_of(formats=["jsonl"])
+    reports = documents / "reports"
+    before = sorted(path.name for path in reports.iterdir() if path.is_file())
+    as_files = texts_of()
+    (reports / "b.md").unlink()
+    with_table = texts_of(formats=["md", "csv"])
+
+    assert before == ["errors.jsonl", "receipt.json", "results.jsonl"]
+    assert as_files == with_table == texts
+    assert sorted(path.name for path in reports.glob("*.md")) == ["a.md", "b.md", "c.md"]
+    assert (reports / "results.csv").exists()
+    with Run("reports", **options(server), formats=["md", "csv"]) as job:
+        (reports / "results.csv").unlink()
+        assert job.report().saved == 3
+    assert (reports / "results.csv").exists()
+    assert len(server.batches) == 1
 
 
 # Another server ----------------------------------------------------------------------------------
@@ -564,6 +631,42 @@ def test_what_a_rerun_adds_can_have_a_pilot_of_its_own(documents: Path, server: 
     assert waiting[2:] == [["d_Dmd_R1"]]
     assert done.returncode == 3, "one was refused"
     assert sent(server)[3:] == [["e_Dmd_R1", "f_Dmd_R1"]]
+
+
+@pytest.mark.parametrize("more", [["--pilot", "1"], ["--shard-size", "1"]])
+def test_a_run_that_has_sent_nothing_takes_another_pilot_and_size_and_keeps_its_budget(
+    documents: Path, server: FakeApi, more: list[str]
+):
+    server.fail("create", 404)
+    wrong = run_documents(server, "--budget", "5")
+    right = run_documents(server, *more)
+
+    assert wrong.returncode == 3
+    assert right.returncode == 0, right.stderr
+    first, *rest = [len(batch) for batch in sent(server)]
+    assert first == 1
+    assert sum(rest) == 2
+    terms = Files(documents / "reports").read_state().terms
+    assert terms.budget_micros == 5_000_000, "the last budget counts"
+
+
+def test_a_run_that_has_begun_without_a_pilot_refuses_one(documents: Path, server: FakeApi):
+    begun = [*OPTIONS, "--base-url", server.url]
+    batchyard("run", *begun, BATCHYARD_CRASH_AT="created_recorded")
+    refused = run_documents(server, "--pilot", "1")
+    with (
+        Run("reports", **options(server)) as job,
+        pytest.raises(InputError, match="has sent batches without a pilot"),
+    ):
+        job.pilot(1)
+    all_first = run_documents(server, "--pilot", "3", "--shard-size", "2")
+
+    assert refused.returncode == 2
+    assert "reports has sent batches without a pilot" in refused.stderr
+    assert all_first.returncode == 0, "with nothing left for after it, it is the same run"
+    assert "--shard-size stays 10,000" in all_first.stdout
+    assert run_documents(server, "--pilot", "1").returncode == 0, "nothing is sent any more"
+    assert len(server.batches) == 1
 
 
 def test_a_reader_that_leaves_does_not_stop_what_is_paid_for(documents: Path, server: FakeApi):

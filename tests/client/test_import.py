@@ -240,7 +240,7 @@ def test_an_import_that_was_killed_after_any_event_goes_on(tmp_path: Path):
         (tmp_path / f"{number}.jsonl").write_text(text)
     whole = imported(tmp_path / "whole")
     journal = (tmp_path / "whole" / ".batchyard" / "journal.jsonl").read_bytes().splitlines(True)
-    assert len(journal) == 13  # begun, terms, two shards of five steps, finished
+    assert len(journal) == 12  # begun, two shards of five steps, finished
 
     for kept in range(len(journal)):
         out = tmp_path / f"cut-{kept}"

@@ -56,3 +56,21 @@ def test_a_file_that_cannot_be_used_is_a_mistake_of_the_command(tmp_path: Path) 
         2,
         "batchyard: own.toml: model qwen3-8b: Object contains unknown field `prefil`\n",
     )
+
+
+def test_names_of_models_are_compared_and_only_a_plan_does_that(tmp_path: Path) -> None:
+    named = ("--models", "claude-opus-4-8,claude-haiku-4-5")
+    (tmp_path / "d.md").write_text("text")
+    (tmp_path / "p.j2").write_text("{{ text }}")
+    said = {}
+    for command in ("plan", "run"):
+        done = subprocess.run(
+            [sys.executable, "-m", "batchyard", command, "d.md", "--prompt", "p.j2", "--out", "r",
+             "--model", "claude-opus-4-8", "--max-tokens", "5", "--sample", "0", *named],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        said[command] = (done.returncode, done.stdout, done.stderr)
+    assert said["plan"][0] == 0, said["plan"]
+    assert said["plan"][1].count("claude-haiku-4-5") == 1
+    assert said["run"][0] == 2
+    assert "`batchyard plan --models` compares models" in said["run"][2]

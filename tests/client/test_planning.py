@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchyard import Run, files
+from batchyard import Run, files, price
 from batchyard.client.api import Api
 from batchyard.client.inputs.documents import Sources
 from batchyard.client.inputs.template import Template
@@ -310,6 +310,24 @@ def test_models_are_compared_without_sending_anything(documents: Path, server: F
     assert server.calls == []
 
 
+@pytest.mark.parametrize(("billing", "column"), [("standard", "synchronous"), ("batch", "batch")])
+def test_models_are_compared_at_the_prices_that_the_server_takes(
+    documents: Path, server: FakeApi, billing: str, column: str
+):
+    server.is_yard, server.billing = True, billing
+    command = ("--compare", "claude-haiku-4-5")
+
+    shown = run(server, *command, command="plan").stdout
+    as_json = run(server, *command, "--json", command="plan").stdout.splitlines()
+
+    planned, own, _ = (json.loads(line) for line in as_json[-3:])
+    assert own[column] == planned[f"{column}_micros"]
+    line = next(line for line in shown.splitlines() if line.startswith("claude-opus-4-8 "))
+    likely = price.dollars(own[column]["likely"])
+    assert line.split()[2] == likely, shown
+    assert f"{likely} likely" in shown
+
+
 # Parameters --------------------------------------------------------------------------------------
 
 
@@ -374,6 +392,9 @@ def test_a_row_may_have_parameters_of_its_own(documents: Path, server: FakeApi):
         ([1], "is not an object"),
         ("{", "is not JSON"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"model": None}, "a: invalid_request_error: model"),
+        ({"model": 5}, "a: invalid_request_error: model"),
+        ({"max_tokens": None}, "a: invalid_request_error: max_tokens"),
     ],
 )
 def test_what_a_row_may_not_set_is_refused_with_its_place(
@@ -387,6 +408,20 @@ def test_what_a_row_may_not_set_is_refused_with_its_place(
     assert done.returncode == 2
     assert message in done.stderr
     assert server.calls == []
+
+
+def test_tables_have_the_order_of_the_rows(documents: Path, server: FakeApi):
+    rows = [{"text": f"row {number}"} for number in range(1, 12)]
+    rows[4] = rows[1]  # shares its request, and stands with it
+    (documents / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["rows.jsonl", *OPTIONS[1:], "--base-url", server.url]
+
+    done = batchyard("run", *options, "--yes", "--format", "jsonl", "--shard-size", "4")
+
+    assert done.returncode == 0, done.stderr
+    lines = (documents / "reports" / "results.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in lines]
+    assert keys == ["1", "2", "5", "3", "4", "6", "7", "8", "9", "10", "11"]
 
 
 # Documents that are the same ---------------------------------------------------------------------

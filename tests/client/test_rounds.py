@@ -96,6 +96,7 @@ def test_a_missing_result_is_downloaded_again_before_the_document_is_sent_again(
     assert receipt.is_complete
 
 
+BILL = errored("invalid_request_error", "Your credit balance is too low to access the API")
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
 CODE = {"type": "code_execution_20250825", "name": "code_execution"}
 
@@ -142,8 +143,7 @@ def test_a_truncated_answer_at_the_cap_of_the_model_is_flagged_and_not_sent_agai
 def test_when_credit_runs_out_nothing_more_is_sent_and_the_same_command_goes_on(
     bench: Bench, server: FakeApi
 ):
-    bill = errored("invalid_request_error", "Your credit balance is too low to access the API")
-    server.outcomes = {"a_Dmd": bill, "b_Dmd": errored("api_error", "no")}
+    server.outcomes = {"a_Dmd": BILL, "b_Dmd": errored("api_error", "no")}
 
     with pytest.raises(Paused, match="1 of 3 documents were not answered for want of credit"):
         bench.run()
@@ -353,6 +353,23 @@ def test_of_batches_that_were_made_elsewhere_nothing_is_paid_twice_by_itself(
     again = [custom_id for ids in sent(server)[2:] for custom_id in ids]
     assert again
     assert not [custom_id for custom_id in again if custom_id.startswith("a_")]
+
+
+def test_what_was_refused_for_want_of_credit_elsewhere_is_not_sent_by_itself(
+    bench: Bench, server: FakeApi
+):
+    server.outcomes = {"a_Dmd": BILL}
+    with pytest.raises(Paused):
+        bench.run()
+    writer = bench.writer()
+    assert writer.state.config is not None
+    config = msgspec.structs.replace(writer.state.config, imported="requests")
+    writer.state = replace(writer.state, config=config)
+
+    bench.pipeline(writer).run()
+
+    writer.close()
+    assert len(server.batches) == 1
 
 
 def test_with_tools_of_the_server_nothing_is_paid_twice_beyond_what_was_approved(

@@ -109,19 +109,6 @@ def test_an_answer_that_documents_share_is_shown_once_by_a_pilot(documents: Path
     assert done.stdout.count("Report on a_Dmd.") == 1, done.stdout
 
 
-def test_models_in_place_of_a_file_are_told_from_a_file(documents: Path, server: FakeApi):
-    options = ("docs", "--prompt", "p.j2", "--model", "x", "--max-tokens", "5", "--out", "o")
-
-    done = batchyard("plan", *options, "--models", "claude-opus-4-8,claude-haiku-4-5")
-    file = batchyard("plan", *options, "--models", "none.toml")
-
-    assert done.returncode == file.returncode == 2
-    assert "No such file or directory; --models names a file: did you mean `batchyard" in (
-        done.stderr
-    )
-    assert "plan --compare" not in file.stderr
-
-
 def test_an_ending_that_names_no_format_is_refused(documents: Path, server: FakeApi):
     run_documents(server)
 

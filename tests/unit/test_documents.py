@@ -96,9 +96,9 @@ def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_is(tmp_path: Path):
 def test_rows_of_jsonl_are_documents_with_their_fields(tmp_path: Path):
     write(tmp_path, rows_jsonl='{"id":"x","text":"t","n":1}\n\n{"id":7,"text":"u"}\n')
 
-    seven, x = files(tmp_path / "rows.jsonl").read()
+    x, seven = files(tmp_path / "rows.jsonl").read()
 
-    assert (seven.key, x.key) == ("7", "x")
+    assert (x.key, seven.key) == ("x", "7"), "as they stand"
     assert x.fields["text"] == "t"
     assert x.fields["n"] == 1
     assert x.is_row
@@ -174,7 +174,7 @@ def test_a_folder_without_text_says_how_to_name_what_it_holds(tmp_path: Path):
 def test_files_in_another_encoding_are_read_when_it_is_named(tmp_path: Path):
     write(tmp_path, a_md="grüße".encode("latin-1"), b_csv="id,text\n1,süß\n".encode("latin-1"))
 
-    a, b = files(tmp_path / "a.md", tmp_path / "b.csv", encoding="latin-1").read()[::-1]
+    a, b = files(tmp_path / "a.md", tmp_path / "b.csv", encoding="latin-1").read()
 
     assert a.fields["text"] == "grüße"
     assert b.fields["text"] == "süß"

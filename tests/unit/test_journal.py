@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from batchyard.client.problems import JournalError
 from batchyard.client.running import durable, folding, journal
@@ -185,6 +186,23 @@ def test_a_journal_of_the_first_format_is_read():
     assert (state.shards[0].phase, state.shards[0].round, state.documents) == ("intended", 0, 3)
 
 
+def test_a_journal_begins_with_its_terms_and_later_ones_count():
+    terms = journal.Terms(budget_micros=5, retries=0)
+    saving = journal.Saving(formats=("csv",))
+    started = Started(run="r", config=CONFIG, shards=SHARDS, terms=terms, saving=saving, format=3)
+    later = journal.Terms(at=3, retries=2)
+
+    read = [folding.read(lines) for lines in (
+        [journal.encode(started)],
+        [journal.encode(started), journal.encode(later)],
+        [journal.encode(structs.replace(started, terms=None, saving=None, format=2)),
+         journal.encode(terms), journal.encode(saving)],
+    )]  # fmt: skip
+
+    assert [state.terms for state in read] == [terms, later, terms]
+    assert [state.saving for state in read] == [saving] * 3
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -195,7 +213,7 @@ def test_a_journal_of_the_first_format_is_read():
         [START, INTENT, Withdrawn(shard=0)],
         [START, INTENT, CREATED, COLLECTED],
         [START, Intent(shard=2, generation=0, key="k")],
-        [Started(run="r", config=CONFIG, shards=SHARDS, format=3)],
+        [Started(run="r", config=CONFIG, shards=SHARDS, format=journal.FORMAT + 1)],
         [Extended(round=1, why="retry", shards=SHARDS)],
         [START, INTENT, Extended(round=0, why="rest", shards=SHARDS, replaces=(0,))],
         [START, Extended(round=0, why="rest", shards=SHARDS, replaces=(2,))],

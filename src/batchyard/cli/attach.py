@@ -28,12 +28,14 @@ def attach(back: Back, going: Going, moving: Moving, approving: Approving) -> No
         url = None if moving.base_url is None else checked_url(moving.base_url)
 
         def prepare(session: Session) -> None:
+            allowed = moving.allow_server_change
             if url is not None:
-                text = session.move(url, is_allowed=moving.allow_server_change)
-                if text and back.as_json:
-                    render.emit({"event": "notice", "text": text})
-                elif text:
-                    render.say(text)
+                session.check_move(url, is_allowed=allowed)
+            going.agree(session)  # first, so that a kill leaves no run at the other without them
+            if url is not None:
+                text = session.move(url, is_allowed=allowed)
+                if text:
+                    render.notice(text, as_json=back.as_json)
 
         approval: Approval = "given" if approving.approve else "ask"
         work.go_on(

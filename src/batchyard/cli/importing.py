@@ -61,10 +61,7 @@ def import_batches(
         from batchyard.clock import SystemClock  # noqa: PLC0415
 
         def tell(text: str) -> None:
-            if as_json:
-                render.emit({"event": "notice", "text": text})
-            else:
-                render.say(text)
+            render.notice(text, as_json=as_json)
 
         wanted = Wanted(
             out=out, names=tuple(names), requests=requests, model=model, base_url=base_url

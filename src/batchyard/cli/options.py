@@ -152,7 +152,8 @@ class Where:
             "--models",
             envvar="BATCHYARD_MODELS",
             metavar="FILE",
-            help="Table of models over the built-in one: caps, rules, prices.",
+            help="Table of models over the built-in one: caps, rules, prices. For `plan` also "
+            "names of models, A,B: as --compare.",
         ),
     ] = None
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batchyard.client.planning.plan import Plan, Price, Tokens
     from batchyard.client.running.journal import Config
     from batchyard.client.running.session import Standing
+    from batchyard.model import Billing
 
 _TWICE = "what would be paid twice, such as cut answers"
 _BOUND = ("sent again", f"{_TWICE}: only within the ceiling")
@@ -78,12 +79,15 @@ def show(
         render.table([("server", config.base_url or "")])
 
 
-def comparison(rows: Sequence[Row], *, has_ceiling: bool = True) -> None:
+def comparison(
+    rows: Sequence[Row], *, has_ceiling: bool = True, billing: Billing | None = None
+) -> None:
     """Print what the same requests would be for several models, in two tables if too wide.
 
     Args:
         rows: one for each model.
         has_ceiling: whether what the requests can cost has a bound.
+        billing: how the server of the plan charges, None when that is not known.
     """
     titles: tuple[str, ...] = (
         "model",
@@ -96,9 +100,9 @@ def comparison(rows: Sequence[Row], *, has_ceiling: bool = True) -> None:
     )
     cells: list[tuple[str, ...]] = [titles]
     for row in rows:
-        prices = ("unknown",) * 3
-        if row.batch is not None:
-            each = (row.batch.low, row.batch.likely, row.batch.ceiling)
+        prices, cost = ("unknown",) * 3, row.batch if billing != "standard" else row.synchronous
+        if cost is not None:
+            each = (cost.low, cost.likely, cost.ceiling)
             prices = tuple(map(price.dollars, each))  # type: ignore[assignment] # three of three
             prices = prices if has_ceiling else (*prices[:2], "unknown")
         cap, minimum = (

@@ -85,6 +85,14 @@ def emit(event: Mapping[str, object]) -> None:
     print(wire.encode(event).decode(), flush=True)  # noqa: T201
 
 
+def notice(text: str, *, as_json: bool) -> None:
+    """Print what people should know: as a line, or as an event."""
+    if as_json:
+        emit({"event": "notice", "text": text})
+    else:
+        say(text)
+
+
 def stream() -> BinaryIO:
     """Return standard output for lines of bytes: as they are, but escaped on a terminal."""
     return _Escaping() if sys.stdout.isatty() else sys.stdout.buffer

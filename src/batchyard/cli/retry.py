@@ -27,48 +27,39 @@ def retry(back: Back, again: Again, going: Going) -> None:
     with guarded(folder), outliving():
         from batchyard.cli import work  # noqa: PLC0415 - so that other commands start quickly
         from batchyard.client.problems import InputError  # noqa: PLC0415
-        from batchyard.client.running import billing, changed, offers  # noqa: PLC0415
-        from batchyard.client.running.rounds import CANCELED  # noqa: PLC0415
+        from batchyard.client.running import changed, offers  # noqa: PLC0415
 
         going.check()
         opened(folder)
         if again.max_tokens is not None and not again.with_change:
             raise InputError("--max-tokens belongs to --with-change")
-        if again.now and again.with_change:
-            raise InputError("--now excludes --with-change")
-        also = frozenset({CANCELED} if again.canceled else ())
-        room: list[int | None] = [0]  # a run that is under way is finished as it was approved
+        if again.with_change and (again.now or again.canceled):
+            raise InputError(f"{'--now' if again.now else '--canceled'} excludes --with-change")
+        asked: list[offers.Offer] = []
 
         def prepare(session: Session) -> None:
             session.check_requests()
-            is_settled = all(shard.is_settled for shard in session.state.shards)
-            if again.now:
-                if not is_settled:
-                    raise InputError(
-                        "batches of the run are under way; --now is for what they leave"
-                    )
-                session.check_at_once()
             if again.with_change:
                 change = changed.prepare(session, max_tokens=again.max_tokens)
                 offer = offers.Offer({"needs_fix": change.documents}, change.micros, {})
                 approve(folder, offer, yes=again.yes, as_json=as_json)
+                going.agree(session)  # first, so that a kill leaves no round without them
                 changed.begin(session, change)
-                if as_json:
-                    render.emit({"event": "notice", "text": change.text})
-                else:
-                    render.say(change.text)
-            elif is_settled:
-                charges = "standard" if again.now else billing.presumed(session.state)
-                offer = offers.make(session.files, session.state, charges, also)
-                room[0] = offer.micros
-                approve(folder, offer, yes=again.yes, as_json=as_json)
-                if again.now:
-                    session.go_at_once()
-            if again.canceled:
-                session.files.cancel.unlink(missing_ok=True)
+                render.notice(change.text, as_json=as_json)
+                return
+            found = offers.prepare(session, canceled=again.canceled, now=again.now)
+            if found is None:
+                render.notice(
+                    f"{folder} is under way; it goes on as it was approved", as_json=as_json
+                )
+                return
+            approve(folder, found, yes=again.yes, as_json=as_json)
+            offers.begin(session, found, now=again.now)
+            asked.append(found)
 
         def first(pipeline: Pipeline) -> None:
-            pipeline.repeat(also, room=room[0])
+            for offer in asked:
+                pipeline.repeat(offer.also, room=offer.micros)
 
         work.go_on(folder, as_json=as_json, going=going, prepare=prepare, first=first)
 

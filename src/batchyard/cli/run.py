@@ -65,18 +65,18 @@ def run(
 
         def prepare(session: Session) -> None:
             allow = starting.allowed
-            standing = session.compare(plan, config, fresh=starting.fresh, allow=allow)
+            standing = session.compare(
+                plan, config, fresh=starting.fresh, allow=allow, pilot=piloting.pilot
+            )
             if standing.kind == "same":
                 _announce(session, standing, as_json=starting.as_json)
-                session.take(standing, config)
-                session.keep(job.saving)
+                session.take(standing, config, terms=terms, saving=job.saving)
                 return
             session.check_budget(standing, config, terms, pilot=piloting.pilot)
             settled = _approve(job, session, standing, config, where, planning, starting)
             standing = replace(standing, plan=settled)
             session.check_budget(standing, config, terms, pilot=piloting.pilot)
-            session.take(standing, config, pilot=piloting.pilot)
-            session.keep(job.saving)
+            session.take(standing, config, pilot=piloting.pilot, terms=terms, saving=job.saving)
             _write_preview(session, settled)
 
         work.go_on(
@@ -94,7 +94,9 @@ def plan(
 ) -> None:
     """Show what a run would send and cost. Creates no batch, costs nothing, writes nothing."""
     with guarded():
-        _use_models(where.models)
+        names = showing.compare or _named(where.models)
+        if names is None or showing.compare:
+            _use_models(where.models)
         from batchyard.cli import planned  # noqa: PLC0415 - so that other commands start quickly
 
         job = _job(what, parameters, where)
@@ -102,7 +104,7 @@ def plan(
         config = job.config(made)
         standing = _standing(what.out, made, config)
         settled = job.settled(standing.plan, sample=planning.sample)
-        compared = _compared(settled, showing.compare)
+        compared = _compared(settled, names)
         if showing.as_json:
             from batchyard.client.planning import preview  # noqa: PLC0415
 
@@ -117,7 +119,8 @@ def plan(
         planned.show(what.out.name, settled, config, standing)
         if compared:
             render.say()
-            planned.comparison(compared, has_ceiling=not settled.unbounded)
+            has_ceiling = not settled.unbounded
+            planned.comparison(compared, has_ceiling=has_ceiling, billing=settled.billing)
 
 
 def _compared(plan: Plan, names: str | None) -> list[Row]:
@@ -148,6 +151,15 @@ def _standing(out: Path, plan: Plan, config: Config) -> Standing:
     return standing
 
 
+def _named(path: Path | None) -> str | None:
+    """Return what `--models` says where it names models to compare, and no file."""
+    from batchyard import models  # noqa: PLC0415
+
+    if path is None or path.exists():
+        return None
+    return str(path) if all(map(models.find, str(path).split(","))) else None
+
+
 def _use_models(path: Path | None) -> None:
     """Lay the table of models at `path` over the built-in one, here and in a server of this run."""
     if path is None:
@@ -159,8 +171,7 @@ def _use_models(path: Path | None) -> None:
     try:
         models.use(path)
     except ConfigError as error:
-        named = all(map(models.find, str(path).split(","))) and not path.exists()
-        hint = "; --models names a file: did you mean `batchyard plan --compare`?" if named else ""
+        hint = "; `batchyard plan --models` compares models" if _named(path) else ""
         raise InputError(error.message + hint) from None
     os.environ["BATCHYARD_MODELS"] = str(path.absolute())
 
@@ -208,10 +219,7 @@ def _announce(session: Session, standing: Standing, *, as_json: bool) -> None:
         created += f": {', '.join(classes.told(state.classes))}"
     lines = [f"{session.files.out} {how}: {created}", *standing.notes]
     for line in lines:
-        if as_json:
-            render.emit({"event": "notice", "text": line})
-        else:
-            render.say(line)
+        render.notice(line, as_json=as_json)
 
 
 def _approve(

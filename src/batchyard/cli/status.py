@@ -146,21 +146,14 @@ def cancel(folder: Folder, as_json: Json = False) -> None:
 
         files, state = opened(folder)
         if state.finished_us is not None:
-            _note(f"{folder} is finished; there is nothing to cancel", as_json=as_json)
+            render.notice(f"{folder} is finished; there is nothing to cancel", as_json=as_json)
             return
         durable.write(files.cancel, [])
         if files.is_running():
             text = f"the process that works on {folder} cancels and collects at its next look"
-            _note(text, as_json=as_json)
+            render.notice(text, as_json=as_json)
             return
         work.go_on(folder, as_json=as_json, going=Going())
-
-
-def _note(text: str, *, as_json: bool) -> None:
-    if as_json:
-        render.emit({"event": "notice", "text": text})
-    else:
-        render.say(text)
 
 
 def opened(folder: Path) -> tuple[Files, State]:

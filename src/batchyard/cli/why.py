@@ -18,7 +18,9 @@ _WORDS = {
     "breaker_open": "upstream down",
     "cooling_down": "cooling down",
     "limited": "limited",
+    "recording": "waiting for the disk",
     "retrying": "retrying",
+    "tried_alone": "tried alone",
     "priming": "priming caches",
     "behind_share": "behind its share",
 }

@@ -8,9 +8,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from batchyard import wire
 from batchyard.cli import ending, pilots, render
 from batchyard.cli.exits import Exit
-from batchyard.client.problems import Detached, Paused
+from batchyard.client.problems import Detached, NeedsAttention, Paused
 from batchyard.client.results import classes, finals, receipt
 from batchyard.client.running import at_once, billing, offers, rounds
 from batchyard.client.running.session import Session
@@ -87,33 +88,52 @@ def go_on(
                     done = driver.watched()
             else:
                 done = receipt.refreshed(session.files, state)
-        except Paused as paused:
-            saved = receipt.read(session.files)
-            if saved is not None:
+        except NeedsAttention as error:
+            saved = receipt.standing(session.files, session.state)
+            if saved is not None and isinstance(error, Paused):
                 show_end(out, session.files, session.state, saved, as_json=as_json)
-            told(going, out, paused.waits_for, stop, as_json=as_json)
+            word = error.waits_for if isinstance(error, Paused) else "attention"
+            told(going, session, word, saved or error.message, stop, as_json=as_json)
             raise
         show_end(out, session.files, session.state, done, as_json=as_json)
-        word = "finished" if done.is_complete else "attention"
-        told(going, out, word, stop, as_json=as_json)
+        is_complete = done.is_complete
+        told(
+            going, session, "finished" if is_complete else "attention", done, stop, as_json=as_json
+        )
     if not done.is_complete:
         raise SystemExit(Exit.NEEDS_ATTENTION)
 
 
-def told(going: Going, out: Path, state: str, stop: threading.Event, *, as_json: bool) -> None:
-    """Run the command and call the address that want to know; what fails is a notice."""
+def told(
+    going: Going,
+    session: Session,
+    word: str,
+    what: Receipt | str,
+    stop: threading.Event,
+    *,
+    as_json: bool,
+) -> None:
+    """Run the command and call the address that want to know; what fails is a notice.
+
+    Args:
+        going: whom to tell.
+        session: of the run.
+        word: how it stands.
+        what: its receipt; where it has none, why not.
+        stop: set when the run is left.
+        as_json: whether events are printed for a program.
+    """
     from batchyard.client.running import notify  # noqa: PLC0415 - only who asks for it
 
-    problems = []
+    out, problems = session.files.out, []
     if going.notify is not None:
-        problems.append(notify.run_command(notify.checked_command(going.notify), out, state))
+        words, has_receipt = notify.checked_command(going.notify), not isinstance(what, str)
+        problems.append(notify.run_command(words, out, word, has_receipt=has_receipt))
     if going.webhook is not None:
-        try:
-            body = (out / "receipt.json").read_bytes()
-        except OSError as error:
-            problems.append(f"the receipt cannot be read: {error.strerror}")
-        else:
-            problems.append(notify.post(going.webhook, body, pause=stop.wait))
+        body: object = what
+        if isinstance(what, str):
+            body = {"run": session.state.run, "out": str(out), "state": word, "message": what}
+        problems.append(notify.post(going.webhook, wire.encode(body), pause=stop.wait))
     for problem in filter(None, problems):
         text = f"nobody was told: {problem}"
         if as_json:
@@ -154,8 +174,9 @@ def _offer(files: Files, state: State, done: Receipt) -> Offer | None:
 
 def _few(files: Files, state: State, done: Receipt) -> Offer | None:
     """Return what it would cost to ask for the last few at once; None where that is no choice."""
-    can = sum(done.classes.get(kind, 0) for kind in rounds.REPEATABLE)
-    if not 0 < can <= at_once.FEW or not at_once.is_possible(state):
+    kinds = rounds.REPEATABLE | rounds.on_request(state)
+    can = sum(done.classes.get(kind, 0) for kind in kinds)
+    if not state.is_settled or not 0 < can <= at_once.FEW or not at_once.is_possible(state):
         return None
     offer = offers.make(files, state, "standard")
     return offer if offer.again else None

@@ -59,9 +59,12 @@ class AsyncRun:
         """See `Run.pilot`."""
         return await self._call(partial(self.run.pilot, count, approved, **options))
 
-    async def retry(self, *, canceled: bool = False, with_change: bool = False) -> int:
+    async def retry(
+        self, *, canceled: bool = False, with_change: bool = False, now: bool = False
+    ) -> int:
         """See `Run.retry`."""
-        return await self._call(partial(self.run.retry, canceled=canceled, with_change=with_change))
+        again = partial(self.run.retry, canceled=canceled, with_change=with_change, now=now)
+        return await self._call(again)
 
     async def cancel(self) -> None:
         """See `Run.cancel`."""

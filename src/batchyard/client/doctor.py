@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from batchyard import __version__, limits
 from batchyard.client.answers import ApiError, Unreachable
 from batchyard.client.problems import InputError, JournalError
-from batchyard.client.running import registry
+from batchyard.client.running import at_once, registry
 from batchyard.client.running.folder import Files
 from batchyard.errors import shown
 
@@ -79,7 +79,7 @@ def examine(
         except (JournalError, OSError) as error:
             yield Finding("run", "FAIL", f"the journal of {out} cannot be read: {error}")
         else:
-            config = state.config
+            config = state.config and at_once.behind(state.config)
             yield _run(out, state.run, registry.word(state, is_running=False))
     if config is not None and config.local and base_url is None:
         yield Finding("server", "ok", "the run has a server of its own, which it starts (--local)")

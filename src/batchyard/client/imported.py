@@ -346,7 +346,11 @@ class Importer:
         )
         writer.record(
             journal.Started(
-                run=ids.nonce(), config=config, shards=tuple(shards), format=journal.FORMAT
+                run=ids.nonce(),
+                config=config,
+                shards=tuple(shards),
+                format=journal.FORMAT,
+                terms=journal.Terms(retries=0),  # what is sent, a person asks for
             )
         )
         crash.point("import_started")
@@ -363,8 +367,8 @@ class Importer:
 
     def _finish(self, writer: folder.Journal, parts: Sequence[_Part]) -> Receipt:
         """Bring every shard to its end, from wherever the journal says."""
-        if writer.state.terms.retries:
-            writer.record(journal.Terms(retries=0))  # what is sent, a person asks for
+        if writer.state.terms.retries:  # begun by an earlier version
+            writer.record(journal.Terms(retries=0))
         tree = Tree(self._files.out)
         for index, part in enumerate(parts):
             steps: dict[Phase, journal.Event] = {

@@ -32,7 +32,7 @@ from batchyard.client.results import closing, collect, finals, formats, receipt
 from batchyard.client.results import schema as schemas
 from batchyard.client.results.columns import Columns
 from batchyard.client.running import budget as budgets
-from batchyard.client.running import changed, durable, journal, rounds
+from batchyard.client.running import changed, durable, journal, offers, rounds
 from batchyard.client.running import pilot as pilots
 from batchyard.client.running.folder import Files
 from batchyard.client.running.session import Session, Standing
@@ -137,11 +137,8 @@ class Run:
         )
         self._base_url, self._api_key = base_url, api_key
         self._local, self._upstreams = local, tuple(upstreams)
-        self._terms: dict[str, Any] = {}
-        if retries is not None:
-            self._terms["retries"] = retries
-        if on_orphan is not None:
-            self._terms["on_orphan"] = on_orphan
+        given: dict[str, Any] = {"retries": retries, "on_orphan": on_orphan}
+        self._terms = {field: value for field, value in given.items() if value is not None}
         self._stop = threading.Event()
         self._session: Session | None = None
         self._pipeline: Pipeline | None = None
@@ -200,6 +197,8 @@ class Run:
     ) -> None:
         """Send a plan, each batch exactly once; safe to call again. After a pilot: the rest.
 
+        Of a finished run, what is not there in the formats of now is written.
+
         A batch that the server does not take keeps no other from being sent; iterating over the run
         tells of it at the end.
 
@@ -222,14 +221,14 @@ class Run:
             session = self._open()
             standing = session.compare(approved, config, allow=frozenset(allow))
             session.check_budget(standing, config, terms)
-            session.take(standing, config)
-            session.keep(self._saving)
-            session.agree(**terms)
+            session.take(standing, config, terms=terms, saving=self._saving)
             if session.state.finished_us is None:
                 pipeline = self._connected()
                 if any(map(session.state.is_held, session.state.shards)):
                     pipeline.approve()
                 pipeline.submit()
+            else:
+                receipt.refreshed(session.files, session.state)
 
     def pilot(
         self,
@@ -255,41 +254,49 @@ class Run:
         with self._closing_after_failure():
             self._check_new(approved, config, terms, pilot=count)
             session = self._open()
-            standing = session.compare(approved, config)
+            standing = session.compare(approved, config, pilot=count)
             session.check_budget(standing, config, terms, pilot=count)
-            session.take(standing, config, pilot=count)
-            session.keep(self._saving)
-            session.agree(**terms)
+            session.take(standing, config, pilot=count, terms=terms, saving=self._saving)
             if session.state.finished_us is None:
                 self._connected().run()
             return pilots.findings(session.files, session.state)
 
-    def retry(self, *, canceled: bool = False, with_change: bool = False) -> int:
+    def retry(self, *, canceled: bool = False, with_change: bool = False, now: bool = False) -> int:
         """Start a further round of what failed and can succeed; return how many documents it has.
 
-        Iterate over the run to wait for it.
+        What was not answered for want of credit goes with it. A run that is under way only goes on,
+        as it was approved. Iterate over the run to wait for it.
 
         Args:
             canceled: also what was canceled.
-            with_change: also what needs a fix, rendered again from the templates as they are now.
+            with_change: instead of it what needs a fix, rendered again from the templates as they
+                are now.
+            now: one by one, at once, at the list price, instead of as a batch.
 
         Raises:
-            InputError: nothing was submitted, or nothing has changed.
+            InputError: nothing was submitted, nothing has changed, what is asked for is for what
+                the run leaves when it is at its end, or `now` costs what a batch does.
             NeedsAttention: the server takes nothing.
         """
+        if with_change and (now or canceled):
+            raise InputError(f"{'now' if now else 'canceled'} excludes with_change")
         with self._closing_after_failure():
             session = self._submitted()
             before = sum(session.state.again.values())
-            if canceled:
-                session.files.cancel.unlink(missing_ok=True)
+            offer = None
             if with_change:
                 changed.begin(session, changed.prepare(session, sources=self._sources))
+            else:
+                offer = offers.prepare(session, canceled=canceled, now=now)
+            if offer is not None:
+                offers.begin(session, offer, now=now)
             pipeline = self._connected()
-            pipeline.repeat({rounds.CANCELED} if canceled else ())
+            if offer is not None:
+                pipeline.repeat(offer.also)
             pipeline.submit()
             for _ in pipeline.advance():
                 pass
-            return sum(session.state.again.values()) - before
+            return sum(self._open().state.again.values()) - before
 
     def cancel(self) -> None:
         """Cancel the batches under way; what is not sent is never sent. Answers are kept.
@@ -354,6 +361,8 @@ class Run:
         """
         with self._closing_after_failure():
             session = self._open()
+            if session.state.finished_us is not None:
+                return receipt.refreshed(session.files, session.state)
             done = receipt.standing(session.files, session.state)
             if done is None:
                 raise NeedsAttention(
@@ -387,6 +396,9 @@ class Run:
         return self._session
 
     def _connected(self) -> Pipeline:
+        """Return the loop at the server where the run is now."""
+        if self._pipeline is not None and self._pipeline.has_moved:
+            self.close()
         if self._pipeline is None:
             self._pipeline = self._open().connect()
         return self._pipeline

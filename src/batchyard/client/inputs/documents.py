@@ -88,7 +88,7 @@ class Sources:
     stdin: str = "jsonl"
 
     def read(self, *, outside: Path | None = None) -> list[Document]:
-        """Return all documents, sorted by key.
+        """Return all documents in the order of the inputs: files by path, rows as they stand.
 
         Args:
             outside: a folder whose files are never inputs: the output folder.
@@ -106,8 +106,7 @@ class Sources:
         if not found:
             what = ", ".join(shown(pattern) for pattern in self.patterns) or "no source was given"
             raise InputError(f"there are no documents: {what}")
-        found.sort(key=lambda document: document.key)
-        _refuse_duplicates(found)
+        _refuse_duplicates(sorted(found, key=lambda document: document.key))
         return found
 
     def _read(self, outside: Path | None) -> Iterator[Document]:

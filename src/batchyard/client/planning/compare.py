@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Row:
     """One model.
 
-    The prices are those of a batch, and None when they are not known; so are `output_cap` and
-    `cache_minimum`, in tokens. `refused` counts the requests that it would not take, for the reason
-    `why` first of all.
+    `batch` is the price as a batch, `synchronous` that of single calls; both are None when they are
+    not known, and so are `output_cap` and `cache_minimum`, in tokens. `refused` counts the requests
+    that it would not take, for the reason `why` first of all.
     """
 
     model: str
@@ -32,6 +32,7 @@ class Row:
     cache_minimum: int | None
     refused: int = 0
     why: str = ""
+    synchronous: Price | None = None
 
 
 def compare(plan: Plan, names: Iterable[str]) -> list[Row]:
@@ -59,6 +60,7 @@ def _row(plan: Plan, model: str) -> Row:
         cache_minimum=None if known is None else known.cache_min,
         refused=refused,
         why=why,
+        synchronous=pricing.cost(groups, basis, "standard"),
     )
 
 

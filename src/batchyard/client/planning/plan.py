@@ -522,11 +522,11 @@ def _problem(params: bytes, user: str, fields: Mapping[str, Any], settings: Sett
     if problem is None:
         return None
     text = f"{problem.type}: {problem.message}"
-    model = models.find(fields["model"])
+    name, limit = fields.get("model"), fields.get("max_tokens")  # a row may take them away
+    model = models.find(name) if isinstance(name, str) else None
     longer = models.EXTENDED_OUTPUT_BETA
     if model is None or not model.extended or longer in settings.betas:
         return text
-    limit = fields["max_tokens"]
     if isinstance(limit, int) and limit > model.max_output:
         return f"{text} (up to {models.EXTENDED_OUTPUT_TOKENS} with --beta {longer})"
     return text

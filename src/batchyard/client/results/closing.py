@@ -73,12 +73,20 @@ def write(
 
 
 def is_written(files: Files, state: State) -> bool:
-    """Whether all of it is there, as far as names tell."""
+    """Whether all of it is there, as far as names tell.
+
+    Files of documents are looked for where another format was given after the end.
+    """
     wanted = [files.out / ERRORS_FILE, audit_path(files, state)]
     wanted += [
         files.out / formats.NAMES[each] for each in formats_of(state) if each in formats.NAMES
     ]
-    return all(path.exists() for path in wanted)
+    if not all(path.exists() for path in wanted):
+        return False
+    if not has_files(state) or state.finished_us is None or state.saving.at < state.finished_us:
+        return True
+    named = (final.outcome.output for final in finals(files, state))
+    return all(name is None or (files.out / name).exists() for name in named)
 
 
 def formats_of(state: State) -> tuple[str, ...]:

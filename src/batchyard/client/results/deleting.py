@@ -12,7 +12,7 @@ from batchyard import crash
 from batchyard.client.answers import ApiError, Unreachable
 from batchyard.client.problems import NeedsAttention
 from batchyard.client.results import collect
-from batchyard.client.running import journal
+from batchyard.client.running import at_once, journal
 from batchyard.client.running.journal import Phase
 from batchyard.client.running.updates import Update
 
@@ -23,20 +23,30 @@ if TYPE_CHECKING:
     from batchyard.client.running.folder import Journal
 
 
-def delete_copies(writer: Journal, api: Api, tell: Callable[[Update], None]) -> None:
+def delete_copies(
+    writer: Journal, apis: tuple[Api, Api | None], tell: Callable[[Update], None]
+) -> None:
     """Delete every batch of a run at its server; one of a server before that is kept, and named.
+
+    Args:
+        writer: of the run.
+        apis: its server, and the one behind it when that is a yard before another.
+        tell: gets what a screen may show.
 
     Raises:
         NeedsAttention: one could not be deleted; doing it again tries the others no second time.
     """
     failures: list[str] = []
     config = writer.state.config
-    here = None if config is None else config.base_url
+    assert config is not None
+    # With none behind, both are the same.
+    at = {at_once.behind(config).base_url: apis[1], config.base_url: apis[0]}
     for shard in writer.state.shards:
         batch = shard.batch
         if shard.phase is not Phase.COLLECTED or batch is None or batch in shard.deleted:
             continue
-        if shard.server != here:
+        api = at.get(shard.server)
+        if api is None:
             # Another server does not have it, and its 404 would pass for a deletion.
             place = shard.server or "the server of its own"
             text = f"batch {batch} is kept at {place}, where the run was before"

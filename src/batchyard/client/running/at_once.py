@@ -1,7 +1,8 @@
-"""The last few documents one by one, at once, instead of as a batch that may take a day. Pure.
+"""The last few documents one by one, at once, instead of as a batch that may take a day.
 
 A yard of our own stands before the server of the run then and calls it synchronously, at the list
-price; batches, journal and receipt stay what they are.
+price; batches, journal and receipt stay what they are. When they are done, the run is at its server
+again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from batchyard.client.running import billing
+from batchyard import crash
+from batchyard.client.running import billing, journal
 from batchyard.client.running.local import BEHIND
 
 if TYPE_CHECKING:
+    from batchyard.client.running.folder import Journal
     from batchyard.client.running.journal import Config, State
 
 FEW = 20  # documents for which it is offered
@@ -42,6 +45,14 @@ def behind(config: Config) -> Config:
     if not is_on(config):
         return config
     return structs.replace(config, local=False, base_url=_first(config)[1], upstreams=())
+
+
+def go_back(writer: Journal) -> None:
+    """Let a run be at its server again, where it was before a yard stood before it."""
+    config = writer.state.config
+    if config is not None and is_on(config):
+        writer.record(journal.Moved(base_url=behind(config).base_url))
+        crash.point("moved")
 
 
 def _first(config: Config) -> tuple[str, str]:

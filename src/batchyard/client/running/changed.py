@@ -43,7 +43,8 @@ class Change:
 
 
 def begin(session: Session, change: Change) -> None:
-    """Add the round to the run; whoever goes on with it sends it."""
+    """Add the round to the run, at its server; whoever goes on with it sends it."""
+    session.go_back()
     session.extend(change.plan.shards, {_CLASS: change.documents})
 
 
@@ -59,9 +60,11 @@ def prepare(
 
     Raises:
         InputError: no document needs a fix, none came out otherwise than before, the new requests
-            would be refused too, or it is not known where the documents are.
+            would be refused too, it is not known where the documents are, or the run, canceled or
+            asked for one by one, is not at its end.
     """
-    state, files = session.state, session.files
+    session.check_change()
+    state, files = session.state_behind, session.files
     config = state.config
     assert config is not None
     wanted = {

@@ -239,6 +239,8 @@ def start(
     reasons: Sequence[Why | None] | None = None,
     documents: int | None = None,
     approved: tuple[int, int] | None = None,
+    terms: journal.Terms | None = None,
+    saving: journal.Saving | None = None,
 ) -> None:
     """Put a plan on disk and begin the run with it.
 
@@ -249,6 +251,8 @@ def start(
         reasons: why each shard is there, if not all are simply the first.
         documents: how many the run has, if not as many as requests.
         approved: ceilings that were shown, as in `journal.Started`.
+        terms: what it may do; None for what holds without them.
+        saving: how its answers are written; None for one text file for each document.
     """
     files, marked = writer.files, [tagged(shard) for shard in plan.shards]
     crash.point("before_bodies")
@@ -261,7 +265,7 @@ def start(
     writer.record(
         journal.Started(
             run=ids.nonce(), config=config, shards=shards, documents=documents,
-            approved=approved, format=journal.FORMAT,
+            approved=approved, terms=terms, saving=saving, format=journal.FORMAT,
         )
     )  # fmt: skip
 

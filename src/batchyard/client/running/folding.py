@@ -116,8 +116,9 @@ def _start(state: State, event: Started) -> State:
     if documents is None:
         documents = sum(shard.requests for shard in shards)
     return State(
-        event.run, event.config, shards, event.at, documents=documents, approved=event.approved
-    )
+        event.run, event.config, shards, event.at, documents=documents, approved=event.approved,
+        terms=event.terms or Terms(), saving=event.saving or Saving(),
+    )  # fmt: skip
 
 
 def _extend(state: State, event: Extended) -> State:

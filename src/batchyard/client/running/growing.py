@@ -48,9 +48,11 @@ class Growth:
     def start_round(self) -> bool:
         """Plan everything once more that can succeed; False when that is nothing."""
         state = self._writer.state
-        also, is_asked = self._asked or frozenset(), self._asked is not None
-        if state.classes.get(rounds.BILLING):
-            also, is_asked = also | {rounds.BILLING}, True  # a person has come back: it is paid
+        asked, self._asked = self._asked, None
+        by_hand = is_asked = asked is not None
+        also = asked or frozenset()
+        if not by_hand and state.classes.get(rounds.BILLING) and not self._is_untouched_import:
+            also, is_asked = frozenset({rounds.BILLING}), True  # a person has come back: it is paid
         is_allowed = (
             state.finished_us is None
             and not self._files.cancel.exists()
@@ -66,9 +68,8 @@ class Growth:
             again.Settings(betas=state.config.betas),
             requests_max=state.config.shard_requests,
             also=also,
-            bound=self._bound(),
+            bound=self._bound(by_hand=by_hand),
         )
-        by_hand, self._asked = self._asked is not None, None
         for note in found.notes:
             if note not in self._noted:
                 self._noted.add(note)
@@ -84,9 +85,9 @@ class Growth:
         self._pace.tell(Update(kind="notice", text=text))
         return True
 
-    def _bound(self) -> rounds.Bound:
+    def _bound(self, *, by_hand: bool) -> rounds.Bound:
         """Return what the next round may cost where something is charged once more."""
-        if self._asked is not None:
+        if by_hand:
             return rounds.Bound(self._purse.ceiling_of, self._room, is_open=self._room is None)
         if self._purse.limit is not None:
             return rounds.Bound(self._purse.ceiling_of, None, is_open=True)  # the budget holds
@@ -99,6 +100,11 @@ class Growth:
     def _is_imported(self) -> bool:
         config = self._writer.state.config
         return config is not None and config.imported is not None
+
+    @property
+    def _is_untouched_import(self) -> bool:
+        """Whether all that is there was made elsewhere, so that nobody here approved of more."""
+        return self._is_imported and not self._writer.state.round
 
     def cut(self, shard: journal.Shard) -> bool:
         """Cut a shard that does not fit in the budget; False when nothing of it fits."""

@@ -29,8 +29,9 @@ from batchyard.client.problems import JournalError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FORMAT = 2
-FORMATS_READ = frozenset({1, FORMAT})  # 2 has `extended`, and the terms of a run
+FORMAT = 3
+# 2 has `extended`, and the terms of a run; 3 begins with its terms and how it is saved.
+FORMATS_READ = frozenset({1, 2, FORMAT})
 
 RETRIES_DEFAULT = 3
 Why = Literal["first", "pilot", "rest", "retry", "rerun"]
@@ -91,7 +92,8 @@ class Started(Event, frozen=True, kw_only=True, omit_defaults=True):
 
     `documents` is how many it has, when that is not the number of its requests. `approved` are the
     ceilings, in micro-dollars, that were shown before it began: in batches, and at a server that
-    charges the synchronous price; None when no price was known.
+    charges the synchronous price; None when no price was known. `terms` and `saving` are what later
+    events of those kinds change; None for what holds without them.
     """
 
     run: str
@@ -99,6 +101,8 @@ class Started(Event, frozen=True, kw_only=True, omit_defaults=True):
     shards: tuple[PlannedShard, ...]
     documents: int | None = None
     approved: tuple[int, int] | None = None
+    terms: Terms | None = None
+    saving: Saving | None = None
     format: int = 1
 
 
@@ -372,9 +376,30 @@ class State:
         )
 
     @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to send, wait for or save, but what may be sent once more."""
+        return all(shard.is_settled for shard in self.shards)
+
+    @property
     def round(self) -> int:
         """Return the number of the last round of repetitions, 0 before the first."""
         return max((shard.round for shard in self.shards), default=0)
+
+    @property
+    def piloted(self) -> int:
+        """Count the requests of the pilot of what was begun last, 0 when it has none."""
+        return sum(shard.requests for shard in self._newest if shard.why == "pilot")
+
+    @property
+    def newest(self) -> int:
+        """Count the requests of what was begun last."""
+        return sum(shard.requests for shard in self._newest)
+
+    @property
+    def _newest(self) -> list[Shard]:
+        begun = [s for s in self.shards if s.why != "retry" and s.phase is not Phase.REPLACED]
+        latest = max((shard.round for shard in begun), default=0)
+        return [shard for shard in begun if shard.round == latest]
 
     @property
     def classes(self) -> dict[str, int]:

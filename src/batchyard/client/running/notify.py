@@ -55,7 +55,9 @@ def checked_url(url: str) -> str:
     return url
 
 
-def run_command(words: Sequence[str], out: Path, state: str) -> str | None:
+def run_command(
+    words: Sequence[str], out: Path, state: str, *, has_receipt: bool = True
+) -> str | None:
     """Run the command; return what went wrong, None when nothing did.
 
     Its environment has `BATCHYARD_STATE` (finished, attention, budget, billing), `BATCHYARD_OUT`
@@ -65,12 +67,13 @@ def run_command(words: Sequence[str], out: Path, state: str) -> str | None:
         words: the command and its arguments.
         out: the output folder of the run.
         state: how the run stands.
+        has_receipt: whether there is a receipt of that; the variable is empty without one.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     environment |= {
         "BATCHYARD_STATE": state,
         "BATCHYARD_OUT": str(out.resolve()),
-        "BATCHYARD_RECEIPT": str(out.resolve() / RECEIPT_FILE),
+        "BATCHYARD_RECEIPT": str(out.resolve() / RECEIPT_FILE) if has_receipt else "",
     }
     try:
         done = subprocess.run(  # noqa: S603 - the user's own command, without a shell

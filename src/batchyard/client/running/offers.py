@@ -1,7 +1,4 @@
-"""What one more round by hand would send, and what it may cost: before anybody is asked.
-
-Reads the files of a run, and changes nothing.
-"""
+"""What one more round by hand would send, and what it may cost: before anybody is asked."""
 
 from __future__ import annotations
 
@@ -9,14 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchyard import wire
+from batchyard.client.problems import InputError
 from batchyard.client.results import again
-from batchyard.client.running import budget, rounds
+from batchyard.client.running import billing, budget, rounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batchyard.client.running.folder import Files
     from batchyard.client.running.journal import State
+    from batchyard.client.running.session import Session
     from batchyard.model import Billing
 
 
@@ -25,31 +24,69 @@ class Offer:
     """The next round: how many documents of each class, and its ceiling in micro-dollars.
 
     `prices` are the shares of the classes that were charged before. Amounts are None when a price
-    is not known.
+    is not known. `also` are the classes of it that are otherwise not sent again.
     """
 
     again: Mapping[str, int]
     micros: int | None
     prices: Mapping[str, int | None]
+    also: frozenset[str] = frozenset()
 
 
-def make(files: Files, state: State, billing: Billing, also: frozenset[str] = frozenset()) -> Offer:
-    """Return what a round would send.
+def prepare(session: Session, *, canceled: bool = False, now: bool = False) -> Offer | None:
+    """Return what a round by hand would send; None while a run is under way, which only goes on.
+
+    Nothing is recorded: it is for `begin` to do when somebody has agreed.
+
+    Args:
+        session: of the run.
+        canceled: whether what was canceled is asked for.
+        now: one by one, instead of as a batch.
+
+    Raises:
+        InputError: the run is under way, and what is asked for is for what it leaves; or `now` has
+            no use at its server.
+    """
+    if now:
+        session.check_at_once()
+    if not session.state.is_settled:
+        if canceled:
+            raise InputError(
+                f"the run is not at its end; `batchyard attach {session.files.out}` goes on with "
+                "it, and then what was canceled can be sent again"
+            )
+        return None
+    state = session.state if now else session.state_behind
+    charges: Billing = "standard" if now else billing.presumed(state)
+    return make(session.files, state, charges, canceled=canceled)
+
+
+def begin(session: Session, offer: Offer, *, now: bool = False) -> None:
+    """Make ready for a round that was approved; whoever goes on with the run sends it."""
+    session.files.cancel.unlink(missing_ok=True)  # the word of an earlier round
+    if not now:
+        session.go_back()
+    elif offer.again:
+        session.go_at_once()
+
+
+def make(files: Files, state: State, charges: Billing, *, canceled: bool = False) -> Offer:
+    """Return what a round would send; changes nothing.
 
     Args:
         files: of the run.
         state: of a run whose shards are all collected.
-        billing: how its server charges.
-        also: classes that are otherwise not sent again.
+        charges: how its server charges.
+        canceled: whether what was canceled is asked for.
 
     Raises:
         ValueError: a file of the run is not what it was.
     """
-    config = state.config
+    config, also = state.config, rounds.on_request(state, canceled=canceled)
     assert config is not None
 
     def ceiling(params: bytes) -> int | None:
-        return budget.ceiling(wire.decode(params), billing)
+        return budget.ceiling(wire.decode(params), charges)
 
     found = rounds.gather(
         files,
@@ -66,4 +103,4 @@ def make(files: Files, state: State, billing: Billing, also: frozenset[str] = fr
         total = None
     kinds = {kind: found.again.get(kind, 0) + found.left.get(kind, 0)
              for kind in sorted({*found.again, *found.left})}  # fmt: skip
-    return Offer(kinds, total, found.left_prices)
+    return Offer(kinds, total, found.left_prices, also)

@@ -10,14 +10,17 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from batchyard import price
+from msgspec import structs
+
 from batchyard.client.planning import plan as planning
 from batchyard.client.results import receipt
 from batchyard.client.running import rounds
+from batchyard.client.running.journal import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from batchyard import price
     from batchyard.client.planning.plan import Plan, Request
     from batchyard.client.results.collect import Outcome
     from batchyard.client.running.folder import Files
@@ -30,13 +33,15 @@ ANSWERS_SHOWN = 3
 _BINS = (100, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000)
 
 
-def split(plan: Plan, count: int) -> tuple[Plan, list[Why | None]]:
-    """Return the plan with `count` of its requests in shards of their own, first, and why each is.
+def size(plan: Plan, count: int) -> int:
+    """Return how many requests a pilot has; none when nothing would be left for after it."""
+    return count if 0 < count < len(plan.requests) else 0
 
-    With as many requests as there are, or more, nothing is left for after the pilot.
-    """
+
+def split(plan: Plan, count: int) -> tuple[Plan, list[Why | None]]:
+    """Return the plan with `count` requests in shards of their own, first, and why each is."""
     requests = plan.requests
-    if not 0 < count < len(requests):
+    if not size(plan, count):
         return plan, [None] * len(plan.shards)
     chosen = {number * len(requests) // count for number in range(count)}
     first = [request for at, request in enumerate(requests) if at in chosen]
@@ -91,9 +96,11 @@ class Findings:
 def findings(files: Files, state: State) -> Findings:
     """Return what the pilot of a run showed, once it is collected."""
     assert state.config is not None
-    pilots = [shard for shard in state.shards if shard.why == "pilot"]
+    made = [shard for shard in state.shards if shard.phase is not Phase.REPLACED]
+    pilots = [shard for shard in made if shard.why == "pilot"]
     latest = max((shard.round for shard in pilots), default=0)  # a rerun can have one of its own
-    pilot = [shard for shard in pilots if shard.round == latest]
+    # A pilot of everything has no rest: it is the run.
+    pilot = [shard for shard in pilots if shard.round == latest] or made
     lasts = list(rounds.last_outcomes(files, state, only=pilot.__contains__))
     outcomes = [last.outcome for last in lasts]
     answered = [o for o in outcomes if o.is_answered and o.usage is not None]
@@ -119,16 +126,25 @@ def findings(files: Files, state: State) -> Findings:
 def _rest(
     answered: Sequence[Outcome], pilot: Sequence[Shard], held: Sequence[Shard], model: str
 ) -> int | None:
-    """Return the price of the held shards: prompts by their bytes, answers by their mean length."""
+    """Return the price of the held shards: that of the answers, prompts scaled by their bytes.
+
+    Each answer is taken at the price of its own model and usage, with what it read from a cache,
+    wrote to it, and searched.
+    """
     if not answered:
         return None
-    usages = [outcome.usage for outcome in answered if outcome.usage is not None]
+    is_batch = pilot[0].billing in {receipt.BATCH, receipt.SIMULATED}
+    tier: price.Tier = "batch" if is_batch else "standard"
+    prompts = others = 0
+    for outcome in answered:
+        assert outcome.usage is not None
+        usage = structs.replace(outcome.usage, output_tokens=0, web_searches=0)
+        prompt = receipt.cost(structs.replace(outcome, usage=usage), model, tier)
+        whole = receipt.cost(outcome, model, tier)
+        if prompt is None or whole is None:
+            return None
+        prompts, others = prompts + prompt, others + whole - prompt
     sent_bytes, left_bytes = (sum(shard.bytes for shard in some) for some in (pilot, held))
     left = sum(shard.requests for shard in held)
     # The pilot's answers are taken to be of all its bytes: a failed request had a prompt as well.
-    prompt = sum(usage.prompt_tokens for usage in usages) * left_bytes // max(1, sent_bytes)
-    output = sum(usage.output_tokens for usage in usages) // len(usages)
-    is_batch = pilot[0].billing in {receipt.BATCH, receipt.SIMULATED}
-    usage = price.Usage(input_tokens=prompt // max(1, left), output_tokens=output)
-    each = price.cost_micros(model, usage, "batch" if is_batch else "standard")
-    return None if each is None else each * left
+    return prompts * left_bytes // max(1, sent_bytes) + others * left // len(answered)

@@ -16,7 +16,7 @@ from batchyard import crash
 from batchyard.client.problems import BudgetReached, NeedsAttention, Paused, ServerRefuses
 from batchyard.client.results import deleting, receipt
 from batchyard.client.results.schema import stored
-from batchyard.client.running import journal, rounds
+from batchyard.client.running import at_once, journal, rounds
 from batchyard.client.running.growing import Growth
 from batchyard.client.running.harvest import Harvest
 from batchyard.client.running.journal import Phase
@@ -47,6 +47,7 @@ class Pipeline:
         tell: Callable[[Update], None],
         grace_s: float = GRACE_S,
         schema: Schema | None = None,
+        before: Api | None = None,
     ) -> None:
         """Prepare to go on.
 
@@ -58,6 +59,7 @@ class Pipeline:
             tell: gets everything that a screen may show, from this thread.
             grace_s: how long after a lost answer a batch may appear in the list.
             schema: what answers have to look like; without it, what the journal says.
+            before: the server that `api`, a yard of our own, stands before.
 
         Raises:
             InputError: the journal has a schema, and there is nothing to check it with.
@@ -65,6 +67,8 @@ class Pipeline:
         self._writer = writer
         self._files = writer.files
         self._api = api
+        self._behind = before
+        self._server = self._server_of_now()
         self._clock = clock
         self._pace = Pace(pause, tell)
         self._purse = Purse(writer, api)
@@ -100,6 +104,15 @@ class Pipeline:
     def is_done(self) -> bool:
         """Whether nothing is left that waiting could bring."""
         return self._is_over and not self._open()
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the run is at another server by now than the one that is connected."""
+        return self._server != self._server_of_now()
+
+    def _server_of_now(self) -> tuple[str | None, tuple[str, ...]]:
+        config = self._writer.state.config
+        return (None, ()) if config is None else (config.base_url, config.upstreams)
 
     @property
     def is_held(self) -> bool:
@@ -201,7 +214,9 @@ class Pipeline:
             if lost:
                 raise NeedsAttention(f"shards {lost} are not collected; the same command goes on")
             if self._writer.state.saving.delete:
-                deleting.delete_copies(self._writer, self._api, self._pace.tell)
+                apis = (self._api, self._behind)
+                deleting.delete_copies(self._writer, apis, self._pace.tell)
+            at_once.go_back(self._writer)
             self._writer.record(journal.Finished())
         return done
 

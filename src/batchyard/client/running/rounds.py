@@ -39,6 +39,19 @@ _EXPIRED_REQUESTS_MIN = 10
 _NEEDS_ANSWER = frozenset({"paused", "invalid"})
 
 
+def on_request(state: State, *, canceled: bool = False) -> frozenset[str]:
+    """Return the classes that a round by hand takes in beside those that are always worth a try.
+
+    What was not answered for want of credit goes with it: who asks for it has paid the account.
+
+    Args:
+        state: of the run.
+        canceled: whether what was canceled is asked for.
+    """
+    unpaid = {BILLING} if state.classes.get(BILLING) else set()
+    return frozenset(unpaid | ({CANCELED} if canceled else set()))
+
+
 @dataclass(frozen=True, slots=True)
 class Last:
     """The last word on a document: its outcome, where that stands, and how often it was sent."""

@@ -10,7 +10,7 @@ import os
 import threading
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 
 _LEAVING_TIMEOUT_S = 0.5
 _MODELS_NAMED = 3
+# Why a part of a run is not sent, by what it waits for.
+_UNSENT = {
+    "budget": "the budget keeps a part of the run from being sent (`batchyard attach --budget`)",
+    "pilot": "the rest of the run waits for a look at its pilot (`batchyard attach --approve`)",
+    "billing": "the rest of the run waits until the account is paid (`batchyard attach`)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +62,14 @@ class Standing:
 
     `kind` is `new` when there is none that counts, `same` when it is the one that is there already,
     `more` when that one is finished and `plan` is what it does not have. `notes` are for people.
+    `terms` are those of the run that is here; they stay where no others are given.
     """
 
     kind: Literal["new", "same", "more"]
     plan: Plan
     changes: rerun.Changes = field(default_factory=rerun.Changes)
     notes: Sequence[str] = ()
+    terms: journal.Terms = field(default_factory=journal.Terms)
 
 
 class Session:
@@ -127,7 +135,13 @@ class Session:
         return self._writer.state if self._writer else self.files.read_state()
 
     def compare(
-        self, plan: Plan, config: Config, *, fresh: bool = False, allow: Collection[str] = ()
+        self,
+        plan: Plan,
+        config: Config,
+        *,
+        fresh: bool = False,
+        allow: Collection[str] = (),
+        pilot: int = 0,
     ) -> Standing:
         """Return what of `plan` is to be sent, beside the run that is here; changes nothing.
 
@@ -136,10 +150,12 @@ class Session:
             config: what is asked for.
             fresh: the run that is here does not count.
             allow: the kinds of `rerun.ALLOWS` that may have changed.
+            pilot: how many of the requests are to go first.
 
         Raises:
             InputsChanged: the run that is here has sent something, and is another one in a way that
                 was not allowed.
+            InputError: it has sent something without a pilot, and goes on.
         """
         state = self.state
         if not state.run or fresh:
@@ -153,37 +169,63 @@ class Session:
         lines = rerun.refused(
             drift, changes, allow, is_finished=is_finished, at_server=state.at_server
         )
+        terms = msgspec.structs.replace(state.terms, at=0)
         if lines and state.nothing_sent:
-            return Standing("new", plan)
+            return Standing("new", plan, terms=terms)
         if lines:
             lines += self._other_models(entries, plan, changes) if before.override else []
             raise InputsChanged(self._refusal(lines, is_finished=is_finished))
         notes = [each.text for each in drift] + changes.lines()
         if not changes.to_send:
-            return Standing("same", plan, changes, notes)
+            wanted, has = pilots.size(plan, pilot), state.piloted
+            size = state.config.shard_requests
+            if state.nothing_sent and (wanted not in {0, has} or size != config.shard_requests):
+                return Standing("new", plan, terms=terms)
+            if not is_finished and wanted and not has and state.newest > pilot:
+                raise InputError(
+                    f"{self.files.out} has sent batches without a pilot: without --pilot the same "
+                    "command finishes it, --fresh starts anew"
+                )
+            if not is_finished and size != config.shard_requests:
+                notes.append(f"--shard-size stays {size:,}: the batches of the run are made")
+            return Standing("same", plan, changes, notes, terms)
         names = rerun.names(entries, plan, changes)
         more = subset(plan, changes.to_send, round_=state.round + 1, names=names)
-        return Standing("more", more, changes, notes)
+        return Standing("more", more, changes, notes, terms)
 
-    def take(self, standing: Standing, config: Config, *, pilot: int = 0) -> None:
+    def take(
+        self,
+        standing: Standing,
+        config: Config,
+        *,
+        pilot: int = 0,
+        terms: Mapping[str, Any],
+        saving: journal.Saving,
+    ) -> None:
         """Put on disk what `compare` said, and a person approved.
+
+        Whoever is killed in it leaves no run that goes on without the terms that were given.
 
         Args:
             standing: what `compare` said.
             config: what is asked for.
             pilot: how many of the requests go first.
+            terms: those that are given now, as for `agree`.
+            saving: how answers are written.
         """
         plan = standing.plan
         if standing.kind != "new":
-            before = self.state.config
-            assert before is not None
+            url = config.base_url if self.state.finished_us is None else None
+            if url is not None:
+                self.check_move(url, is_allowed=True)  # as `compare` found
+            self.agree(**terms)
+            self.keep(saving)
+            self._keep_columns(plan)
             registry.ensure(self.files.out, self._clock.now_us())
-            is_behind = at_once.is_on(before)
-            if self.state.finished_us is None and config.base_url is not None and not is_behind:
-                self.move(config.base_url, is_allowed=True)  # as `compare` found
+            if url is not None:
+                self.move(url, is_allowed=True)
             if standing.kind == "more":
                 self._extend(standing, config, pilot)
-            self._keep_columns(plan)
             return
         if self._writer is not None:
             self._writer.close()
@@ -193,16 +235,26 @@ class Session:
         shares = plan.documents != len(plan.requests)
         documents = plan.documents if shares else None
         plan, reasons = pilots.split(plan, pilot)
-        folder.start(
-            self._journal(), plan, config, reasons=reasons, documents=documents,
-            approved=_approved(plan, 0),
-        )  # fmt: skip
+        writer = self._journal()
         self._keep_columns(plan)
+        folder.start(
+            writer, plan, config, reasons=reasons, documents=documents,
+            approved=_approved(plan, 0), saving=saving,
+            terms=msgspec.structs.replace(standing.terms, **terms),
+        )  # fmt: skip
         crash.point("run_unlisted")
         registry.add(self.files.out, self._clock.now_us())
 
     def move(self, base_url: str, *, is_allowed: bool) -> str:
-        """Go on at another address; return what changed, in words, empty when nothing did.
+        """Go on at another address; return what changed, in words; see `check_move`."""
+        text = self.check_move(base_url, is_allowed=is_allowed)
+        if text:
+            self._journal().record(journal.Moved(base_url=base_url))
+            crash.point("moved")
+        return text
+
+    def check_move(self, base_url: str, *, is_allowed: bool) -> str:
+        """Return what would change at another address, in words, empty when nothing would.
 
         Args:
             base_url: checked.
@@ -211,27 +263,38 @@ class Session:
         Raises:
             InputError: the run has a server of its own, or may not leave the one it has.
         """
-        state = self.state
-        if state.config is None or state.config.base_url == base_url:
+        state, out = self.state, self.files.out
+        before = None if state.config is None else at_once.behind(state.config)
+        if before is None or before.base_url == base_url:
             return ""
-        if state.config.local:
-            raise InputError(f"{self.files.out} was begun with --local; it has no other server")
-        text = rerun.moved_text(state.config, base_url)
+        if before.local:
+            raise InputError(f"{out} was begun with --local; it has no other server")
+        text = rerun.moved_text(before, base_url)
+        if state.at_server and before != state.config:
+            raise InputError(
+                f"{text}; single calls of the run are under way at the first: "
+                f"`batchyard attach {out}` waits for them"
+            )
         if state.at_server and not is_allowed:
             raise InputsChanged(f"{text}; {rerun.stay_text(state.at_server)}")
-        self._journal().record(journal.Moved(base_url=base_url))
-        crash.point("moved")
         return text
 
     def check_at_once(self) -> None:
-        """Refuse to send single calls where they cost what a batch does.
+        """Refuse to send single calls before all is collected, or where they cost the same.
 
         Raises:
-            InputError: they do, or nobody knows.
+            InputError: it is not, they do, or nobody knows.
         """
         state = self.state
         assert state.config is not None
-        if not at_once.is_on(state.config) and not at_once.is_possible(state):
+        if at_once.is_on(state.config):
+            return  # it goes on so
+        if not state.is_settled:
+            why = "batches of the run are under way"
+            if state.waits_for is not None:
+                why = _UNSENT[state.waits_for]
+            raise InputError(f"{why}; --now is for what is left when all is collected")
+        if not at_once.is_possible(state):
             raise InputError(
                 "--now is for servers with a price for batches; that of this run calls its model "
                 "at once as it is"
@@ -245,6 +308,33 @@ class Session:
             return  # it does already
         self._journal().record(journal.Moved(base_url=None, upstreams=at_once.upstreams(config)))
         crash.point("moved")
+
+    @property
+    def state_behind(self) -> State:
+        """What the journal will say of the run when it is at its server again."""
+        state = self.state
+        assert state.config is not None
+        return replace(state, config=at_once.behind(state.config))
+
+    def go_back(self) -> None:
+        """Send what comes next as batches, also after a round that was sent one by one."""
+        at_once.go_back(self._journal())
+
+    def check_change(self) -> None:
+        """Refuse a round with a change where more would go with it, or it would go one by one.
+
+        Raises:
+            InputError: it would.
+        """
+        state, is_canceled, out = self.state, self.files.cancel.exists(), self.files.out
+        assert state.config is not None
+        if not state.is_settled and (is_canceled or at_once.is_on(state.config)):
+            raise InputError(f"the run is not at its end; `batchyard attach {out}` comes first")
+        if is_canceled and not rounds.REPEATABLE.isdisjoint(state.classes):
+            raise InputError(
+                f"the run was canceled, and more of it can be sent again: `batchyard retry {out}` "
+                "comes first"
+            )
 
     def _keep_columns(self, plan: Plan) -> None:
         if plan.columns:
@@ -322,19 +412,19 @@ class Session:
             url = yard.start(self._stop.wait, self._say)
             key = local.KEY
             locate = partial(yard.locate, self._stop.wait, self._say)
-        api = Api(
-            url,
-            key,
-            betas=config.betas,
-            pause=self._stop.wait,
-            now_us=self._clock.now_us,
-            locate=locate,
-            say=self._say,
+        connected = partial(
+            Api, betas=config.betas, pause=self._stop.wait, now_us=self._clock.now_us, say=self._say
         )
+        api = connected(url, key, locate=locate)
         self._stack.callback(api.close)
+        before: Api | None = None
+        if at_once.is_on(config):
+            before = connected(at_once.behind(config).base_url, self._api_key)
+            self._stack.callback(before.close)
         return Pipeline(
             writer,
             api,
+            before=before,
             clock=self._clock,
             pause=self._stop.wait,
             tell=lambda update: self._tell(update),  # noqa: PLW0108 - whoever listens then
@@ -380,7 +470,7 @@ class Session:
             InputError, BudgetReached: as `budget.check`.
         """
         state = journal.State() if standing.kind == "new" else self.state
-        limit = terms.get("budget_micros", state.terms.budget_micros)
+        limit = terms.get("budget_micros", standing.terms.budget_micros)
         if limit is None or standing.kind == "same":
             return
         plan = standing.plan
