@@ -81,7 +81,9 @@ def test_the_end_of_a_batch_of_several_models_is_that_of_the_slowest(tmp_path: P
         ends = datetime.fromisoformat(told["estimate"]["ends_at"])
         assert ends - datetime.fromisoformat(batch["created_at"]) > timedelta(seconds=55)
         # Its ceiling until a rate was measured, which may have been when this was asked.
-        assert re.search(r" of them in up/slow, (at most )?\d\.\d a second", told["estimate"]["basis"])
+        assert re.search(
+            r" of them in up/slow, (at most )?\d\.\d a second", told["estimate"]["basis"]
+        )
         yard.post(f"{BATCHES}/{batch['id']}/cancel", b"")
         yard.wait_ended(batch["id"])
 
