@@ -14,6 +14,7 @@ from batchyard.errors import SegmentRefused, StoreError
 from batchyard.ledger.sqlite import SqliteLedger
 from batchyard.model import Counts
 from batchyard.segments.objects import ObjectSegments
+from batchyard.segments.refused import Refused
 from batchyard.testing import ManualClock
 from helpers_refusing import Refusing
 from store.making import NOW, add, finish, s3
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from batchyard.clock import Clock
     from batchyard.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +56,11 @@ class Passing(SystemClock):
         return super().monotonic_s() + self.passed_s
 
 
+def give_clock(monkeypatch: pytest.MonkeyPatch, bucket: ObjectSegments, clock: Clock) -> None:
+    monkeypatch.setattr(bucket, "_clock", clock)
+    monkeypatch.setattr(bucket, "_refused", Refused(clock.monotonic_s))
+
+
 def puts_to(bucket: ObjectSegments, folder: str) -> str:
     """Return what the writes to a folder begin with, and no reads."""
     return f"PUT /yard/{bucket._store.prefix}/{folder}"
@@ -69,7 +76,7 @@ async def test_results_of_one_batch_that_are_refused_are_paid_once_and_end_no_wo
     only_writes: bool,
 ) -> None:
     busy = Busy(ledger, bucket, shards=SHARDS)
-    monkeypatch.setattr(bucket, "_clock", busy.clock)
+    give_clock(monkeypatch, bucket, busy.clock)
     await busy.create_both()
     proxy.refused = {puts_to(bucket, FOLDER)} if only_writes else {f"/{FOLDER}"}
     proxy.status = status
@@ -170,7 +177,7 @@ def test_a_manifest_that_is_refused_alone_holds_up_its_batch_alone(
     proxy: Refusing, bucket: ObjectSegments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Passing()
-    monkeypatch.setattr(bucket, "_clock", clock)
+    give_clock(monkeypatch, bucket, clock)
     name = segments.manifest_name(BATCH)
     proxy.refused = {puts_to(bucket, name)}
     for _ in range(3):  # asked for once: each sweep comes back to it
@@ -191,7 +198,7 @@ def test_what_is_taken_up_again_is_not_tried_for_each_of_its_shards(
     proxy: Refusing, bucket: ObjectSegments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Passing()
-    monkeypatch.setattr(bucket, "_clock", clock)
+    give_clock(monkeypatch, bucket, clock)
     bucket.check_writable(BATCH, is_again=True)
     proxy.refused = {"PUT "}
     bucket.check_writable(BATCH, is_again=True)
@@ -225,7 +232,7 @@ def test_what_was_too_large_is_tried_as_large_after_a_minute(
     proxy: Refusing, bucket: ObjectSegments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Passing()
-    monkeypatch.setattr(bucket, "_clock", clock)
+    give_clock(monkeypatch, bucket, clock)
     proxy.refused, proxy.least = {puts_to(bucket, FOLDER)}, 1_000
     name = segments.result_name(BATCH, 0, 1)
     bucket.check_writable(BATCH, is_again=True)

@@ -22,7 +22,7 @@ import mmap
 import tempfile
 import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from batchyard import crash, ids, limits, segments
@@ -38,6 +38,7 @@ from batchyard.errors import (
     shown,
 )
 from batchyard.model import Extent
+from batchyard.segments.refused import Refused
 from batchyard.segments.unwritten import Backlog
 
 if TYPE_CHECKING:
@@ -69,16 +70,6 @@ _DOUBTED_MAX = 10_000
 T = TypeVar("T")
 
 
-class _Unwritable(NamedTuple):
-    """What was refused of a batch."""
-
-    until_s: float
-    """Until when it is taken for refused; monotonic."""
-    size: int
-    """Bytes of it."""
-    why: str
-
-
 class ObjectSegments:
     """A segment store in one bucket, below the path of its URL."""
 
@@ -102,10 +93,7 @@ class ObjectSegments:
         self._clock = SystemClock()
         self._doubted = set[str]()
         """What was refused when it was last read."""
-        self._unwritable: dict[str, _Unwritable] = {}
-        """By batch: what of it was refused when it was last written."""
-        self._tried: dict[str, float] = {}
-        """By batch: until when it is taken for writable, as a trial was."""
+        self._refused = Refused(self._clock.monotonic_s)
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(
@@ -136,14 +124,14 @@ class ObjectSegments:
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a whole segment; see the protocol."""
         batch_id = _batch_of(name)
-        store = self._store if self._refused(batch_id) is None else self._soon
+        store = self._store if self._refused.of(batch_id) is None else self._soon
         try:
             obstore.put(store, _path(name), _pieces(chunks), chunk_size=_PUT_PIECE_BYTES)
         except BaseError as error:
             raise self._refusal(name, 1, error) from error
         except OSError as error:  # of the chunks
             raise StoreError(f"cannot write segment {name}: {_first_line(error)}") from error
-        self._unwritable.pop(batch_id, None)
+        self._refused.clear(batch_id)
         crash.point("put_done")
 
     def draft(self, name: str, spool: Path) -> ObjectDraft:
@@ -160,28 +148,13 @@ class ObjectSegments:
         Only a write tells. It is made where there is a doubt: an attempt came to no end, or parts
         of the batch were refused here; then as much is written, not more often than each minute.
         """
-        before = self._refused(batch_id)
-        now_s = self._clock.monotonic_s()
-        if before is None and (not is_again or now_s < self._tried.get(batch_id, now_s)):
+        before = self._refused.of(batch_id)
+        if before is None and (not is_again or self._refused.is_tried(batch_id)):
             return
         name, size = _trial(batch_id), 1 if before is None else before.size
         self._create(name, bytes(size), limits.OBJECTS_DOUBT_S)
-        self._unwritable.pop(batch_id, None)
-        if len(self._tried) >= _DOUBTED_MAX:
-            self._tried.clear()
-        self._tried[batch_id] = now_s + limits.REFUSED_WAIT_S
+        self._refused.tried(batch_id)
         self._drop(name)
-
-    def _refused(self, batch_id: str) -> _Unwritable | None:
-        """Return what was refused of a batch, if it may be tried again.
-
-        Raises:
-            SegmentRefused: that was a moment ago.
-        """
-        before = self._unwritable.get(batch_id)
-        if before is not None and self._clock.monotonic_s() < before.until_s:
-            raise SegmentRefused(before.why)
-        return before
 
     def create(self, name: str, data: bytes) -> None:
         """Write one part, whole, under a name that was never used.
@@ -190,7 +163,7 @@ class ObjectSegments:
             SegmentRefused: the store takes others.
             StoreError: another object has the name, or the store does not take it.
         """
-        is_doubted = _batch_of(name) in self._unwritable
+        is_doubted = _batch_of(name) in self._refused
         self._create(name, data, limits.OBJECTS_DOUBT_S if is_doubted else limits.OBJECTS_RETRY_S)
 
     def _create(self, name: str, data: bytes, doubt_s: float) -> None:
@@ -229,18 +202,14 @@ class ObjectSegments:
         """
         text, batch_id = f"cannot write segment {name}: {_first_line(why)}", _batch_of(name)
         other = _trial(f"probe_{ids.nonce()}")
-        data = bytes(1 if batch_id in self._unwritable else size)
+        data = bytes(1 if batch_id in self._refused else size)
         try:
             store = self._look if len(data) <= limits.MIB else self._soon
             obstore.put(store, _path(other), data, use_multipart=False)
         except (BaseError, FileNotFoundError):
             return StoreError(text)
         self._drop(other)
-        if len(self._unwritable) >= _DOUBTED_MAX:
-            self._unwritable.clear()
-        until_s = self._clock.monotonic_s() + limits.REFUSED_WAIT_S
-        self._unwritable[batch_id] = _Unwritable(until_s, size, text)
-        self._tried.pop(batch_id, None)
+        self._refused.note(batch_id, size, text)
         return SegmentRefused(text)
 
     def _drop(self, name: str) -> None:
