@@ -15,7 +15,7 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from batchyard import fairness, limits
-from batchyard.errors import DamagedError, RateLimited
+from batchyard.errors import DamagedError
 from batchyard.ledger import (
     EMPTY,
     Claim,
@@ -29,6 +29,7 @@ from batchyard.ledger import (
     Progress,
     Renewed,
     ShardResult,
+    batches,
     choosing,
     columns,
     returning,
@@ -37,7 +38,7 @@ from batchyard.ledger import (
 from batchyard.ledger.contact import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from batchyard.fairness import Shares
     from batchyard.ledger import Granted, Here, Telling, Turn, Want
@@ -118,38 +119,21 @@ class SqlLedger:
         queued_max: int | None = None,
     ) -> Known | None:
         """Add a batch with its shards; see the protocol."""
-        bound = {
-            "workspace": batch.workspace,
-            "key": key.key,
-            "digest": key.digest,
-            "until_us": key.until_us,
-            "now": batch.created_us,
-        }
 
         def run(t: Transaction) -> Known | None:
-            if t.again and _get(t, batch.workspace, batch.id) is not None:
-                return None
-            put = bound | {"batch": batch.id, "replaces": int(key.replaces)}
-            while not t.change("create_put", put):
-                known = _known(t, batch.workspace, key.key, batch.created_us)
-                if known is not None:
-                    return known
-            if queued_max is not None:
-                _check_queue(t, batch, queued_max)
-            row = t.one("batch_insert", _batch_row(batch))
-            if row is not None:  # else an earlier run has been committed after all
-                t.each("shard_insert", list(_shard_rows(batch, shards, row["seq"])))
-            return None
+            return batches.add(t, batch, shards, key, queued_max)
 
         return await self._writer.run(run, hurried=True)
 
     async def known(self, workspace: str, key: str, now_us: int) -> Known | None:
         """Return the live create call under `key`."""
-        return await self._reader.run(lambda t: _known(t, workspace, key, now_us), hurried=True)
+        return await self._reader.run(
+            lambda t: batches.known(t, workspace, key, now_us), hurried=True
+        )
 
     async def get(self, workspace: str, batch_id: str) -> Batch | None:
         """Return a batch of this workspace."""
-        return await self._reader.run(lambda t: _get(t, workspace, batch_id), hurried=True)
+        return await self._reader.run(lambda t: batches.get(t, workspace, batch_id), hurried=True)
 
     async def page(
         self, workspace: str, *, limit: int, after: str | None, before: str | None
@@ -180,7 +164,7 @@ class SqlLedger:
         def run(t: Transaction) -> Batch | None:
             bound = {"id": batch_id, "workspace": workspace, "now": now_us}
             t.change("batch_cancel", bound)
-            return _get(t, workspace, batch_id)
+            return batches.get(t, workspace, batch_id)
 
         return await self._writer.run(run, hurried=True)
 
@@ -522,68 +506,6 @@ class SqlLedger:
         """Return those of these batches whose segments are still needed."""
         bound = {"ids": json.dumps([*batch_ids])}
         return frozenset(r["id"] for r in await self._reader.run(lambda t: t.all("live", bound)))
-
-
-def _batch_row(batch: Batch) -> dict[str, Any]:
-    return {
-        "id": batch.id,
-        "workspace": batch.workspace,
-        "requests": batch.requests,
-        "version": batch.version,
-        "betas": ",".join(batch.betas),
-        "user_profile": batch.user_profile,
-        "billing": batch.billing,
-        "priority": fairness.PRIORITIES.index(batch.priority),
-        "created_us": batch.created_us,
-        "expires_us": batch.expires_us,
-    }
-
-
-def _shard_rows(batch: Batch, shards: Sequence[ShardPlan], seq: int) -> Iterator[dict[str, Any]]:
-    heads = {shard.pool: shard.index for shard in reversed(shards)}
-    for shard in shards:
-        yield {
-            "batch": batch.id,
-            "idx": shard.index,
-            "seq": seq,
-            "workspace": batch.workspace,
-            "pool": shard.pool,
-            "off": shard.offset,
-            "len": shard.length,
-            "crc": shard.crc,
-            "n": shard.requests,
-            "priority": fairness.PRIORITIES.index(batch.priority),
-            "head": int(heads[shard.pool] == shard.index),
-        }
-
-
-def _check_queue(t: Transaction, batch: Batch, queued_max: int) -> None:
-    row = t.one("queued", {"workspace": batch.workspace})
-    assert row is not None  # it is a sum
-    queued = row["requests"]
-    if queued + batch.requests <= queued_max:
-        return
-    fits_never = batch.requests > queued_max
-    raise RateLimited(
-        "This request would exceed your organization's limit on batch requests in the processing "
-        f"queue: {queued} of {queued_max} are taken, and this batch has {batch.requests}",
-        retry_after_s=None if fits_never else limits.QUEUE_FULL_RETRY_AFTER_S,
-        should_retry=False if fits_never else None,
-    )
-
-
-def _known(t: Transaction, workspace: str, key: str, now_us: int) -> Known | None:
-    bound = {"workspace": workspace, "key": key, "now": now_us}
-    row = t.one("create_find", bound)
-    if row is None:
-        return None
-    batch = _get(t, workspace, row["batch"])
-    return None if batch is None else Known(batch=batch, digest=row["digest"])
-
-
-def _get(t: Transaction, workspace: str, batch_id: str) -> Batch | None:
-    row = t.one("batch_get", {"id": batch_id, "workspace": workspace})
-    return None if row is None else columns.read_batch(row)
 
 
 def _finished(t: Transaction) -> list[str]:
