@@ -138,6 +138,9 @@ class _Appender:
     def close(self) -> None:
         self._waiting.clear()
 
+    def abandon(self) -> None:
+        self.close()
+
 
 class Slow:
     """An upstream that takes its time and never fails."""

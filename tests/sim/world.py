@@ -147,6 +147,11 @@ class _WatchedAppender:
         self._closed = True
         self._real.close()
 
+    def abandon(self) -> None:
+        assert not self._closed, "abandoned a closed segment"
+        self._closed = True
+        self._real.abandon()
+
 
 @dataclass
 class Sent:

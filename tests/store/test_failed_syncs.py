@@ -493,6 +493,35 @@ def test_a_copy_that_a_crash_cut_short_does_not_take_the_place_of_what_it_is_of(
     assert store.read(result_name(9), 0, store.size(result_name(9))) == b"".join(BYTES)
 
 
+def test_a_copy_that_finds_no_room_leaves_what_it_had_to_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectorySegments(tmp_path / "segments")
+    store.put(segments.requests_name(BATCH), [b"x"])
+    appender = store.appender(result_name(1))
+    appender.append(BYTES)
+    appender.close()
+    results = tmp_path / "segments" / segments.batch_prefix(BATCH) / "r"
+    syncing.mark(results)
+    before = sorted(results.iterdir())
+    real, writes = os.write, []
+
+    def write(descriptor: int, data: bytes) -> int:
+        if len(writes) == 4:  # one each for what a try begins, and one that cuts it short
+            raise OSError(errno.ENOSPC, "No space left on device")
+        writes.append(real(descriptor, data[:7]))
+        return writes[-1]
+
+    monkeypatch.setattr(os, "write", write)
+    for _ in range(3):
+        with pytest.raises(DiskFull):
+            adopt(store, make_claim(), KNOWN)
+        assert sorted(results.iterdir()) == before
+        writes.clear()
+    monkeypatch.undo()
+    assert adopt(store, make_claim(), KNOWN).covered == set("abcde")
+
+
 def test_a_mark_goes_with_its_batch(tmp_path: Path) -> None:
     store = DirectorySegments(tmp_path / "segments")
     store.put(segments.requests_name(BATCH), [b"x"])

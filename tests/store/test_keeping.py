@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,7 +16,7 @@ import pytest
 from batchyard import limits, segments
 from batchyard.dispatch.ending import end_batch, end_batches, read_manifest
 from batchyard.dispatch.keeper import Keeper
-from batchyard.errors import DamagedError
+from batchyard.errors import DamagedError, DiskFull, SegmentRefused
 from batchyard.model import Counts, Extent, Tokens
 from batchyard.segments.directory import DirectorySegments
 from batchyard.testing.clock import ManualClock
@@ -350,6 +351,51 @@ async def test_an_open_batch_is_never_archived(ledger: Ledger, store: Segments) 
     await Keeper(ledger, store, later, owner="me").sweep()
     assert await ledger.get("w", batch.id) == batch
     assert store.batches() == [batch.id]
+
+
+async def test_what_is_refused_when_its_batch_is_archived_is_removed_a_minute_later(
+    ledger: Ledger, store: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = await outdated(ledger, store, 2)
+    real, refused = store.delete_batch, store.batches()[:1]
+
+    def delete_batch(batch_id: str) -> None:
+        if batch_id in refused:
+            raise SegmentRefused(f"cannot delete {batch_id}")
+        real(batch_id)
+
+    monkeypatch.setattr(store, "delete_batch", delete_batch)
+    keeper = Keeper(ledger, store, clock, owner="me")
+    await keeper.sweep()
+    assert store.batches() == refused
+    refused.clear()
+    await clock.advance(limits.REFUSED_WAIT_S)
+    await keeper.sweep()
+    assert store.batches() == []
+
+
+async def test_a_disk_that_is_too_full_to_end_a_batch_is_freed_by_archiving_another(
+    ledger: Ledger, store: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = await outdated(ledger, store, 1)
+    (old,) = store.batches()
+    batch = await done(ledger, store, "new", at=clock.now_us())
+    real = store.put
+
+    def put(name: str, chunks: Iterable[bytes]) -> None:
+        if old in store.batches():
+            raise DiskFull("no room")
+        real(name, chunks)
+
+    monkeypatch.setattr(store, "put", put)
+    keeper = Keeper(ledger, store, clock, owner="me")
+    with contextlib.suppress(DiskFull):  # of a bucket it is a failure like others
+        await keeper.sweep()
+    assert store.batches() == [batch.id]
+    await keeper.sweep()
+    ended = await ledger.get("w", batch.id)
+    assert ended is not None
+    assert ended.status == "ended"
 
 
 async def test_only_segments_that_no_batch_needs_are_leftovers(

@@ -89,6 +89,9 @@ class _Appender:
     def close(self) -> None:
         pass
 
+    def abandon(self) -> None:
+        self._disk.data.pop(self.name, None)
+
 
 def lines_of(disk: _Disk, adopted: Adopted) -> list[bytes]:
     """Return the lines that are part of a result."""

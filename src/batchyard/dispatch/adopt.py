@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import limits, result, segments
 from batchyard.checksum import BLOCK_BYTES, blocks_of, is_block
-from batchyard.errors import DamagedError, DeadSegment, SegmentRefused
+from batchyard.errors import DamagedError, DeadSegment, DiskFull, SegmentRefused
 from batchyard.model import Extent
 
 if TYPE_CHECKING:
@@ -180,9 +180,14 @@ def _written(
         for piece in pieces:
             appender.append(piece)
         appender.sync()
-        return appender.extents()
-    finally:
+    except DiskFull:  # the next try has another name, and needs the room of this one
+        appender.abandon()
+        raise
+    except BaseException:
         appender.close()
+        raise
+    appender.close()
+    return appender.extents()
 
 
 @dataclass(frozen=True, slots=True)

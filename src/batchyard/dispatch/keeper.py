@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _ARCHIVE_AT_ONCE = 100
 _LEFTOVERS_AT_ONCE = 1_000
+_REFUSED_MAX = 1_000
 
 
 class _AwayError(StoreError):
@@ -71,6 +72,8 @@ class Keeper:
         self._store = store
         self._clock = clock
         self._activity = Activity()
+        self._refused: dict[str, float] = {}
+        """Batches without a row whose bytes may not be removed yet, and when that is tried."""
 
     @property
     def is_quiet(self) -> bool:
@@ -109,14 +112,21 @@ class Keeper:
         freed = await self._ledger.take_back(steady_us(self._clock), but=self._owner)
         if freed:
             log.warning("took back %d shards whose lease had ended", freed)
+        full: DiskFull | None = None
         finished = await self._ledger.finished()
-        await end_batches(self._ledger, self._store, self._clock, finished, is_sweep=True)
         try:
+            await end_batches(self._ledger, self._store, self._clock, finished, is_sweep=True)
+        except DiskFull as error:  # archiving makes room
+            full = error
+        try:
+            await self._delete_refused()
             is_behind = await self._archive(now)
         except _AwayError as error:
             log.error("archiving cut short: %s", error)  # noqa: TRY400 - it says all
             is_behind = False
         await self._ledger.forget_creates(now)
+        if full is not None:
+            raise full
         return is_behind
 
     async def _archive(self, now_us: int) -> bool:
@@ -132,7 +142,7 @@ class Keeper:
                 # Not `now_us`: this sweep may have ended the batch after that.
                 await self._ledger.archive(batch_id, self._clock.now_us())
                 crash.point("archived")
-                await self._delete(batch_id)
+                await self.delete(batch_id)
                 log.info("archived batch=%s", batch_id)
             seen.update(found)
         return True
@@ -155,7 +165,7 @@ class Keeper:
                     continue
                 if older_than_us and await self._in_store(self._is_newer, batch_id, before_us):
                     continue
-                if await self._delete(batch_id):
+                if await self.delete(batch_id):
                     log.info("removed leftover segments batch=%s", batch_id)
 
     def _groups(self) -> Iterator[list[str]]:
@@ -165,14 +175,30 @@ class Keeper:
             for at in range(0, len(found), _LEFTOVERS_AT_ONCE):
                 yield found[at : at + _LEFTOVERS_AT_ONCE]
 
-    async def _delete(self, batch_id: str) -> bool:
-        """Delete the segments of a batch; False if the store refuses that: they are leftovers."""
+    async def delete(self, batch_id: str) -> bool:
+        """Delete the segments of a batch that has no row, or whose row is archived.
+
+        Returns:
+            Whether they are gone; if the store refuses that, it is tried again each minute.
+
+        Raises:
+            StoreError: the store failed.
+        """
         try:
             await self._in_store(self._store.delete_batch, batch_id)
         except SegmentRefused as error:
             log.error("refused %s", error)  # noqa: TRY400 - it says all
+            if len(self._refused) < _REFUSED_MAX:  # those beyond are leftovers, for a start
+                self._refused[batch_id] = self._clock.monotonic_s() + limits.REFUSED_WAIT_S
             return False
+        self._refused.pop(batch_id, None)
         return True
+
+    async def _delete_refused(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for batch_id in [each for each, due_s in self._refused.items() if due_s <= now_s]:
+            if await self.delete(batch_id):
+                log.info("removed segments that were refused batch=%s", batch_id)
 
     async def _in_store(self, call: Callable[..., T], *args: object) -> T:
         """Call what uses the store.

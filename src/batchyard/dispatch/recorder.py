@@ -148,7 +148,7 @@ class Recorder:
         while work:  # a full disk takes some tries
             with self._using([shard for shard, _ in work]):
                 work, gone = await asyncio.to_thread(self._write, work)
-            self._drop_gone(gone)
+            await self._drop_gone(gone)
             if work and not await self._try_again("results"):
                 return
             work = [(shard, lines) for shard, lines in work if not shard.closed]
@@ -247,8 +247,7 @@ class Recorder:
         ways = min(self._segments.syncs_at_once, len(shards))
         parts = (shards[way::ways] for way in range(ways))
         found = await asyncio.gather(*(asyncio.to_thread(_sync, part) for part in parts))
-        for gone, _ in found:
-            self._drop_gone(gone)
+        await self._drop_gone([shard for gone, _ in found for shard in gone])
         refused = [shard for _, refused in found for shard in refused]
         if refused:  # whoever opens them looks first whether that is over
             await self.give_back(refused)
@@ -308,10 +307,20 @@ class Recorder:
 
     # Letting go -------------------------------------------------------------------------------
 
-    def _drop_gone(self, gone: Sequence[ShardRun]) -> None:
-        """Drop shards whose batch was deleted: they were lost before, and this worker slept."""
+    async def _drop_gone(self, gone: Sequence[ShardRun]) -> None:
+        """Drop shards whose batch was deleted: they were lost before, and this worker slept.
+
+        Where only the folder of the batch is gone, who opens them next finds out and says so.
+        """
+        if not gone:
+            return
+        live = await self._ledger.live([*{shard.claim.batch for shard in gone}])
         for shard in gone:
-            self.lose(shard, " of a batch that was deleted")
+            if shard.claim.batch not in live:
+                self.lose(shard, " of a batch that was deleted")
+        left = [shard for shard in gone if shard.claim.batch in live and not shard.lost]
+        if left:
+            await self.give_back(left)
 
     def lose(self, shard: ShardRun, how: str = "") -> None:
         """Drop a shard that another worker has; `how` follows in the log."""

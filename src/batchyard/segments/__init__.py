@@ -99,6 +99,9 @@ class Appender(Protocol):
     def close(self) -> None:
         """Let go of it. Does not sync."""
 
+    def abandon(self) -> None:
+        """Let go of it, and of what was appended where that takes room: no row names it."""
+
 
 class Draft(Protocol):
     """A segment that is being written. It does not exist before it is committed."""

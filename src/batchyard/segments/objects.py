@@ -480,6 +480,10 @@ class ObjectAppender:
         self._store.backlog.remove(sum(map(len, self._waiting)))
         self._waiting.clear()
 
+    def abandon(self) -> None:
+        """Forget what was not synced; parts that were written take no room of ours."""
+        self.close()
+
 
 class ObjectDraft:
     """A segment that is gathered in a file without a name, and put whole."""

@@ -185,6 +185,12 @@ class FileAppender:
         """Close the file."""
         os.close(self._descriptor)
 
+    def abandon(self) -> None:
+        """Close and remove the file; see the protocol."""
+        with contextlib.suppress(OSError):  # then it is a leftover, as after a kill
+            self._path.unlink()
+        self.close()
+
 
 def error_of(error: OSError, what: str) -> StoreError:
     """Return what an error of a call means for who made it."""
