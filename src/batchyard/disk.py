@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from typing import TYPE_CHECKING
 
-from batchyard import crash
+from batchyard import crash, limits
+from batchyard.errors import is_disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -16,6 +18,20 @@ if TYPE_CHECKING:
 def no_room() -> bool:
     """Return that no room can be made on a full disk."""
     return False
+
+
+def has_room(directory: Path, length: int = 0) -> bool:
+    """Return whether files may grow by a mebibyte. It is tried: of quotas nothing else tells.
+
+    Args:
+        directory: in which they are.
+        length: that one of them has already.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            return os.pwrite(file.fileno(), bytes(limits.MIB), length) == limits.MIB
+    except OSError as error:
+        return not is_disk_full(error)
 
 
 @contextlib.contextmanager

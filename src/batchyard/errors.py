@@ -137,8 +137,11 @@ class DiskFull(StoreError):
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a system call failed for want of room, so that it may be tried again later."""
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    """Whether a system call failed for want of room, so that it may be tried again later.
+
+    A quota counts as that, and a file that may not grow.
+    """
+    return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class SegmentsGone(StoreError):

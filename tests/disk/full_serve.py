@@ -5,7 +5,8 @@
 While the file `switch` exists, what the server itself writes to a file meets `ENOSPC`, as on a disk
 without a free byte: results, requests, manifests, spooled bodies. What the ledger writes is not
 Python's: the test lets those system calls fail. While `switch` with the ending `.marks` exists,
-there is room for the mark of a failed sync only when the ballast has been given up.
+there is room for the mark of a failed sync, or the note of one of the ledger, only when the ballast
+has been given up.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SWITCH = Path(sys.argv.pop(1))
 MARKS, BALLAST = SWITCH.with_suffix(".marks"), SWITCH.with_name("data") / "ballast"
+NOTES = ("/sync-failed", "/ledger.failed")
 real_write, real_open = os.write, os.open
 
 
@@ -40,7 +42,7 @@ def write(descriptor: int, data: Buffer) -> int:
 
 
 def opened(path: Any, *args: Any, **options: Any) -> int:
-    if str(path).endswith("/sync-failed") and MARKS.exists() and BALLAST.exists():
+    if str(path).endswith(NOTES) and MARKS.exists() and BALLAST.exists():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return real_open(path, *args, **options)
 

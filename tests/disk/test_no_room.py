@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from disk.loads import Interrupted, Load
+from disk.test_failed_ledger import hold, shard_of, taken
 from disk.tracing import Disturbed
 from helpers_upstream import Upstream
 from helpers_yard import BATCHES, HEADERS, QUICK, Yard, assert_answered, poll, request
@@ -45,9 +46,9 @@ class FullYard(Yard):
         return [python, program, str(self.switch), *rest]
 
     @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
-        """Leave no room for a while."""
-        with Disturbed(self, "pwrite64,fallocate,mkdir", "error=ENOSPC"):
+    def full(self, error: str = "ENOSPC") -> Iterator[None]:
+        """Leave no room for a while; what SQLite writes meets this error."""
+        with Disturbed(self, "pwrite64,fallocate,mkdir", f"error={error}"):
             self.switch.touch()
             try:
                 yield
@@ -68,14 +69,15 @@ def yard(tmp_path: Path, upstream: Upstream) -> Iterator[FullYard]:
         assert "Traceback" not in running.read_log()
 
 
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT"])
 def test_a_create_that_finds_no_room_is_an_overload_and_leaves_nothing(
-    yard: FullYard, upstream: Upstream
+    yard: FullYard, upstream: Upstream, error: str
 ) -> None:
     load = Load(yard, upstream)
     load.end(load.create(5))
     before = yard.files()
     body = {"requests": [request(f"refused-{n}") for n in range(2_000)]}
-    with yard.full():
+    with yard.full(error):
         for _ in range(3):
             answer = yard.post(BATCHES, body)
             assert answer.status == 529, answer.body
@@ -89,13 +91,30 @@ def test_a_create_that_finds_no_room_is_an_overload_and_leaves_nothing(
     assert yard.starts == 1
 
 
+@pytest.mark.parametrize("error", ["EDQUOT", "EFBIG"])
+def test_a_ledger_that_finds_no_room_under_a_quota_or_a_limit_waits_as_on_a_full_disk(
+    yard: FullYard, upstream: Upstream, error: str
+) -> None:
+    load = Load(yard, upstream)
+    load.end(load.create(5))
+    with Disturbed(yard, "pwrite64", f"error={error}") as disturbed:
+        for _ in range(3):
+            assert yard.post(BATCHES, {"requests": [request("unwritten")]}).status == 529
+        assert disturbed.injected
+    load.run()
+    load.check()
+    assert upstream.number("unwritten") == 0
+    assert yard.starts == 1
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT"])
 def test_a_running_batch_waits_for_room_and_ends_without_a_restart(
-    yard: FullYard, upstream: Upstream
+    yard: FullYard, upstream: Upstream, error: str
 ) -> None:
     load = Load(yard, upstream)
     running = load.create(40, "|hold:room")
     upstream.wait_calls("load0-", 16)
-    with yard.full():
+    with yard.full(error):
         upstream.gate("room").open()
         upstream.wait_until(lambda: upstream.number_answered("load0-") >= 8, "answers")
         for _ in range(50):  # what cannot be written shows itself at the next renewal at the latest
@@ -129,6 +148,24 @@ def test_a_sync_that_fails_for_want_of_room_is_marked_with_that_of_the_ballast(
     assert_answered(yard.results(batch_id), prompts)
     (manifest,) = yard.data.glob(f"segments/??/{batch_id}/manifest.json")
     assert segment.name not in manifest.read_text("utf-8"), "it is copied"
+
+
+def test_the_note_that_the_ledger_has_failed_takes_the_room_of_the_ballast(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    bounds = BOUNDS | {"limits:RENEW_INTERVAL_S": 0.2}
+    with FullYard(tmp_path / "data", upstream.url, slots=16, bounds=bounds) as yard:
+        batch_id = hold(yard, upstream)
+        yard.switch.with_suffix(".marks").touch()
+        files = [yard.data / name for name in ("ledger.db", "ledger.db-wal")]
+        with Disturbed(yard, "fdatasync,fsync", "error=ENOSPC", *files) as disturbed:
+            assert yard.wait() == 1
+            assert disturbed.injected == 1, "no sync is repeated"
+        assert not (yard.data / "ballast").exists()
+        assert (yard.data / "ledger.failed").exists()
+        yard.start()
+        taken(yard, upstream, batch_id, 2)
+        assert shard_of(yard)[2] == 0, "a shard is blamed"
 
 
 def test_a_delete_that_finds_no_room_gives_up_the_ballast_and_works(

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchyard import crash
 from batchyard.errors import DamagedError, DiskFull, StoreError
-from batchyard.ledger.sqlite_file import SQL, connect, failure_of, note_failure
+from batchyard.ledger.sqlite_file import (
+    SQL,
+    connect,
+    failure_of,
+    found_no_room,
+    found_no_room_to_open,
+    note_failure,
+)
 from batchyard.ledger.sqlite_log import Log
 
 if TYPE_CHECKING:
@@ -82,6 +89,7 @@ class Connection:
         self._begin = "BEGIN IMMEDIATE"
         self._gate: int | None = None
         """A descriptor of the directory; who writes holds a lock on it."""
+        self._path: Path | None = None
         self._written: Path | None = None
         """The file, if this one writes to it."""
         self._log: Log | None = None
@@ -101,6 +109,7 @@ class Connection:
             joins: whether another process of the yard works on it.
             shared: whether several processes write.
         """
+        self._path = path
         if read_only:
             self._begin = "BEGIN"
         else:
@@ -109,15 +118,17 @@ class Connection:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             self._gate = os.open(path.parent, flags)
 
+        def opened() -> sqlite3.Connection:
+            return connect(path, read_only=read_only, joins=joins, make_room=self._make_room)
+
         def run() -> sqlite3.Connection:
             with self._alone():
                 try:
-                    return connect(path, read_only=read_only, joins=joins)
-                except sqlite3.OperationalError as error:
-                    is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
-                    if not is_full or not self._make_room():
+                    return opened()
+                except (sqlite3.OperationalError, StoreError) as error:
+                    if not found_no_room_to_open(error, path) or not self._make_room():
                         raise
-                return connect(path, read_only=read_only, joins=joins)
+                return opened()
 
         self._db = self._threads.submit(run).result()
         if not read_only:
@@ -182,16 +193,12 @@ class Connection:
                         self._log.checkpoint(db)
                 except (sqlite3.Error, OSError) as error:
                     code = getattr(error, "sqlite_errorcode", 0)
-                    if code == sqlite3.SQLITE_FULL:
-                        if self._contact is not None:
-                            self._contact.broke()
-                        raise DiskFull(f"the ledger has no room: {error}") from error
                     if code & 0xFF == sqlite3.SQLITE_BUSY and left and self._has_not_begun:
                         log.warning("the ledger waits: another program holds its file")
                         continue
                     self._error = StoreError(f"the ledger failed: {error}")
                     if self._written is not None:  # before another process may write
-                        note_failure(self._written, str(self._error))
+                        note_failure(self._written, str(self._error), self._make_room)
                     raise self._error from error
             return answer
         raise AssertionError("the last try returns or raises")
@@ -200,12 +207,20 @@ class Connection:
         self._has_not_begun = True
         contact, changes = self._contact, db.total_changes
         began_s = 0.0 if contact is None else contact.clock.monotonic_s()
-        with db:  # commits, or rolls back on any exception
-            db.execute(self._begin)
-            if self._begin != "BEGIN":  # a read may be done again at any point
-                self._has_not_begun = False
-            answer = query(Transaction(db))
-            crash.point("ledger_before_commit")
+        try:
+            with db:  # commits, or rolls back on any exception
+                db.execute(self._begin)
+                if self._begin != "BEGIN":  # a read may be done again at any point
+                    self._has_not_begun = False
+                answer = query(Transaction(db))
+                crash.point("ledger_before_commit")
+        except sqlite3.Error as error:  # here alone: after the commit it would have happened
+            assert self._path is not None
+            if not found_no_room(error, self._path):
+                raise
+            if contact is not None:
+                contact.broke()
+            raise DiskFull(f"the ledger has no room: {error}") from error
         if contact is not None and db.total_changes > changes:
             contact.wrote(began_s)
         return answer

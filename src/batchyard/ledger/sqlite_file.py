@@ -9,11 +9,12 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from batchyard import crash, limits
-from batchyard.disk import sync_names
-from batchyard.errors import BatchyardError, ConfigError, StoreError
+from batchyard.disk import has_room, no_room, sync_names
+from batchyard.errors import BatchyardError, ConfigError, StoreError, is_disk_full
 from batchyard.ledger.dialect import sqlite_schema, sqlite_statement, statements
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 APPLICATION_ID = 0x62796172  # "byar"
@@ -92,13 +93,20 @@ SQL = {name: sqlite_statement(text) for name, text in statements().items()}
 """Every statement, by name."""
 
 
-def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Connection:
+def connect(
+    path: Path,
+    *,
+    read_only: bool,
+    joins: bool = False,
+    make_room: Callable[[], bool] = no_room,
+) -> sqlite3.Connection:
     """Open a ledger; a writer creates or migrates it, and takes back all work.
 
     Args:
         path: of the file.
         read_only: whether nothing will be written.
         joins: whether another process of the same yard has opened it and works on it.
+        make_room: as `note_failure` has it.
 
     Raises:
         ConfigError: the file is not a ledger, or of a version that this program does not know; or
@@ -118,7 +126,11 @@ def connect(path: Path, *, read_only: bool, joins: bool = False) -> sqlite3.Conn
         try:
             _prepare(db, path, joins=joins)
         except (sqlite3.Error, StoreError, OSError) as error:
-            _abandon(db, path, error, joins=joins)
+            # A sync may have failed. The last connection that closes would sync again, and remove
+            # the log, which is left to the next start.
+            if not joins and _is_in_doubt(error, path):
+                note_failure(path, f"opening the ledger failed: {error}", make_room)
+            _leave(db, path)
             raise
     db.row_factory = sqlite3.Row
     return db
@@ -156,15 +168,12 @@ def _prepare(db: sqlite3.Connection, path: Path, *, joins: bool) -> None:
             failure_of(path).unlink(missing_ok=True)
 
 
-def _abandon(db: sqlite3.Connection, path: Path, error: Exception, *, joins: bool) -> None:
-    """Close a connection that could not be set up, and leave the log to the next start.
-
-    A sync may have failed. The last connection that closes would sync again, and remove the log.
-    """
-    code = getattr(error, "sqlite_errorcode", 0)
-    if not joins and (code & 0xFF == sqlite3.SQLITE_IOERR or isinstance(error, OSError)):
-        note_failure(path, f"opening the ledger failed: {error}")
-    _leave(db, path)
+def _is_in_doubt(error: Exception, path: Path) -> bool:
+    """Whether a sync may have failed while a ledger was opened."""
+    if isinstance(error, OSError):
+        return True
+    is_io = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+    return is_io and not found_no_room(error, path)
 
 
 def _leave(db: sqlite3.Connection, path: Path) -> None:
@@ -245,12 +254,52 @@ def _fold(db: sqlite3.Connection, path: Path) -> None:
     crash.point("folded")
 
 
+def found_no_room(error: BaseException, path: Path) -> bool:
+    """Whether a write has failed for want of room, and nothing was changed. Blocks.
+
+    SQLite tells that of a full disk alone. A quota, or a limit on the size of files, is a failed
+    write to it like any other, which it takes back as it does that on a full disk; so it is tried
+    whether anything else could be written. A sync that fails has an error of its own, and whatever
+    its reason is no want of room.
+
+    Args:
+        error: of a transaction, a checkpoint or an opening.
+        path: of the ledger.
+    """
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code == sqlite3.SQLITE_FULL or (
+        code == sqlite3.SQLITE_IOERR_WRITE and not _may_grow(path)
+    )
+
+
+def found_no_room_to_open(error: BaseException, path: Path) -> bool:
+    """Whether a ledger may be opened once more when there is room. Blocks.
+
+    Here that the index of the log finds no room is no harm either: it is built anew by the next
+    try, which is to the log what a start after a kill is.
+    """
+    cause = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
+    code = getattr(cause, "sqlite_errorcode", 0)
+    is_index = code == sqlite3.SQLITE_IOERR_SHMSIZE
+    return found_no_room(cause, path) or (is_index and not _may_grow(path))
+
+
+def _may_grow(path: Path) -> bool:
+    """Whether a file and its log may."""
+    real = path.resolve()
+    lengths = [0]
+    for name in (real.name, f"{real.name}-wal"):
+        with contextlib.suppress(OSError):
+            lengths.append(real.with_name(name).stat().st_size)
+    return has_room(real.parent, max(lengths))
+
+
 def failure_of(path: Path) -> Path:
     """Return where it is noted that writing to a ledger has failed, for the next start."""
     return path.with_suffix(".failed")
 
 
-def note_failure(path: Path, why: str) -> None:
+def note_failure(path: Path, why: str, make_room: Callable[[], bool] = no_room) -> None:
     """Note beside a ledger that writing to it has failed, if so much can still be written. Blocks.
 
     Whoever worked then ends for that, and not for its shards. The ledger cannot be told any more:
@@ -259,15 +308,25 @@ def note_failure(path: Path, why: str) -> None:
 
     Args:
         path: of the ledger.
-        why: for people.
+        why: for people. The note counts without it, too.
+        make_room: asked when the note finds the disk full; whether it is worth another try.
     """
     with contextlib.suppress(OSError):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        descriptor = os.open(failure_of(path), flags, 0o600)
+        try:
+            descriptor = _open_note(path)
+        except OSError as error:
+            if not is_disk_full(error) or not make_room():
+                raise
+            descriptor = _open_note(path)
         try:
             os.write(descriptor, f"{why}\n".encode())
         finally:
             os.close(descriptor)
+
+
+def _open_note(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    return os.open(failure_of(path), flags, 0o600)
 
 
 def _quoted(path: Path) -> str:

@@ -14,6 +14,8 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
+from batchyard.ledger.sqlite_file import found_no_room
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -47,6 +49,7 @@ class Log:
         Raises:
             OSError: it cannot be opened.
         """
+        self._path = path
         # SQLite locks no byte of this file, so that closing it lets go of no lock.
         self._descriptor = os.open(f"{path.resolve()}-wal", os.O_RDONLY | os.O_CLOEXEC)
         self._salts = b""
@@ -82,7 +85,7 @@ class Log:
             _, pages, _ = db.execute(pragma).fetchone()
         except sqlite3.Error as error:
             # Of a write: a sync that fails, for want of room too, is an I/O error.
-            if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_FULL:
+            if not found_no_room(error, self._path):
                 raise
             log.warning("the ledger's log grows: %s", error)
             pages = self._due
