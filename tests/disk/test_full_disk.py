@@ -251,6 +251,21 @@ def test_a_yard_that_was_killed_starts_on_a_full_disk_and_deletes(
     load.end(running)
 
 
+def test_a_yard_whose_lock_a_power_cut_has_emptied_starts_on_a_full_disk(
+    disk: Disk, yard: Yard, upstream: Upstream
+) -> None:
+    load = Load(yard, upstream)
+    load.end(load.create(5))
+    yard.kill()
+    (yard.data / "lock").write_bytes(b"")
+    disk.fill()
+    yard.start()
+    assert yard.process is not None
+    assert (yard.data / "lock").read_text() == str(yard.process.pid)
+    assert not (yard.data / "ballast").exists()
+    load.look(load.made[0])
+
+
 def test_deleting_works_on_a_full_disk_and_makes_room(
     disk: Disk, yard: Yard, upstream: Upstream
 ) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from batchyard.errors import Overloaded
+from batchyard.errors import ConfigError, Overloaded
 from batchyard.limits import MIB
+from batchyard.server import place
 from batchyard.server.disk import COPIES, Disk
 
 if TYPE_CHECKING:
@@ -63,6 +66,44 @@ def test_the_ballast_is_given_up_to_start_only_where_next_to_nothing_is_free(
         free.free = left
         disk.make_room_to_start()
         assert (tmp_path / "ballast").exists() == is_kept
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EIO])
+def test_the_ballast_is_given_up_to_start_where_a_quota_leaves_no_room(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    disk.take_ballast()
+
+    def pwrite(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    disk.make_room_to_start()
+    assert (tmp_path / "ballast").exists() == (number == errno.EIO)
+    assert [path.name for path in tmp_path.iterdir()] in (["ballast"], [])
+
+
+def test_a_folder_that_is_missing_at_a_start_takes_the_room_of_the_ballast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ballast = tmp_path / "ballast"
+    real = os.mkdir
+
+    def mkdir(path: Any, *args: Any, **options: Any) -> None:
+        if ballast.exists() or is_full_for_good:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    for is_full_for_good in (True, False):
+        ballast.write_bytes(bytes(4_096))
+        if is_full_for_good:
+            with pytest.raises(ConfigError, match="No space left"):
+                place.lock(tmp_path)
+        else:
+            place.lock(tmp_path).close()
+        assert not ballast.exists()
+    assert (tmp_path / "spool").is_dir()
 
 
 def test_uploads_under_way_leave_less_room_until_they_end(disk: Disk) -> None:
@@ -136,6 +177,36 @@ def test_the_ballast_takes_room_and_can_be_given_up_once(tmp_path: Path) -> None
     assert not disk.give_up_ballast()
     disk.take_ballast()
     assert ballast.exists()
+
+
+def test_a_ballast_of_which_only_a_part_could_be_had_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk(tmp_path, 8 * MIB)
+    ballast = tmp_path / "ballast"
+    real = os.posix_fallocate
+
+    def a_part(descriptor: int, begin: int, _: int) -> None:
+        real(descriptor, begin, 4_096)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", a_part)
+        for _ in range(3):
+            disk.take_ballast()
+            assert not ballast.exists()
+    assert caplog.text.count("Disk quota exceeded") == 1, "told again and again"
+    disk.take_ballast()
+    assert ballast.stat().st_size == 2 * MIB
+
+
+def test_a_ballast_that_is_smaller_than_it_should_be_is_made_whole(tmp_path: Path) -> None:
+    ballast = tmp_path / "ballast"
+    ballast.write_bytes(bytes(4_096))
+    Disk(tmp_path, 8 * MIB).take_ballast()
+    assert ballast.stat().st_blocks * 512 >= 2 * MIB
+    Disk(tmp_path, 4 * MIB).take_ballast()
+    assert ballast.stat().st_size == 2 * MIB, "a larger one stays"
 
 
 def test_there_is_no_ballast_where_there_is_no_room(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ ledger finds the disk full: a delete writes before it frees.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
 
 from batchyard import limits
+from batchyard.disk import has_room
 from batchyard.errors import Overloaded
 
 if TYPE_CHECKING:
@@ -23,6 +25,26 @@ log = logging.getLogger(__name__)
 COPIES = 3
 """Of a body that becomes a batch: spooled, drafted, and written again if in another order."""
 _START_BYTES = limits.MIB
+
+
+def give_up_ballast(data: Path) -> bool:
+    """Make room for a few last writes; False when there is no ballast left.
+
+    Args:
+        data: the directory that it is in.
+    """
+    ballast = _ballast(data)
+    try:
+        size = ballast.stat().st_size
+        ballast.unlink()
+    except OSError:
+        return False
+    log.warning("the disk is full: gave up the ballast of %d bytes", size)
+    return True
+
+
+def _ballast(data: Path) -> Path:
+    return data / "ballast"
 
 
 class Disk:
@@ -38,9 +60,10 @@ class Disk:
         self._data = data
         self._reserve = reserve_bytes
         self._expected = 0  # bytes that uploads under way have not written yet
-        self._ballast = data / "ballast"
+        self._ballast = _ballast(data)
         # Larger than what the ledger's log may take before it is folded back.
         self._ballast_bytes = min(limits.BALLAST_BYTES, reserve_bytes // 4)
+        self._has_told = False  # that no ballast can be had, as long as none can
 
     def free_bytes(self) -> int:
         """Return the bytes that may still be written, the ballast not among them."""
@@ -92,35 +115,41 @@ class Disk:
 
     def give_up_ballast(self) -> bool:
         """Make room for a few last writes; False when there is no ballast left."""
-        try:
-            self._ballast.unlink()
-        except OSError:
-            return False
-        log.warning("the disk is full: gave up the ballast of %d bytes", self._ballast_bytes)
-        return True
+        return give_up_ballast(self._data)
 
     def make_room_to_start(self) -> None:
         """Give the ballast up where next to nothing is free: a start writes before it can delete.
 
         It takes back work in the ledger, whose log has an index beside it, and writes where the
-        yard is to be found.
+        yard is to be found. A quota may leave less than the disk has.
         """
-        if self.free_bytes() < _START_BYTES:
+        if self.free_bytes() < _START_BYTES or not has_room(self._data):
             self.give_up_ballast()
 
     def take_ballast(self) -> None:
-        """Keep some room back, if there is enough and none is kept yet."""
-        if self._ballast.exists() or self.free_bytes() < self._reserve + self._ballast_bytes:
+        """Keep some room back, if there is enough and less is kept yet; all of it, or none."""
+        kept = 0
+        with contextlib.suppress(OSError):
+            kept = self._ballast.lstat().st_size
+        missing = self._ballast_bytes - kept
+        if missing <= 0 or self.free_bytes() < self._reserve + missing:
             return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(self._ballast, flags, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, self._ballast_bytes)
+            except OSError:  # such as a quota, which has let it have a part
+                self._ballast.unlink()
+                raise
             finally:
                 os.close(descriptor)
         except OSError as error:
-            log.warning("cannot keep room back on the disk: %s", error.strerror)
+            if not self._has_told:
+                log.warning("cannot keep room back on the disk: %s", error.strerror)
+            self._has_told = True
+        else:
+            self._has_told = False
 
 
 class Room:

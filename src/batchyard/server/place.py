@@ -7,17 +7,19 @@ import errno
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from batchyard import wire
 from batchyard.disk import sync_names
-from batchyard.errors import ConfigError, DataDirectoryInUse
+from batchyard.errors import ConfigError, DataDirectoryInUse, is_disk_full
 from batchyard.server import orphans
+from batchyard.server.disk import give_up_ballast
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
+T = TypeVar("T")
 
 _WAITS = 200
 _WAITS_BEFORE_END = 40
@@ -36,8 +38,7 @@ def lock(data: Path) -> TextIO:
     """
     try:
         _make(data)
-        (data / "spool").mkdir(mode=0o700, exist_ok=True)
-        file = (data / "lock").open("a+", encoding="utf-8")
+        file = _with_room(data, lambda: (data / "lock").open("a+", encoding="utf-8"))
     except OSError as error:
         raise _unusable(data, error) from None
     for left in reversed(range(_WAITS)):
@@ -55,13 +56,34 @@ def lock(data: Path) -> TextIO:
         break
     orphans.clear(data)
     try:
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+        _with_room(data, lambda: _write_holder(file))
+        _with_room(data, lambda: (data / "spool").mkdir(mode=0o700, exist_ok=True))
     except OSError as error:
+        with contextlib.suppress(OSError):  # of what could not be written
+            file.close()
         raise _unusable(data, error) from None
     return file
+
+
+def _with_room(data: Path, write: Callable[[], T]) -> T:
+    """Write; where there is no room for it, give the ballast up and write once more.
+
+    Little is written here, and on a full disk it mostly has its room already. But what holds it may
+    be gone, or empty after a power cut.
+    """
+    try:
+        return write()
+    except OSError as error:
+        if not is_disk_full(error) or not give_up_ballast(data):
+            raise
+    return write()
+
+
+def _write_holder(file: TextIO) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
 
 
 def _holder(file: TextIO) -> int | None:
