@@ -31,6 +31,8 @@ MESSAGE: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Yes?"}],
 }
 
+NAMES = ["up/a", "up/ab", "up/b", "up/a2", "up/c"]
+
 
 def tell(story: Callable[[Gate], Awaitable[None]], *, per_minute: int = 60, slots: int = 8) -> None:
     """Let a story happen at a gate that lets one call through each second."""
@@ -232,6 +234,164 @@ def test_who_waits_leaves_room_for_others_and_goes_on_only_when_there_is_room_ag
     run_virtually(run())
     moments = [("slow", 0.0), ("free", 0.1), ("free", 5.1), ("slow", 10.1)]
     assert through == [(name, pytest.approx(at_s, abs=0.01)) for name, at_s in moments]
+
+
+class CoarseClock(LoopClock):
+    """Sleeps a little longer: in virtual time the last bit of a sum could be waited for forever."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds + 1e-6)
+
+
+def test_what_one_model_gives_back_of_a_shared_ceiling_wakes_the_calls_of_another() -> None:
+    """All slots of it wait, and the ceiling was charged for hours."""
+
+    async def run() -> None:
+        gates = Gates(CoarseClock(), Ceilings({"up": [Limit(("*",), output_tokens=600)]}))
+        long, quick = gates.of("up/long", 8), gates.of("up/quick", 8)
+        permit = long.start(b"{}", 64_000)
+        caller = Caller(quick)
+        async with asyncio.TaskGroup() as group:
+            for name in ("a", "b"):
+                group.create_task(caller.first(name))
+            await asyncio.sleep(2.0)
+            assert quick.waiting == 2
+            (wait,) = gates.waits("up/quick")
+            assert wait.detail == "output_tokens_per_minute = 600 is reached"
+            assert wait.until_s == pytest.approx(6_399.1)
+            long.end(permit, Signal.TAKEN, used=(9, 5))
+        assert caller.through == [(name, pytest.approx(2.0, abs=0.01)) for name in ("a", "b")]
+        gates.close()
+
+    run_virtually(run())
+
+
+@pytest.mark.parametrize("latencies_s", [(0.3, 3.1), (30.0, 0.2), (1.05, 2.07, 7.3)])
+def test_models_that_share_a_ceiling_have_turns(latencies_s: tuple[float, ...]) -> None:
+    """Each has more to send than it may, and calls of another length."""
+    taken = [0] * len(latencies_s)
+
+    async def slot(gate: Gate, number: int) -> None:
+        while True:
+            if not gate.is_open:
+                await gate.wait()
+            permit = gate.start(b"{}")
+            taken[number] += 1
+            await asyncio.sleep(latencies_s[number])
+            gate.end(permit, Signal.TAKEN)
+
+    async def run() -> None:
+        gates = Gates(CoarseClock(), Ceilings({"up": [Limit(("*",), requests=60)]}))
+        tasks = [
+            asyncio.ensure_future(slot(gates.of(f"up/{number}", 64), number))
+            for number in range(len(taken))
+            for _ in range(64)
+        ]
+        await asyncio.sleep(600.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        gates.close()
+
+    run_virtually(run())
+    assert sum(taken) == pytest.approx(601, abs=1)
+    assert max(taken) - min(taken) <= 1
+
+
+def test_a_model_that_waits_for_something_else_lets_the_others_go_first() -> None:
+    """It stands first in line for the ceiling when another worker gets its other slots."""
+
+    async def run() -> None:
+        gates = Gates(CoarseClock(), Ceilings({"up": [Limit(("*",), requests=60)]}))
+        gate = gates.of("up/full", 8)
+        full, other = Caller(gate), Caller(gates.of("up/other", 8))
+        permit = gate.start(b"{}")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(full.first("a"))
+            await asyncio.sleep(0.25)
+            group.create_task(other.first("b"))
+            group.create_task(other.first("c"))
+            gate.limiter.slots = 1
+            await asyncio.sleep(5.0)
+            gate.end(permit, Signal.TAKEN)
+        moments = [("b", 1.0), ("c", 2.0)]
+        assert other.through == [(name, pytest.approx(at_s, abs=0.01)) for name, at_s in moments]
+        assert full.through == [("a", pytest.approx(5.25, abs=0.01))]
+        gates.close()
+
+    run_virtually(run())
+
+
+def test_one_that_is_woken_and_makes_no_call_has_its_turn_until_the_gate_is_passed_on() -> None:
+    async def run() -> None:
+        gates = Gates(CoarseClock(), Ceilings({"up": [Limit(("*",), requests=60)]}))
+        gate, other = gates.of("up/slow", 8), Caller(gates.of("up/other", 8))
+        Caller(gate)._start("first")
+        async with asyncio.TaskGroup() as group:
+            woken = group.create_task(gate.wait())
+            await asyncio.sleep(0.25)
+            group.create_task(other.first("a"))
+            await woken
+            assert now_s() == pytest.approx(1.0, abs=0.01)
+            assert gate.is_open
+            assert not other.gate.is_open
+            await asyncio.sleep(2.0)
+            assert other.through == []
+            gate.pass_on()
+        assert other.through == [("a", pytest.approx(3.0, abs=0.01))]
+        gates.close()
+
+    run_virtually(run())
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("calls_max", [3, 1_000])
+def test_no_wake_up_is_lost_among_models_that_share_ceilings(seed: int, calls_max: int) -> None:
+    """Some share two of them, each with others; calls are given up, refused, and not made."""
+    rng = random.Random(seed)
+    cap = Cap(calls_max)
+    limit = [Limit(("a*",), requests=300), Limit(("*b",), requests=200, output_tokens=9_000)]
+    ended: list[str] = []
+
+    async def call(gates: Gates, name: str) -> None:
+        gate = gates.of(name, 4)
+        await asyncio.sleep(rng.uniform(0.0, 20.0))
+        cap.fill()
+        try:
+            if not gate.is_open:
+                await gate.wait()
+            for tries in range(rng.randint(0, 3)):
+                while tries and not gate.may_repeat:
+                    await gate.wait_again(asyncio.Event())
+                permit = gate.start(b"{}", rng.choice([1, 3_000]))
+                signal = Signal.NOTHING
+                try:
+                    await asyncio.sleep(rng.uniform(0.0, 3.0))
+                    signal = rng.choice(list(Signal))
+                finally:
+                    gate.end(permit, signal, used=(1, 1) if signal is Signal.TAKEN else None)
+            ended.append(name)
+        finally:
+            cap.empty()
+            for each in NAMES:
+                gates.of(each, 4).pass_on()
+
+    async def run() -> None:
+        gates = Gates(CoarseClock(), Ceilings({"up": limit}), cap)
+        cap.on_room = lambda: [gates.of(each, 4).pass_on() for each in NAMES]
+        tasks = [asyncio.ensure_future(call(gates, rng.choice(NAMES))) for _ in range(120)]
+        for task in rng.sample(tasks, 30):
+            asyncio.get_running_loop().call_later(rng.uniform(0.0, 60.0), task.cancel)
+        await asyncio.wait(tasks, timeout=limits.BREAKER_CAP_S * 400)
+        assert all(task.done() for task in tasks), "a wake-up was lost"
+        assert len(ended) >= 90
+        assert (cap.slots, cap.calls) == (0, 0)
+        assert {gates.of(each, 4).waiting for each in NAMES} == {0}
+        gates.close()
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "no timer is left"
+
+    run_virtually(run())
 
 
 def test_the_log_says_once_that_calls_wait_and_once_that_they_no_longer_do(

@@ -1,8 +1,9 @@
 """Who waits for a permit: the async shell around a pool's limiter.
 
 While nothing limits, a call passes without waiting and without a task. Otherwise calls queue here,
-those that are repeated first, and one timer wakes the next when it may start. Who waits leaves its
-part of the calls that the process may make to others, and is woken when there is room again.
+those that are repeated first, and one timer wakes the next when it may start. Gates that wait for
+a ceiling which they share stand in line for it (`line.py`). Who waits leaves its part of the calls
+that the process may make to others, and is woken when there is room again.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import msgspec
 from batchyard.dispatch import hints
 from batchyard.dispatch.cap import Cap
 from batchyard.dispatch.limiter import Limiter, Signal, Wait
+from batchyard.dispatch.line import Line, Timer
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from batchyard.clock import Clock
-    from batchyard.dispatch.ceilings import Ceilings
+    from batchyard.dispatch.ceilings import Ceiling, Ceilings
     from batchyard.dispatch.window import Permit
 
 log = logging.getLogger(__name__)
 
-_ANSWER = float("inf")  # it waits for an answer, or until the process may make more calls
 _SAID_S = 60.0  # a limit that comes back sooner is not told of again
 _IDLE_MAX = 1_000  # clients choose the names of models: do not remember for ever
 
@@ -44,7 +45,9 @@ _head = msgspec.json.Decoder(_Head)
 class Gate:
     """Lets the calls of one pool through."""
 
-    def __init__(self, name: str, limiter: Limiter, clock: Clock, cap: Cap) -> None:
+    def __init__(
+        self, name: str, limiter: Limiter, clock: Clock, cap: Cap, lines: Sequence[Line] = ()
+    ) -> None:
         """Make one.
 
         Args:
@@ -52,6 +55,7 @@ class Gate:
             limiter: decides.
             clock: of waits.
             cap: of the calls of the process.
+            lines: for the ceilings of the limiter.
         """
         self.limiter = limiter
         self.waiting = 0
@@ -62,8 +66,10 @@ class Gate:
         self._clock, self._cap = clock, cap
         self._queue: deque[asyncio.Future[None]] = deque()
         self._repeated: deque[asyncio.Future[None]] = deque()
-        self._timer: asyncio.Task[None] | None = None
-        self._timer_s = 0.0
+        self._timer = Timer(clock, self.pass_on)
+        self._lines = tuple(lines)
+        self._line: Line | None = None
+        """In which it stands. It does until a call starts, or nobody waits here."""
         self._is_closed = False
         self._is_told = False
         self._said_s = float("-inf")
@@ -74,20 +80,23 @@ class Gate:
         cap = self._cap
         if self._repeated or cap.calls > cap.most:
             return False
-        return self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+        return self._lets_through
 
     @property
     def may_repeat(self) -> bool:
         """Whether a call may be repeated now."""
-        if self._cap.calls > self._cap.most:
-            return False
-        return self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+        return self._cap.calls <= self._cap.most and self._lets_through
 
     @property
     def lacks_call(self) -> bool:
         """Whether calls that may start wait here, as the process makes as many as it may."""
-        has_any = self._repeated or self._queue
-        return bool(has_any) and self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
+        return bool(self._repeated or self._queue) and self._lets_through
+
+    @property
+    def _lets_through(self) -> bool:
+        if self._lines and self._line_before() is not None:
+            return False
+        return self.limiter.wait_s(self._clock.monotonic_s()) <= 0.0
 
     def rest(self) -> None:
         """Note that a slot begins to wait."""
@@ -137,21 +146,67 @@ class Gate:
                 with contextlib.suppress(ValueError):  # it was passed over already
                     queue.remove(future)
                     self.go_on()
+                if not (self._queue or self._repeated):
+                    self._leave_line()
 
     def pass_on(self) -> None:
-        """Wake the next when it may start, or see to it that a timer does."""
+        """Wake the next when it may start, or see to it that a timer does.
+
+        Of those who stand in line for the same ceilings, whose turn it is.
+        """
         queue = self._repeated or self._queue
-        if not queue:
-            return
+        if self._is_closed:
+            self._wake(queue)
+        elif queue:
+            if self._find_place(queue):
+                return  # whoever is woken passes on
+        else:
+            self._leave_line()
+        for line in self._lines:
+            line.go_on()
+
+    def have_turn(self) -> None:
+        """Wake the next, as it is the turn of this gate; else leave the line."""
+        queue = self._repeated or self._queue
+        if queue:  # else it has been woken, and is about to start
+            self._find_place(queue)
+
+    def _find_place(self, queue: deque[asyncio.Future[None]]) -> bool:
+        """Wake the next if it may start; else stand in line, or set the timer.
+
+        Returns whether one may start, though the process may make no more calls.
+        """
         now_s = self._clock.monotonic_s()
         wait_s = self.limiter.wait_s(now_s)
-        if self._is_closed or (wait_s <= 0.0 and self._cap.left > 0):
-            self._wake(queue)
-        elif 0.0 < wait_s < _ANSWER and (self._timer is None or now_s + wait_s < self._timer_s):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_s = now_s + wait_s
-            self._timer = asyncio.ensure_future(self._ring(wait_s))
+        if wait_s <= 0.0:
+            line = self._line_before()
+            if line is None:
+                if self._cap.left > 0:
+                    self._wake(queue)
+                return True
+        else:
+            line = next((each for each in self._lines if each.wait_s(now_s) >= wait_s), None)
+        if line is not self._line and self._line is not None:
+            self._line.leave(self)
+        self._line = line
+        if line is not None:
+            line.join(self)
+        else:
+            self._timer.set(now_s, wait_s)
+        return False
+
+    def _line_before(self) -> Line | None:
+        """Return a line in which another gate is before this one."""
+        for line in self._lines:
+            if not line.is_turn_of(self):
+                return line
+        return None
+
+    def _leave_line(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.leave(self)
+            line.go_on()
 
     def _wake(self, queue: deque[asyncio.Future[None]]) -> None:
         while queue:
@@ -161,19 +216,13 @@ class Gate:
                 future.set_result(None)
                 return
 
-    async def _ring(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-        self._timer = None
-        self.pass_on()
-
     def close(self) -> None:
         """Let first calls through that wait: the worker leaves, and they find nothing to send."""
         self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         while self._queue:
             self._wake(self._queue)
+        self._leave_line()
 
     # Calls ------------------------------------------------------------------------------------
 
@@ -191,7 +240,9 @@ class Gate:
             permit = limiter.start(now_s, len(params), most)
         else:
             permit = limiter.start(now_s)
-        if self._queue or self._repeated:
+        if self._line is not None:
+            self._line.took(self)
+        if self._queue or self._repeated or self._lines:
             self.pass_on()
         return permit
 
@@ -226,6 +277,9 @@ class Gate:
             self._tell_recovery(now_s, signal)
         if self._queue or self._repeated:
             self.pass_on()
+        else:  # others may have what this one gives back
+            for line in self._lines:
+                line.go_on()
 
     def tell(self, reason: str) -> None:
         """Say once in the log that calls of the pool wait; `end` says when they no longer do.
@@ -265,6 +319,7 @@ class Gates:
         self._clock, self._cap = clock, cap or Cap()
         self._ceilings = ceilings
         self._of: dict[str, Gate] = {}
+        self._lines: dict[Ceiling, Line] = {}
 
     def of(self, pool: str, slots: int) -> Gate:
         """Return the gate of a pool, with what it has learned if that was not long ago.
@@ -276,9 +331,17 @@ class Gates:
         gate = self._of.get(pool)
         if gate is None:
             upstream, _, model = pool.partition("/")
-            limiter = Limiter(slots, self._ceilings.of_pool(upstream, model))
-            gate = self._of[pool] = Gate(pool, limiter, self._clock, self._cap)
+            ceilings = self._ceilings.of_pool(upstream, model)
+            lines = [self._line(ceiling) for ceiling in ceilings]
+            gate = Gate(pool, Limiter(slots, ceilings), self._clock, self._cap, lines)
+            self._of[pool] = gate
         return gate
+
+    def _line(self, ceiling: Ceiling) -> Line:
+        line = self._lines.get(ceiling)
+        if line is None:
+            line = self._lines[ceiling] = Line(ceiling, self._clock)
+        return line
 
     def forget(self, pool: str) -> None:
         """Drop what is not worth remembering of a pool without work."""
@@ -300,3 +363,5 @@ class Gates:
         """Let everything through that waits: the worker leaves."""
         for gate in self._of.values():
             gate.close()
+        for line in self._lines.values():
+            line.close()

@@ -368,6 +368,7 @@ class Worker:
             for pool in list(self._pools.values()):
                 pool.tick()
                 self._slots.fill(pool)
+                pool.gate.pass_on()  # whoever was woken may have to wait for the disk, say
             self._end_late()
 
     async def _renewing(self) -> None:
