@@ -291,6 +291,13 @@ def test_a_wrong_port_in_the_environment_is_refused(port: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "sctp"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_port(scheme: str) -> None:
+    environment = {"BATCHYARD_PORT": f"{scheme}://10.96.12.7:80"}
+    assert config(env=environment, upstreams=SIM).port == 8787
+    assert config(env=environment, upstreams=SIM, port=9).port == 9
+
+
 def test_no_upstream_at_all_is_refused_with_two_ways_out() -> None:
     message = refused()
     assert "claude=https://api.anthropic.com" in message

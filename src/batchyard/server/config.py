@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
 SIMULATED = "simulated"
 _DISK_RESERVE_MB = limits.DISK_RESERVE_BYTES_DEFAULT // limits.MIB
+_SERVICE_LINKS = ("tcp://", "udp://", "sctp://")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -346,6 +347,10 @@ def _shares(entries: Sequence[_Workspace]) -> Shares:
 
 
 def _port(flag: int | None, environment: str | None, file: int | None) -> int:
+    # Kubernetes sets BATCHYARD_PORT=tcp://10.0.0.1:80 in every pod beside a Service `batchyard`
+    # (enableServiceLinks). That is where the Service is, and nobody's wish where to listen.
+    if environment and environment.startswith(_SERVICE_LINKS):
+        environment = None
     value: object = environment if flag is None and environment else flag
     if value is None:
         value = 8787 if file is None else file
