@@ -153,6 +153,31 @@ def test_the_settings_of_kubernetes_are_settings(tmp_path: Path) -> None:
         assert loaded.segments is not None
 
 
+def test_the_variables_that_a_service_of_our_name_sets_are_no_settings(tmp_path: Path) -> None:
+    """Kubernetes sets them in the pods that come after the Service, unless a pod wants none."""
+    assert named("Service", "batchyard")
+    links = {
+        "BATCHYARD_SERVICE_HOST": "10.96.12.7",
+        "BATCHYARD_SERVICE_PORT": "80",
+        "BATCHYARD_SERVICE_PORT_HTTP": "80",
+        "BATCHYARD_PORT": "tcp://10.96.12.7:80",
+        "BATCHYARD_PORT_80_TCP": "tcp://10.96.12.7:80",
+        "BATCHYARD_PORT_80_TCP_ADDR": "10.96.12.7",
+        "BATCHYARD_PORT_80_TCP_PORT": "80",
+        "BATCHYARD_PORT_80_TCP_PROTO": "tcp",
+    }
+    file = tmp_path / "batchyard.toml"
+    file.write_text(named("ConfigMap", "batchyard")["data"]["batchyard.toml"])
+    environment = named("Secret", "batchyard")["stringData"]
+    for role in ("api", "worker"):
+        alone = config.load(file=file, environment=environment, role=role)
+        assert config.load(file=file, environment=environment | links, role=role) == alone
+
+
+def test_no_pod_wants_variables_of_services() -> None:
+    assert [pod["enableServiceLinks"] for pod in pods()] == [False] * 5
+
+
 def test_the_settings_of_the_trial_are_settings() -> None:
     for name, role in (("api", "api"), ("worker", "worker")):
         environment = COMPOSE["services"][name]["environment"]
@@ -170,6 +195,15 @@ def test_whoever_works_has_the_time_to_let_its_calls_end() -> None:
     for name in ("api", "worker"):
         assert COMPOSE["services"][name]["stop_grace_period"] == "100s"
     assert run._LEAVE_MAX_S < 100
+
+
+def test_the_gateway_of_a_pod_goes_before_the_api_that_it_stands_before() -> None:
+    """Whoever keeps a connection to it would get nothing but 502 else, until it goes, too."""
+    (pod,) = [pod for pod in pods() if "gateway" in [each["name"] for each in pod["containers"]]]
+    waits_s = {
+        each["name"]: each["lifecycle"]["preStop"]["sleep"]["seconds"] for each in pod["containers"]
+    }
+    assert 0 < waits_s["gateway"] < waits_s["api"]
 
 
 def test_answers_under_way_at_the_end_may_take_as_long_as_the_calls_that_they_wait_for() -> None:
@@ -191,6 +225,16 @@ def test_the_gateway_stands_before_the_api_and_lets_its_bodies_through() -> None
     assert gateway["ports"] == [{"name": "http", "containerPort": int(listens)}]
     assert COMPOSE["services"]["gateway"]["ports"] == [f"127.0.0.1:{listens}:{listens}"]
     assert COMPOSE["services"]["api"]["network_mode"] == "service:gateway"
+
+
+def test_the_gateway_starts_with_every_key_that_the_page_allows() -> None:
+    """A value of a map fits into a bucket with two pointers and its own length, rounded up."""
+    (bucket,) = map(int, re.findall(r"^map_hash_bucket_size (\d+);", GATEWAY, re.MULTILINE))
+    page = (ROOT / "docs" / "howto" / "kubernetes.md").read_text(encoding="utf-8")
+    (longest,) = map(int, re.findall(r"of up to (\d+) characters", page))
+    assert len("Bearer ") + longest <= bucket - 2 * 8 - 2 - 7
+    (made,) = set(map(int, re.findall(r"openssl rand -hex (\d+)", page)))
+    assert 2 * made <= longest
 
 
 def test_what_the_probes_ask_for_is_answered_without_a_key() -> None:
