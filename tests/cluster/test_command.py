@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +19,8 @@ from batchyard.server import config
 from helpers_cluster import PYTHON, environment, run
 
 SHARED = {"BATCHYARD_LEDGER": "postgresql://db/yard", "BATCHYARD_SEGMENTS": "s3://bucket/yard"}
+
+KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
 
 
 def without_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +61,23 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_started(
     assert (done.returncode, done.stdout) == (2, "")
     assert why in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_at_the_start_ends_the_launcher_at_once() -> None:
+    """As it ends `serve`: see `server/test_process.py`."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(120)
+        ledger = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/yard"
+        process = subprocess.Popen(
+            [str(PYTHON), "-m", "batchyard", "cluster", "up", "--upstream", "sim=simulated:"],
+            env=environment(SHARED | KEYS | {"BATCHYARD_LEDGER": ledger}),
+        )
+        try:
+            with silent.accept()[0]:  # it waits for its ledger
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(120) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

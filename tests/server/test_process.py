@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
+import socket
 import subprocess
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -133,6 +136,27 @@ def test_a_signal_lets_the_calls_in_flight_end(
         yard.wait_ended(batch["id"])
         assert_answered(yard.results(batch["id"]), prompts)
     assert upstream.number(name) == 600, "a call was repeated"
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, role: str) -> None:
+    """By a handler of its own: the first process of a container would not notice else."""
+    environment = {key: value for key, value in os.environ.items() if "BATCHYARD" not in key}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(DEADLINE_S)
+        ledger = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/yard"
+        stores = ["--ledger", ledger, "--segments", "s3://bucket/yard", "--data", str(tmp_path)]
+        others = ["--role", role, "--port", "0", "--upstream", "sim=simulated:"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "batchyard", "serve", *stores, *others],
+            env=environment | {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"},
+        )
+        try:
+            with closing(silent.accept()[0]):  # it waits for its ledger
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(DEADLINE_S) == 0
+        finally:
+            process.kill()
 
 
 def test_requests_that_wait_for_a_retry_do_not_hold_up_the_end(

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,10 +67,20 @@ def serve(  # noqa: PLR0913, PLR0917 - its options
         "segments": segments,
         "role": role,
     }
+    end_on_sigterm()
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with failures_told():
         _serve(config, flags, lifeline)
+
+
+def end_on_sigterm() -> None:
+    """End at once on SIGTERM, until `leave_on_signals` replaces this: nothing is begun yet.
+
+    The first process of a container would not even notice it otherwise: the kernel drops signals
+    to it that have no handler.
+    """
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
 
 
 def _serve(file: Path | None, flags: dict[str, Any], lifeline: bool) -> None:
