@@ -142,7 +142,8 @@ class Launcher:
         self.hello: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
+    def launch(self) -> None:
+        """Start the process."""
         command = ["up", "--config", str(self._file), *self._options]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -154,6 +155,10 @@ class Launcher:
                 start_new_session=True,
                 bufsize=0,
             )
+
+    def __enter__(self) -> Self:
+        self.launch()
+        assert self._process is not None
         try:
             self.hello = read_line(self._process.stdout, self.log)
         except BaseException:

@@ -222,6 +222,21 @@ def test_a_yard_is_kept_by_one_launcher_and_reached_over_the_client_port(world: 
     assert launcher.wait() == 0
 
 
+def test_a_launcher_that_waits_for_the_one_before_it_ends_in_order_on_sigterm(
+    world: World, tmp_path: Path
+) -> None:
+    world.pair().wait_working(2)
+    config = _upstreams(world.upstream.url)
+    second = Launcher(tmp_path, world.shared, config, "--address", world.cluster.address)
+    second.launch()
+    try:
+        poll(lambda: "waiting for the end of" in second.read_log(), second.read_log)
+        second.signal(signal.SIGTERM)
+        assert second.wait() == 0, second.read_log()
+    finally:
+        second.__exit__()
+
+
 def test_workers_are_spread_over_the_nodes_and_work_and_let_their_calls_end_on_sigterm(
     world: World,
 ) -> None:

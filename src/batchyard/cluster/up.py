@@ -65,6 +65,8 @@ async def up(
         where = engine.connect(address, name)
         run.leave_on_signals(leaving)  # Ray has set its own before
         await _wait_alone(name, clock, leaving)
+        if leaving.is_set():
+            return
         fleet = Fleet(
             engine.RayEngine(config, environment),
             config.groups,
@@ -85,7 +87,7 @@ async def up(
 
 
 async def _wait_alone(name: str, clock: Clock, leaving: asyncio.Event) -> None:
-    """Wait until no launcher is there, nor a worker of one before us.
+    """Wait until no launcher is there, nor a worker of one before us, or until told to leave.
 
     Raises:
         ConfigError: they stay.
@@ -95,7 +97,9 @@ async def _wait_alone(name: str, clock: Clock, leaving: asyncio.Event) -> None:
     is_told = False
     while not await engine.take_place(keeper) or engine.names():
         found = engine.names()
-        if leaving.is_set() or clock.monotonic_s() > deadline_s:
+        if leaving.is_set():
+            return
+        if clock.monotonic_s() > deadline_s:
             raise ConfigError(
                 f"yard {name} is on this Ray cluster already, with {len(found)} workers; end the "
                 "process that keeps them, or take another --name"
