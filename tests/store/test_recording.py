@@ -14,13 +14,17 @@ from batchyard.dispatch.recorder import Recorder
 from batchyard.dispatch.shard import Request, ShardRun
 from batchyard.errors import DiskFull, StoreError
 from batchyard.testing.clock import ManualClock
+from batchyard.upstream import Reply
 from store.making import LEASE, NOW, add, take
+from store.working import Working
+from store.yards import message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchyard.ledger import Ledger
     from batchyard.segments import Segments
+    from batchyard.upstream import Call, Outcome
 
 pytestmark = pytest.mark.anyio
 
@@ -143,6 +147,38 @@ async def test_a_commit_that_is_refused_loses_the_shard(ledger: Ledger, store: S
     assert watched.seen == ["append", "sync", "commit", "close"]
     assert shard.lost
     assert running.forgotten == [shard]
+
+
+class Answering:
+    """Answers at once."""
+
+    name = "up"
+    billing = "simulated"
+    fetches_urls = True
+
+    async def send(self, call: Call) -> Outcome:
+        return Reply(200, message(call.custom_id))
+
+
+async def test_a_renewal_that_finds_a_shard_committed_before_the_commit_returns_loses_nothing(
+    ledger: Ledger, store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched, upstream = Watched(ledger, store), Answering()
+    at_work = Working(watched.ledger, store, upstream, requests=1, slots=1, owner="me")  # type: ignore[arg-type]
+    real = watched.ledger.commit
+
+    async def commit(*arguments: Any) -> Any:
+        committed = await real(*arguments)
+        await at_work.worker._renew()
+        return committed
+
+    watched.ledger.commit = commit
+    await at_work.create()
+    async with at_work.running():
+        while "end_all" not in watched.seen:
+            await at_work.clock.advance(0.1)
+            await asyncio.sleep(0.001)
+    assert "lost shard" not in caplog.text
 
 
 async def test_a_worker_that_slept_while_its_batch_was_deleted_loses_that_shard_alone(

@@ -264,6 +264,8 @@ class Recorder:
             )
             for shard in done
         ]
+        for shard in done:
+            shard.is_committing = True
         committed: Committed | None = None
         while committed is None:
             try:

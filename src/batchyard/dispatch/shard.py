@@ -88,6 +88,8 @@ class ShardRun:
         self.sent = self.answered = 0
         """Calls that were begun, and those of them that have ended. If the worker dies after the
         first, this shard may be why."""
+        self.is_committing = False
+        """Whether its commit is under way, which says itself whether the shard was lost."""
         self.closed = False
         """Whether its segment was let go: it is committed or lost, and nothing more is written."""
         self._adopted = adopted

@@ -461,7 +461,8 @@ class Worker:
                 continue  # being opened, committed meanwhile, or claimed anew
             row = kept.get(key)
             if row is None:
-                self._recorder.lose(shard)
+                if not shard.is_committing:  # else it may be done, and not lost
+                    self._recorder.lose(shard)
             elif row.canceled:
                 self._stop(shard, "canceled")
         if lost:
