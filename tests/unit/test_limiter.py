@@ -122,6 +122,95 @@ def test_the_window_does_not_grow_while_answers_take_ever_longer() -> None:
     assert limiter.window.size == size
 
 
+def slow_down(limiter: Limiter) -> None:
+    """Answer a round of calls at once, and the next after 20 s."""
+    end(limiter, fill(limiter, 0.0), 0.1, Signal.TAKEN)
+    end(limiter, fill(limiter, 0.1), 20.1, Signal.TAKEN)
+    assert limiter.window.drift.is_seen
+
+
+def test_answers_that_became_longer_do_not_hold_back_calls_after_an_outage() -> None:
+    limiter = Limiter(64)
+    slow_down(limiter)
+    end(limiter, fill(limiter, 20.1), 21.0, Signal.UNREACHABLE)
+    end(limiter, fill(limiter, 22.0), 42.0, Signal.TAKEN)
+    out = 0
+    for second in range(42, 50):
+        out += len(fill(limiter, float(second)))
+        why = [wait.detail for wait in limiter.waits(float(second))]
+        assert out == 64 or why == [f"starting again after an outage: {out} calls at once"]
+    assert out == 64, "none has been answered since"
+
+
+def test_answers_that_became_longer_hold_a_window_that_was_cut_for_a_while_only() -> None:
+    """Calls take 20 s each: one at a time, 512 of them would take three hours."""
+    limiter = Limiter(64)
+    slow_down(limiter)
+    now_s = 20.1
+    while limiter.window.size > 2.0:
+        failed, *others = fill(limiter, now_s)
+        limiter.end(failed, now_s, Signal.OVERLOADED)
+        end(limiter, others, now_s, Signal.NOTHING)
+    out: list[tuple[float, Permit]] = []
+    while limiter.in_flight < 32:
+        out += [(now_s + 20.0, permit) for permit in fill(limiter, now_s)]
+        now_s = min(now_s + limiter.wait_s(now_s), out[0][0])
+        while out and out[0][0] <= now_s:
+            limiter.end(out.pop(0)[1], now_s, Signal.TAKEN)
+        assert now_s < 1_800.0, limiter.window.size
+
+
+@pytest.mark.parametrize(("signal", "after_s"), [(Signal.OVERLOADED, 0.1), (Signal.TIMEOUT, 600.0)])
+@pytest.mark.parametrize(("long", "failed"), [(1, 2), (40, 1)])
+def test_calls_that_take_hours_do_not_hold_back_others_after_a_few_that_failed(
+    signal: Signal, after_s: float, long: int, failed: int
+) -> None:
+    """Those that are out fill what is left of the window."""
+    limiter = Limiter(64)
+    for _ in range(long):
+        limiter.start(0.0)
+    now_s = 0.0
+    for _ in range(failed):
+        permit = limiter.start(now_s)
+        now_s += after_s
+        limiter.end(permit, now_s, signal)
+    begin_s = now_s
+    now_s += limiter.wait_s(now_s)
+    assert now_s <= begin_s + max(10.0, after_s)
+    assert fill(limiter, now_s)
+    while limiter.in_flight < 64:  # these take hours as well
+        now_s += limiter.wait_s(now_s)
+        fill(limiter, now_s)
+    assert now_s < begin_s + 64.0 * max(10.0, after_s)
+
+
+def test_one_call_after_the_other_tries_whether_an_upstream_takes_more_than_it_has() -> None:
+    """It refuses with 529 what is more than 40 calls, each of which takes hours."""
+    limiter, now_s, refused = Limiter(64), 0.1, 0
+    end(limiter, fill(limiter, 0.0)[40:50], now_s, Signal.OVERLOADED)
+    limiter.in_flight -= 14  # they were refused as well
+    while now_s < 3_600.0:
+        if limiter.wait_s(now_s) <= 0.0:
+            permits = fill(limiter, now_s)
+            end(limiter, permits, now_s + 0.1, Signal.OVERLOADED)
+            refused += len(permits)
+        now_s += max(0.1, limiter.wait_s(now_s))
+    assert 60 < refused < 400
+
+
+def test_calls_in_flight_that_were_not_refused_are_no_more_than_an_upstream_takes() -> None:
+    """One of the first is refused for no reason, and the others take hours."""
+    limiter, now_s = Limiter(1_000), 0.0
+    permits = fill(limiter, now_s)
+    limiter.end(permits[30], now_s, Signal.LIMITED)
+    for _ in range(100):
+        assert limiter.wait_s(now_s) < 5.0
+        now_s += limiter.wait_s(now_s)
+        end(limiter, fill(limiter, now_s), now_s + 0.1, Signal.TAKEN)
+        now_s += 0.1
+    assert limiter.in_flight == 63
+
+
 @given(
     per_minute=st.integers(1, 100_000),
     steps=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=60),

@@ -193,7 +193,7 @@ class Limiter:
         window = self.window
         # At a wall it probes now and then; in slow start it doubles each second.
         if self.in_flight >= window.size or (window.wall is not None and window.size < 1e9):
-            left = window.grow_by_time(now_s)
+            left = window.grow_by_time(now_s, self.in_flight)
             if self.in_flight >= int(window.size):
                 return left
         wait = self.pace.wait_s(now_s)
@@ -276,7 +276,7 @@ class Limiter:
         is_overload = signal is Signal.OVERLOADED or signal is Signal.TIMEOUT
         if is_overload and permit.number >= self._cut:
             self._cut = self._sent
-            self.window.cut(self.in_flight + 1)
+            self.window.cut(permit, self.in_flight + 1, now_s)
         if breaker.until_s is None or breaker.is_probing:
             breaker.failed(permit, signal, now_s, self._sent)
 

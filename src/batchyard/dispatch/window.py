@@ -3,8 +3,11 @@
 It starts generously and doubles in each round trip (or each second, where answers take longer) up
 to the slots. A call that is refused with 429 at a higher concurrency than any that was accepted of
 late sets the window to that concurrency, at which it only probes; 529 and time-outs multiply it by
-0.7, and then it grows by one in each round. It does not grow while answers take longer than they
-used to (`drift.py`).
+0.7, and then it grows by one in each round. It does not grow with answers that take longer than
+they used to (`drift.py`).
+
+No answer is waited for without end, since the calls that are out may take hours: where none comes,
+one call more goes after each rest.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ _CUT = 0.7
 _DOUBLING_S = 1.0
 _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
 _FEW = 3  # calls beside a refused one, below which the rate is to blame
+_CUT_REST_S = 10.0  # after a decrease: calls from before it have that long to end
 _PEAK_S = 10.0  # how long the highest accepted concurrency is remembered, at least
 
 
@@ -54,7 +58,13 @@ class Window:
         self._step = 1
         self._has_failed = False
         self._rest = Rest()
-        """Between two probes above a concurrency that was refused."""
+        """Between two probes above a concurrency that was refused, or beside what is out."""
+        self._is_trying = False
+        """Whether the last growth was such a call beside what is out, of which nothing is known."""
+        self._cut_s = _NEVER
+        """When a call was too much last."""
+        self._proof_s = 0.0
+        """How long that call took."""
         self._peak = self._peak_before = -1
         self._peak_s = _NEVER
 
@@ -67,7 +77,12 @@ class Window:
         size = self.size
         if size >= self.slots:
             return
-        if self.wall is not None:
+        if self.wall is None:
+            if self._is_trying:
+                self._is_trying = False
+                self._rest.has_succeeded()
+            self._rest.at_least(self._rest.seconds, now_s)
+        else:
             if others >= self.wall and others + 1 >= int(size):
                 self._pass_wall()
                 return
@@ -96,20 +111,20 @@ class Window:
         if self.size >= self.slots:
             self.wall = None
 
-    def grow_by_time(self, now_s: float) -> float:
+    def grow_by_time(self, now_s: float, in_flight: int) -> float:
         """Grow where that needs no answer; return the seconds until it may grow again."""
-        if self.wall is not None:
-            if self.size < self.wall:
-                return _ANSWER
+        if self.wall is not None and self.size >= self.wall:
             if self.size > self.wall:
                 return _ANSWER
             if now_s >= self._rest.due_s:
                 self._step = 1
-                self.size = self.wall + 1.0
+                self.size = max(self.wall, in_flight) + 1.0  # not all that are out were refused
                 return _ANSWER
             return self._rest.due_s - now_s
-        if not self._is_slow_start or self.drift.is_seen or self.size >= self.slots:
+        if self.size >= self.slots:
             return _ANSWER
+        if self.wall is not None or not self._is_slow_start or self.drift.is_seen:
+            return self._grow_beside(now_s, in_flight)
         if self._grown_s == _NEVER:
             self._grown_s = now_s
         left = self._grown_s + _DOUBLING_S - now_s
@@ -118,6 +133,25 @@ class Window:
             self._grown_s = now_s
             left = _DOUBLING_S
         return left
+
+    def _grow_beside(self, now_s: float, in_flight: int) -> float:
+        """Let one call go beside those that are out, if no answer has let it grow for a while."""
+        if in_flight < self.size:
+            return _ANSWER
+        rest = self._rest
+        due_s = rest.due_s
+        if in_flight > self.size + 1.0:  # let calls from before the decrease end
+            due_s = max(due_s, self._cut_s + self._proof_s)
+        if now_s >= due_s:
+            if self._is_trying:
+                rest.has_succeeded()
+            self._is_trying = True
+            most = self.slots if self.wall is None else self.wall
+            self.size = float(min(max(self.size, in_flight) + 1.0, most))
+            rest.begin(now_s)
+            rest.at_least(self._proof_s, now_s)
+            due_s = rest.due_s
+        return due_s - now_s
 
     def is_new_height(self, permit: Permit) -> bool:
         """Whether a refused call went out at a concurrency that was not accepted lately.
@@ -171,10 +205,16 @@ class Window:
         if self._has_failed:
             self._rest.at_least(_PAUSE_SHARE * pause_s, now_s)
 
-    def cut(self, in_flight: int) -> None:
-        """Note a cohort of calls that were too much for the upstream."""
+    def cut(self, permit: Permit, in_flight: int, now_s: float) -> None:
+        """Note a cohort of calls that were too much for the upstream, by the first to end."""
         self._is_slow_start = self._was_away = False
         self.size = max(1.0, min(self.size, float(in_flight)) * _CUT)
+        self._cut_s, self._proof_s = now_s, now_s - permit.sent_s
+        if self._is_trying:
+            self._is_trying = False
+            self._rest.has_failed()
+        self._rest.begin(now_s)
+        self._rest.at_least(_CUT_REST_S, now_s)
 
     def take_over(self, size: float, wall: int | None, now_s: float) -> None:
         """Go on from what was learned before, by others or with another part of the limit."""
@@ -184,10 +224,15 @@ class Window:
         self._rest.begin(now_s)
 
     def start_over(self, now_s: float) -> None:
-        """Begin with one call, after the upstream was away."""
+        """Begin with one call, after the upstream was away.
+
+        How long answers took before says nothing of those of one call.
+        """
+        self.drift = Drift()
         self._is_slow_start = self._was_away = True
         self.size = 1.0
         self.wall = None
+        self._is_trying = False
         self._grown_s = now_s
 
     @property
