@@ -56,6 +56,15 @@ def test_a_limit_that_moves_is_followed(allowed: Allowed, says_when: Says, slots
     assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
 
 
+@pytest.mark.parametrize("refuses_s", [10.0, 120.0])
+def test_calls_go_out_as_before_soon_after_all_were_refused_for_a_while(refuses_s: float) -> None:
+    """It takes nothing, and names no time; half a minute later 90 % of what it allows is used."""
+    phases = (50.0, *[0.0001] * round(refuses_s / 10.0), *[50.0] * 6)
+    traffic = run(Allowed("rate", phases, phase_s=10.0), "never", 64, 3)
+    begin_s = 10.0 + refuses_s
+    assert traffic.goodput(begin_s + ADAPT_S, begin_s + 60.0) >= 0.9
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_small_bucket_that_asks_for_whole_seconds_is_used_as_far_as_they_allow(seed: int) -> None:
     """Each second that is obeyed loses five times what the bucket holds."""

@@ -319,6 +319,7 @@ class Limiter:
         recent = self._recent_s
         self._recent_s = recent + (took_s - recent) / 32.0 if recent else took_s
         self.pace.round_s = self._recent_s
+        self.pace.taken(permit.number, now_s)
         self._doubt = max(0.0, self._doubt - _DOUBT_LESS)
         if self.strays.share:
             self.strays.taken()

@@ -28,6 +28,7 @@ _BINDING_S = 1.0
 _LATE_S = 0.02  # a send may catch up on this much lateness of timers
 _FORGET_S = 60.0  # a rate that held no call back for this long is dropped
 _RATE_MIN = 0.2  # calls a second: one in 5 s finds out that a limit is gone
+_SHUT = 5  # decreases with nothing accepted between them: it takes no calls at all
 _FIRST_MIN = 5.0  # calls a second, of a rate that was just learned
 _IDLE_S = 30.0  # after so long without a call, nothing is known
 
@@ -67,6 +68,10 @@ class Pace:
         self._begun_s = _NEVER
         self._was_soon = False
         """Whether it decreased right after a decrease."""
+        self._shut = 0
+        """Decreases in a row between which no call was accepted."""
+        self._calls_min = _PROBE_CALLS_MIN
+        """A step lasts so many calls at least."""
         self._refused = 0
         self._rate_before: float | None = None
         self._cap = self._known = 0.0
@@ -93,7 +98,7 @@ class Pace:
             self._calls += 1
             calls = self._calls
             enough = calls >= _PROBE_CALLS or calls >= self.rate * _PROBE_CALLS_S
-            if enough and calls >= _PROBE_CALLS_MIN and now_s >= self._rest.due_s:
+            if enough and calls >= self._calls_min and now_s >= self._rest.due_s:
                 self._step_up(now_s)
         rate = self.known(now_s)
         if rate is None:
@@ -209,13 +214,17 @@ class Pace:
             is_vague = between < _MANY and not is_soon
             is_fresh = is_vague and self._fresh_step > _STEP
             self._step = self._fresh_step if is_fresh else _STEP
+        shut = self._shut + 1 if between == 1 else 0
         self._begin(number, sent, now_s)
+        self._shut = shut
         self._has_failed_step = has_failed_step
         self._is_fresh = is_fresh
         self._is_vague = is_vague
 
     def _begin(self, number: int, sent: int, now_s: float) -> None:
         self._is_fresh = self.is_probing = self._has_failed_step = False
+        self._shut = 0
+        self._calls_min = _PROBE_CALLS_MIN
         self._first = number
         self._last = sent - 1
         self._begun_s = now_s
@@ -243,6 +252,13 @@ class Pace:
         """Return calls a second in the last one or two seconds, less those known to be refused."""
         seconds = max(_BIN_S, now_s - self._bin_s + (_BIN_S if self._bin_before else 0.0))
         return (self._bin + self._bin_before) / seconds
+
+    def taken(self, number: int, now_s: float) -> None:
+        """Note an accepted call: after none was for long, a limit that was zero may be gone."""
+        if self._shut >= _SHUT and self.rate == _RATE_MIN and number > self._last:
+            self._shut = 0
+            self.rise(now_s)
+            self._calls_min = 1
 
     def rise(self, now_s: float) -> None:
         """Go up quickly from what was learned: it may have been nothing."""
