@@ -12,6 +12,7 @@ from batchyard import limits, wire
 from batchyard.dispatch import hints
 from batchyard.dispatch.ceilings import Bucket, Ceilings, Limit
 from batchyard.dispatch.limiter import Limiter, Signal
+from batchyard.dispatch.pace import Pace
 
 if TYPE_CHECKING:
     from batchyard.dispatch.window import Permit
@@ -209,6 +210,26 @@ def test_calls_in_flight_that_were_not_refused_are_no_more_than_an_upstream_take
         end(limiter, fill(limiter, now_s), now_s + 0.1, Signal.TAKEN)
         now_s += 0.1
     assert limiter.in_flight == 63
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_first_burst_that_was_refused_costs_seconds_also_if_the_next_call_is_refused(
+    more: int,
+) -> None:
+    """A bucket that is empty at the start may refuse the first calls that are paced, too."""
+    pace = Pace()
+    for _ in range(64):
+        pace.sent(0.0)
+    for number in range(1, 65):
+        pace.refused(number, 65, 0.0, 0.01, is_rate=number == 1)
+    number, now_s = 65, 0.01
+    while pace.rate is not None and pace.rate < 50.0:
+        now_s += pace.wait_s(now_s)
+        pace.sent(now_s)
+        if number < 65 + more:
+            pace.refused(number, number + 1, now_s, now_s, is_rate=True)
+        number += 1
+    assert now_s < 12.0
 
 
 @given(

@@ -213,7 +213,8 @@ class Pace:
             # From few calls little is known: as fast as it fell it may rise again.
             is_vague = between < _MANY and not is_soon
             is_fresh = is_vague and self._fresh_step > _STEP
-            self._step = self._fresh_step if is_fresh else _STEP
+            # Nor does that one tell more of a rate that was learned a moment before it.
+            self._step = self._fresh_step if is_fresh or (is_soon and self._is_fresh) else _STEP
         shut = self._shut + 1 if between == 1 else 0
         self._begin(number, sent, now_s)
         self._shut = shut
