@@ -138,8 +138,11 @@ def test_a_signal_lets_the_calls_in_flight_end(
     assert upstream.number(name) == 600, "a call was repeated"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("role", ["api", "worker"])
-def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, role: str) -> None:
+def test_a_signal_at_the_start_ends_it_at_once(
+    tmp_path: Path, role: str, number: signal.Signals
+) -> None:
     """By a handler of its own: the first process of a container would not notice else."""
     environment = {key: value for key, value in os.environ.items() if "BATCHYARD" not in key}
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -153,7 +156,7 @@ def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, role: str) -> Non
         )
         try:
             with closing(silent.accept()[0]):  # it waits for its ledger
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 assert process.wait(DEADLINE_S) == 0
         finally:
             process.kill()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchyard.cli import render
-from batchyard.cli.serve import end_on_sigterm, failures_told
+from batchyard.cli.serve import end_on_signals, failures_told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def up(
     name: Name = "yard",
 ) -> None:
     """Keep workers on a Ray cluster, as many as there is work for, until told to end."""
-    end_on_sigterm()
+    end_on_signals()
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with failures_told():

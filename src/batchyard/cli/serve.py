@@ -67,20 +67,21 @@ def serve(  # noqa: PLR0913, PLR0917 - its options
         "segments": segments,
         "role": role,
     }
-    end_on_sigterm()
+    end_on_signals()
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with failures_told():
         _serve(config, flags, lifeline)
 
 
-def end_on_sigterm() -> None:
-    """End at once on SIGTERM, until `leave_on_signals` replaces this: nothing is begun yet.
+def end_on_signals() -> None:
+    """End at once on SIGTERM or SIGINT, until `leave_on_signals` replaces this: nothing is begun.
 
-    The first process of a container would not even notice it otherwise: the kernel drops signals
-    to it that have no handler.
+    The first process of a container would not even notice SIGTERM otherwise: the kernel drops
+    signals to it that have no handler. And Ctrl-C would wait for a database that does not answer.
     """
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: os._exit(0))
 
 
 def _serve(file: Path | None, flags: dict[str, Any], lifeline: bool) -> None:
