@@ -16,6 +16,7 @@ import os
 import random
 import resource
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,13 @@ from disk import tracing
 from disk.loads import Interrupted, Load
 from disk.tracing import Disturbed
 from helpers_upstream import Upstream
-from helpers_yard import BATCHES, QUICK, Yard, assert_answered, poll, request
+from helpers_yard import BATCHES, HEADERS, QUICK, Yard, assert_answered, poll, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from disk.loads import Made
 
 ALL = os.environ.get("BATCHYARD_FAULTS") == "all"
 SEED = int(os.environ.get("BATCHYARD_POWER_SEED", "20261122"))
@@ -374,9 +377,29 @@ def test_results_that_cannot_be_read_before_the_end_of_their_batch_are_made_agai
 
 
 def grow(load: Load) -> None:
-    """Work until one of the files has grown as far as it may."""
-    for _ in range(20):
-        load.run()
+    """Work until a file has grown as far as it may: then something is refused, or waits.
+
+    Raises:
+        Interrupted: it was refused, or the yard has ended.
+    """
+    for _ in range(200):
+        made = load.create(9)
+
+        def is_over(made: Made = made) -> bool:
+            shown = load.yard.request("GET", f"{BATCHES}/{made.batch_id}", None, HEADERS)
+            return shown.json()["processing_status"] == "ended" or is_waiting(load.yard)
+
+        try:
+            poll(is_over, load.yard.read_log)
+        except OSError as error:
+            raise Interrupted(repr(error)) from error
+        if is_waiting(load.yard):
+            return
+    raise AssertionError("its files grow and grow")
+
+
+def is_waiting(yard: Yard) -> bool:
+    return "until there is room" in yard.read_log()
 
 
 @pytest.mark.parametrize("size", [*range(500, 200_000, 7_919)] if ALL else [3_000])
@@ -388,10 +411,13 @@ def test_files_that_may_not_grow_lose_nothing(
         load = Load(yard, upstream)
         load.end(load.create(5))
         assert yard.process is not None
-        resource.prlimit(yard.process.pid, resource.RLIMIT_FSIZE, (size, size))
-        with pytest.raises(Interrupted):
+        endless = resource.RLIM_INFINITY
+        resource.prlimit(yard.process.pid, resource.RLIMIT_FSIZE, (size, endless))
+        with suppress(Interrupted):
             grow(load)
         if assert_ended_or_well(yard):
+            resource.prlimit(yard.process.pid, resource.RLIMIT_FSIZE, (endless, endless))
+            works_again(load)  # by itself
             yard.kill()
         else:
             says_why(yard)

@@ -583,6 +583,19 @@ def test_an_answer_that_the_end_of_the_process_cuts_is_no_defect(
     assert "Traceback" not in caplog.text
 
 
+def test_a_call_that_comes_when_the_process_has_ended_its_threads_is_no_defect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await asyncio.to_thread(int)
+
+    start, _ = asyncio.run(guarded(late))
+    assert start["status"] == 500
+    assert "the server ends" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_b50_a_defect_is_500_with_a_fixed_text(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise ZeroDivisionError("secret detail")

@@ -56,6 +56,9 @@ _SPARE_MAX_S = 5.0
 class Worker:
     """One worker: all pools of one process."""
 
+    _is_full = False
+    """Whether the last claim found no room on the disk."""
+
     def __init__(  # noqa: PLR0913 - its parts, by keyword
         self,
         *,
@@ -280,7 +283,12 @@ class Worker:
                 if pool.name in apart and pool.slots and not pool.gives_way:
                     await self._claims.apart(pool)
         except DiskFull:
+            if not self._is_full:
+                log.warning("the disk is full: nothing is taken up until there is room")
+            self._is_full = True
             await self._clock.sleep(limits.DISK_FULL_WAIT_S)
+        else:
+            self._is_full = False
         claims = self._opening.claims
         for claim in claims:
             await self._open(claim, void=claim in voids)

@@ -116,8 +116,11 @@ class Guard:
             # Only the end of the process cancels: the store failed, which is told elsewhere. The
             # connection is aborted; passed on, this would be logged as a defect of ours.
             log.warning("cut short request_id=%s: the server ends", request_id)
-        except Exception:
-            log.exception("defect request_id=%s path=%s", request_id, shown(scope["path"]))
+        except Exception as error:
+            if _is_of_the_end(error):
+                log.warning("cut short request_id=%s: the server ends", request_id)
+            else:
+                log.exception("defect request_id=%s path=%s", request_id, shown(scope["path"]))
             if started:
                 return
             await error_response(Internal(), request_id)(scope, receive, framed)
@@ -159,6 +162,11 @@ def _is_of_one_call(error: StoreError) -> bool:
     cause = error.__cause__
     is_passing = isinstance(cause, OSError) and cause.errno in _PASSING
     return is_passing or isinstance(error, _OF_ONE_CALL)
+
+
+def _is_of_the_end(error: Exception) -> bool:
+    """Whether it is that of a call which no thread takes any more: the store failed, as above."""
+    return isinstance(error, RuntimeError) and "shutdown" in str(error)
 
 
 def _expects(scope: Scope) -> bool:
