@@ -138,8 +138,8 @@ class _Appender:
     def close(self) -> None:
         self._waiting.clear()
 
-    def abandon(self) -> None:
-        self.close()
+    def remove(self) -> None:
+        pass
 
 
 class Slow:

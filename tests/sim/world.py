@@ -147,10 +147,9 @@ class _WatchedAppender:
         self._closed = True
         self._real.close()
 
-    def abandon(self) -> None:
-        assert not self._closed, "abandoned a closed segment"
-        self._closed = True
-        self._real.abandon()
+    def remove(self) -> None:
+        assert not self._closed, "removed a closed segment"
+        self._real.remove()
 
 
 @dataclass

@@ -89,7 +89,7 @@ class _Appender:
     def close(self) -> None:
         pass
 
-    def abandon(self) -> None:
+    def remove(self) -> None:
         self._disk.data.pop(self.name, None)
 
 

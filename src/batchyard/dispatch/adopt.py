@@ -180,14 +180,12 @@ def _written(
         for piece in pieces:
             appender.append(piece)
         appender.sync()
+        return appender.extents()
     except DiskFull:  # the next try has another name, and needs the room of this one
-        appender.abandon()
+        appender.remove()
         raise
-    except BaseException:
+    finally:
         appender.close()
-        raise
-    appender.close()
-    return appender.extents()
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,8 +99,8 @@ class Appender(Protocol):
     def close(self) -> None:
         """Let go of it. Does not sync."""
 
-    def abandon(self) -> None:
-        """Let go of it, and of what was appended where that takes room: no row names it."""
+    def remove(self) -> None:
+        """Remove what was appended, where that takes room: no row names it. `close` follows."""
 
 
 class Draft(Protocol):

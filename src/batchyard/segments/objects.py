@@ -480,9 +480,8 @@ class ObjectAppender:
         self._store.backlog.remove(sum(map(len, self._waiting)))
         self._waiting.clear()
 
-    def abandon(self) -> None:
-        """Forget what was not synced; parts that were written take no room of ours."""
-        self.close()
+    def remove(self) -> None:
+        """Do nothing: parts that were written take no room of ours."""
 
 
 class ObjectDraft:

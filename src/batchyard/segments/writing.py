@@ -185,11 +185,10 @@ class FileAppender:
         """Close the file."""
         os.close(self._descriptor)
 
-    def abandon(self) -> None:
-        """Close and remove the file; see the protocol."""
+    def remove(self) -> None:
+        """Remove the file; see the protocol."""
         with contextlib.suppress(OSError):  # then it is a leftover, as after a kill
             self._path.unlink()
-        self.close()
 
 
 def error_of(error: OSError, what: str) -> StoreError:
