@@ -5,19 +5,39 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from batchyard import crash, limits
 from batchyard.errors import is_disk_full
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from pathlib import Path
+
+T = TypeVar("T")
 
 
 def no_room() -> bool:
     """Return that no room can be made on a full disk."""
     return False
+
+
+def with_room(write: Callable[[], T], make_room: Callable[[], bool]) -> T:
+    """Write; where the disk is full, make room and write once more.
+
+    Args:
+        write: what writes; it leaves nothing where it finds no room, or may be done again.
+        make_room: whether it is worth another try.
+
+    Raises:
+        OSError: of the last try.
+    """
+    try:
+        return write()
+    except OSError as error:
+        if not is_disk_full(error) or not make_room():
+            raise
+    return write()
 
 
 def has_room(directory: Path, length: int = 0) -> bool:

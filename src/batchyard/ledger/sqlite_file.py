@@ -9,8 +9,8 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from batchyard import crash, limits
-from batchyard.disk import has_room, no_room, sync_names
-from batchyard.errors import BatchyardError, ConfigError, StoreError, is_disk_full
+from batchyard.disk import has_room, no_room, sync_names, with_room
+from batchyard.errors import BatchyardError, ConfigError, StoreError
 from batchyard.ledger.dialect import sqlite_schema, sqlite_statement, statements
 
 if TYPE_CHECKING:
@@ -312,12 +312,7 @@ def note_failure(path: Path, why: str, make_room: Callable[[], bool] = no_room) 
         make_room: asked when the note finds the disk full; whether it is worth another try.
     """
     with contextlib.suppress(OSError):
-        try:
-            descriptor = _open_note(path)
-        except OSError as error:
-            if not is_disk_full(error) or not make_room():
-                raise
-            descriptor = _open_note(path)
+        descriptor = with_room(lambda: _open_note(path), make_room)
         try:
             os.write(descriptor, f"{why}\n".encode())
         finally:

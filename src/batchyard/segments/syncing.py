@@ -16,8 +16,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from batchyard.disk import no_room, opened
-from batchyard.errors import StoreError, is_disk_full
+from batchyard.disk import no_room, opened, with_room
+from batchyard.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,12 +92,7 @@ def mark(results: Path, make_room: Callable[[], bool] = no_room) -> None:
         make_room: as `Syncs` has it.
     """
     with contextlib.suppress(OSError):
-        try:
-            make_mark(results)
-        except OSError as error:
-            if not is_disk_full(error) or not make_room():
-                raise
-            make_mark(results)
+        with_room(lambda: make_mark(results), make_room)
         path = results.with_name(MARK)
         os.truncate(path, path.stat().st_size + 1)  # takes no room
 

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from batchyard import wire
-from batchyard.disk import sync_names
-from batchyard.errors import ConfigError, DataDirectoryInUse, is_disk_full
+from batchyard.disk import sync_names, with_room
+from batchyard.errors import ConfigError, DataDirectoryInUse
 from batchyard.server import orphans
 from batchyard.server.disk import give_up_ballast
 
@@ -71,12 +71,7 @@ def _with_room(data: Path, write: Callable[[], T]) -> T:
     Little is written here, and on a full disk it mostly has its room already. But what holds it may
     be gone, or empty after a power cut.
     """
-    try:
-        return write()
-    except OSError as error:
-        if not is_disk_full(error) or not give_up_ballast(data):
-            raise
-    return write()
+    return with_room(write, lambda: give_up_ballast(data))
 
 
 def _write_holder(file: TextIO) -> None:
