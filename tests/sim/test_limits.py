@@ -142,3 +142,19 @@ def test_a_limit_is_found_among_refusals_for_no_reason(limit: float) -> None:
     traffic = run(allowed, "never", 64, 5)
     assert traffic.goodput(20.0, allowed.end_s) >= 0.5
     assert traffic.refused / traffic.sent < 0.07
+
+
+@pytest.mark.parametrize(
+    ("says_when", "latency_s", "limit", "slots"),
+    [("exactly", 120.0, 0.83, 64), ("never", 60.0, 1.0, 32), ("exactly", 60.0, 5.0, 400)],
+)
+def test_a_rate_is_found_though_each_answer_takes_minutes(
+    says_when: Says, latency_s: float, limit: float, slots: int
+) -> None:
+    """A refusal comes at once; nobody waits for an answer to know that there was none."""
+    allowed = Allowed("rate", [limit], phase_s=5_400.0, burst_s=1.0, latency_s=latency_s)
+    traffic = run(allowed, says_when, slots, 3)
+    possible = min(limit, slots / latency_s) * (allowed.end_s - 1_800.0)
+    used = sum(at_s >= 1_800.0 for at_s in traffic.taken) / possible
+    assert used >= 0.9
+    assert traffic.refused / traffic.sent < 0.25, (traffic.refused, traffic.sent)

@@ -26,6 +26,7 @@ _DOUBLING_S = 1.0
 _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
 _FEW = 3  # calls beside a refused one, below which the rate is to blame
 _CUT_REST_S = 10.0  # after a decrease: calls from before it have that long to end
+_HELD_S = 5.0  # a call that is not refused in this time is accepted
 _PEAK_S = 10.0  # how long the highest accepted concurrency is remembered, at least
 
 
@@ -61,6 +62,8 @@ class Window:
         """Between two probes above a concurrency that was refused, or beside what is out."""
         self._is_trying = False
         """Whether the last growth was such a call beside what is out, of which nothing is known."""
+        self._above, self._above_s = 0.0, _NEVER
+        """The last size above the wall that was filled, and since when."""
         self._cut_s = _NEVER
         """When a call was too much last."""
         self._proof_s = 0.0
@@ -115,7 +118,7 @@ class Window:
         """Grow where that needs no answer; return the seconds until it may grow again."""
         if self.wall is not None and self.size >= self.wall:
             if self.size > self.wall:
-                return _ANSWER
+                return self._hold_above(now_s, in_flight)
             if now_s >= self._rest.due_s:
                 self._step = 1
                 self.size = max(self.wall, in_flight) + 1.0  # not all that are out were refused
@@ -134,9 +137,20 @@ class Window:
             left = _DOUBLING_S
         return left
 
+    def _hold_above(self, now_s: float, in_flight: int) -> float:
+        """Go on when nothing was refused for a while: an answer may take minutes, a refusal not."""
+        if in_flight < int(self.size):
+            return _ANSWER
+        if self._above != self.size:
+            self._above, self._above_s = self.size, now_s
+        left = self._above_s + _HELD_S - now_s
+        if left <= 0.0:
+            self._pass_wall()
+        return max(0.0, left)
+
     def _grow_beside(self, now_s: float, in_flight: int) -> float:
         """Let one call go beside those that are out, if no answer has let it grow for a while."""
-        if in_flight < self.size:
+        if in_flight < int(self.size):
             return _ANSWER
         rest = self._rest
         due_s = rest.due_s
@@ -185,6 +199,7 @@ class Window:
         self.size = float(self.wall)
         self._step = 1
         self._rest.begin(now_s)
+        self._above = 0.0
 
     def lower(self, permit: Permit) -> None:
         """Note a further 429 of the same cohort."""
