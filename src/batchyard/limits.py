@@ -123,7 +123,6 @@ UPSTREAM_TIMEOUT_S = 3_600.0
 # Prompt caches. An upstream that does not stream begins to answer when it has the whole answer;
 # the prompt was read long before that.
 PRIMER_ANSWER_S = 30.0  # the rest of a group waits no longer for a primer that was sent
-PRIMER_BACKOFF_S = 5.0  # nor for one that failed and is sent again only after more than this
 CACHE_LAPSE_MARGIN_S = 10.0  # a request sent so shortly before an entry lapses may come too late
 PRIMED_PREFIXES_MAX = 20_000  # known for each pool
 PARKED_BYTES_MAX = 64 * MIB  # a pool claims no more while so much waits for primers

@@ -265,7 +265,7 @@ def test_a_yard_without_its_upstream_waits_for_it(tmp_path: Path) -> None:
         port = later.port
     with Yard(tmp_path / "data", f"http://127.0.0.1:{port}", bounds=QUICK) as yard:
         batch = yard.create([request("early")])
-        yard.wait_progress(batch["id"], lambda progress: progress["in_flight"] == 1)
+        yard.wait_progress(batch["id"], lambda progress: progress["calls"])
         assert yard.post("/v1/messages", request("x")["params"]).status == 502
         with Upstream(port=port):
             yard.wait_ended(batch["id"])

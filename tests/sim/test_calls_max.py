@@ -35,7 +35,7 @@ def test_a_model_that_comes_later_has_calls_as_soon_as_some_end(root: Path, gate
         first = await world.create(_requests(4_000, "first"))
         await world.clock.advance(3.0)
         if gated:  # all of its slots wait at the gate, and make no call
-            world.worker._pools["sim/first"].gate.limiter.pace.hint(1.0, float("inf"))
+            world.worker._pools["sim/first"].gate.limiter.pace.hint("requests", 1.0, float("inf"))
         second = await world.create(_requests(40, "second"), workspace="another")
         await world.clock.advance(0.05)
         progress = await world.ledger.progress(second.id)

@@ -115,23 +115,6 @@ async def test_a_worker_that_came_back_with_what_it_knew_keeps_it(ledger: Ledger
     assert (two.rate, two.pool.slots) == (7.0, 32)
 
 
-async def test_requests_that_wait_without_a_slot_hold_none_of_another_worker(
-    ledger: Ledger,
-) -> None:
-    one, two = Member("one", ledger, 64), Member("two", ledger, 64)
-    assert await one.ask() == 64
-    one.pool.busy, one.pool.stepped_aside = 64, 16
-    for _ in range(48):
-        one.pool.gate.start(b"{}")
-    await two.ask()
-    assert (await one.ask(), await two.ask()) == (32, 16), "what is called is not another's yet"
-    one.pool.stepped_aside = one.pool.gate.limiter.in_flight = 32
-    assert (await one.ask(), await two.ask()) == (32, 32)
-    one.pool.stepped_aside = 0  # they are back, and calls of this worker have to end first
-    assert (await one.ask(), await two.ask()) == (32, 32)
-    assert not one.pool.gate.may_repeat
-
-
 async def test_the_one_worker_of_few_slots_has_all_of_what_is_allowed(ledger: Ledger) -> None:
     few = limits.SLOTS_DIVIDED_MIN - 1
     one, two = Member("one", ledger, few), Member("two", ledger, few)

@@ -406,3 +406,52 @@ def test_the_other_family_of_headers_tells_durations(text: str, seconds: float) 
 def test_bad_durations_are_ignored(text: str) -> None:
     headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": text}
     assert hints.read(headers, lambda: NOW) == []
+
+
+def test_of_several_buckets_that_are_nearly_empty_the_tightest_counts() -> None:
+    limiter = Limiter(10)
+    limiter.hint(hints.Hint("requests", 1.0, 0, 60.0), 0.0)
+    limiter.estimate.learn(1_000, (100, 10))
+    limiter.hint(hints.Hint("output-tokens", 1_000.0, 0, 30.0), 0.0)
+    assert limiter.pace.known(0.0) == limiter.pace.known(59.0) == 1.0
+    assert limiter.pace.known(61.0) is None
+
+
+def test_workers_divide_what_the_upstream_tells() -> None:
+    limiter = Limiter(10)
+    limiter.part = 0.25
+    limiter.hint(hints.Hint("requests", 8.0, 0, 60.0), 0.0)
+    assert limiter.pace.known(0.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("signal", "requests"), [(Signal.BARRED, 1.0), (Signal.UNSENT, 0.0), (Signal.LIMITED, 1.0)]
+)
+def test_a_call_that_used_nothing_is_not_charged(signal: Signal, requests: float) -> None:
+    limit = Limit(("*",), requests=60, output_tokens=6_000)
+    limiter = Limiter(10, Ceilings({"up": [limit]}).of_pool("up", "m"))
+    permit = limiter.start(0.0, 1_000, 64_000)
+    assert limiter.wait_s(0.0) > 600.0
+    limiter.end(permit, 0.0, signal, tells=False)
+    assert limiter.wait_s(0.0) == pytest.approx(requests)
+
+
+def test_a_request_that_fails_again_while_others_are_taken_opens_no_breaker() -> None:
+    limiter = Limiter(64)
+    for second in range(2 * limits.BREAKER_FAILURES):
+        limiter.end(limiter.start(float(second)), second + 0.5, Signal.FAILED, tells=False)
+    assert not limiter.is_limited
+
+
+def test_a_window_of_a_call_and_a_half_lets_a_second_one_go_beside_a_long_one() -> None:
+    """Also below a concurrency that was refused."""
+    limiter = Limiter(16)
+    long = [limiter.start(0.0) for _ in range(6)]
+    end(limiter, long[1:5], 1.0, Signal.TAKEN)
+    limiter.window.take_over(2.0, 8, 2.0)
+    limiter.end(long[5], 2.0, Signal.OVERLOADED)
+    assert 1.0 < limiter.window.size < 2.0
+    now_s = 2.0
+    while (wait_s := limiter.wait_s(now_s)) > 0.0:
+        now_s += wait_s
+        assert now_s < 60.0

@@ -56,13 +56,26 @@ def test_when_the_primer_is_over_without_an_answer_the_next_one_primes() -> None
     assert priming.admit(Asked(), 3.0) is None
 
 
-def test_a_primer_that_is_sent_again_soon_keeps_the_others_waiting_and_no_other_does() -> None:
-    for delay_s, hands_on in ((1.0, []), (limits.PRIMER_BACKOFF_S + 1, [b"a"])):
-        priming, first = Priming(), Asked()
-        started(priming, first)
-        assert priming.delayed(first, delay_s) == hands_on
-        assert priming.overdue(1e9) == [], "nothing is out"
-        assert (priming.admit(Asked(), 2.0) is None) is bool(hands_on)
+def test_a_primer_that_is_sent_again_in_a_moment_keeps_the_others_waiting() -> None:
+    priming, first = Priming(), Asked()
+    started(priming, first)
+    priming.delayed(first)
+    assert priming.overdue(1e9) == [], "nothing is out"
+    assert priming.admit(Asked(), 2.0) == b"a"
+
+
+def test_where_some_primers_in_a_row_are_declined_the_others_wait_for_none() -> None:
+    priming = Priming()
+    for number in range(2):
+        primer = Asked()
+        started(priming, primer, float(number))
+        assert priming.declined(primer) == []
+        assert priming.left(primer) == [b"a"]
+    primer = Asked()
+    started(priming, primer, 2.0)
+    assert priming.declined(primer) == [b"a"], "all that wait for it go"
+    assert priming.left(primer) == []
+    assert priming.admit(Asked(), 2.0) is None
 
 
 def test_nobody_waits_longer_than_a_bounded_time_for_an_answer_to_begin() -> None:
@@ -282,7 +295,7 @@ def test_whatever_happens_everything_is_sent_once_and_nothing_waits_for_nobody(
             case 3 if out:
                 here.pool.left(here.out[out.pop(rng.randrange(len(out)))])
             case 4 if out:
-                here.pool.delayed(here.out[rng.choice(out)], rng.choice([0.5, 60.0]))
+                here.pool.delayed(here.out[rng.choice(out)])
             case 5 if rng.random() < 0.02:
                 stopped = rng.choice(shards)
                 ended |= {r.custom_id for r in stopped.unsent} | set(stopped.parked)

@@ -282,7 +282,7 @@ def test_every_outcome_tells_something_of_the_upstream() -> None:
     told = {s: retry.signal(r, decide(r, NOW)) for s in range(100, 1_000) for r in [Reply(s, b"")]}
     assert {s for s, told_of in told.items() if told_of is Signal.LIMITED} == {429}
     assert {s for s, told_of in told.items() if told_of is Signal.OVERLOADED} == {529}
-    assert {s for s, told_of in told.items() if told_of is Signal.NOTHING} == PAUSES | {404, 405}
+    assert {s for s, told_of in told.items() if told_of is Signal.BARRED} == PAUSES | {404, 405}
     assert all(told[s] is Signal.TAKEN for s in (302, 400, 409, 413, 422))
     assert all(told[s] is Signal.FAILED for s in (200, 204, 500, 502, 503))
     done = Reply(200, MESSAGE)

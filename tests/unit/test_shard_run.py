@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from batchyard import limits, result
 from batchyard.dispatch.adopt import Adopted
+from batchyard.dispatch.aside import PutBack
 from batchyard.dispatch.shard import Request, ShardRun
 from batchyard.dispatch.suspects import give_up, given_up, unseen
 from batchyard.ledger import Claim
 from batchyard.model import Counts, Extent, Tokens
 from batchyard.price import Usage
+from batchyard.upstream import Call
 
 
 class Task:
@@ -274,6 +276,15 @@ def test_what_waits_for_a_suspected_request_ends_with_its_batch() -> None:
     shard.settle("a", "succeeded", b'{"custom_id":"a"}', None)
     assert take(shard) is None
     assert shard.is_done
+
+
+def test_after_a_suspected_request_that_waits_for_its_next_try_the_next_is_sent_alone() -> None:
+    shard = suspected("a", "b", "c")
+    first = take(shard)
+    assert first is not None
+    assert shard.set_aside(PutBack(first, Call(b"{}", "2023-06-01", (), "w")), 60.0, "429")
+    assert taken(shard) == "b"
+    assert take(shard) is None
 
 
 def test_the_request_that_was_sent_alone_is_given_up_unseen_and_later_all_of_the_shard() -> None:

@@ -137,7 +137,7 @@ def test_one_that_waits_for_its_own_time_does_not_hide_why_the_others_wait() -> 
     for _ in range(5):
         take(made)
     mine.retrying = {"b-0": (600.0, "429")}
-    made.busy, made.stepped_aside = 5, 1  # it has left its slot
+    made.busy = 4
     found = in_pool(made, [], [mine], "b", 0.0)
     assert [each.detail for each in found] == [
         "all 4 slots are filled; 4 requests wait",

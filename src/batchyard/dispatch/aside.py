@@ -1,4 +1,4 @@
-"""Requests that an upstream has refused: they wait without a slot and without a task.
+"""Requests that are sent again later: they wait without a slot and without a task.
 
 A request that is set aside leaves what is in flight and stays with its shard, which ends it with
 the rest when it is stopped. When its time has come it is unsent again, behind the others. Pure.
@@ -37,10 +37,15 @@ class PutBack(NamedTuple):
 
     request: Request
     call: Call
-    tries: int
-    counted: int
+    tries: int = 0
+    counted: int = 0
     """Those of them that use up a try of the request."""
-    refused: Refused | None
+    failed: int | None = None
+    """The number of its first call that failed."""
+    is_own: bool = False
+    """Whether one failed later, too, while others were taken."""
+    refused: Refused | None = None
+    """Where the upstream would not have taken it (401, 402, 403)."""
 
 
 class Aside:
@@ -50,10 +55,20 @@ class Aside:
         self._heap: list[tuple[float, int, ShardRun, PutBack]] = []
         self._numbers = count()
         self._shards, self._turns = Counter[int](), Counter["Turn"]()
-        self._size = 0
+        self._size = self._refused = 0
 
     def __len__(self) -> int:
         return len(self._heap)
+
+    @property
+    def next_s(self) -> float | None:
+        """Return when the first of them is due; None where there is none."""
+        return self._heap[0][0] if self._heap else None
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether the upstream would not have taken some of them."""
+        return self._refused > 0
 
     @property
     def is_full(self) -> bool:
@@ -107,6 +122,7 @@ class Aside:
 
     def _count(self, shard: ShardRun, back: PutBack, step: int) -> None:
         self._size += step * (len(back.request.params) + _REQUEST_BYTES)
+        self._refused += step * (back.refused is not None)
         _add(self._shards, id(shard), step)
         _add(self._turns, shard.claim.turn, step)
 

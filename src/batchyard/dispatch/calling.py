@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchyard.clock import Clock
-    from batchyard.dispatch.gate import Gate
     from batchyard.dispatch.pool import Pool
     from batchyard.dispatch.shard import Request, ShardRun
     from batchyard.dispatch.window import Permit
@@ -38,8 +37,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A request that is refused again and again (it is larger than the whole limit, say) tells nothing
-# of the others; its own waits are enough.
-_TELLING_TRIES = 2
+# of the others; its own waits are enough. Nor does one that fails again while others are taken. An
+# upstream that has too much to do takes some and not others, so that is believed for longer.
+_LIMITED_TRIES, _OVERLOADED_TRIES = 2, 4
+
+_IN_SLOT_S = 0.25  # for a shorter wait a slot is not left
 
 _FRESH_S = 0.05  # of the wall time that tells whether a batch has expired
 
@@ -100,14 +102,11 @@ class Caller:
         custom_id = request.custom_id
         account = self.accounts.of(shard.claim.batch)
         gate = pool.gate
-        call, tries, counted, refused = self._resume(pool, shard, request)
+        _, call, tries, counted, failed, is_own, refused = back = self._resume(pool, shard, request)
         while True:
-            if tries or pool.pause_reason is not None or self.look_again is not None:
-                await self._before_call(pool, shard, tries)
-                if pool.pause_reason is not None and pool.pausing.trying is not request:
-                    back = PutBack(request, call, tries, counted, refused)
-                    pool.set_aside(shard, back, self._clock.monotonic_s(), "paused")
-                    return
+            may_wait = tries or pool.pause_reason is not None or self.look_again is not None
+            if may_wait and not await self._may_call(pool, shard, back):
+                return
             if self._is_over(shard):
                 shard.give_up(custom_id)
                 return
@@ -124,7 +123,7 @@ class Caller:
                 raise
             finally:
                 shard.answered += 1
-            action = self._judge(gate, permit, outcome, tries)
+            action, is_own = self._judge(pool, permit, outcome, back)
             crash.point("called")
             tries += 1
             if type(action) is retry.Pause:
@@ -139,11 +138,12 @@ class Caller:
                     continue
                 account.failed(custom_id, tries, retry.reason(outcome), action.message)
                 counted += action.counted
+                failed = permit.number if failed is None else failed
                 if counted < limits.ATTEMPTS_MAX:
-                    back = PutBack(request, call, tries, counted, refused)
+                    call = _changed(call, outcome)
+                    back = PutBack(request, call, tries, counted, failed, is_own, refused)
                     if not await self._before_again(pool, shard, back, outcome, action):
                         return
-                    call = _changed(call, outcome)
                     continue
                 shard.fail(custom_id, action.type, action.message, None)
             else:
@@ -152,14 +152,12 @@ class Caller:
                 account.over(custom_id)
             return
 
-    def _resume(
-        self, pool: Pool, shard: ShardRun, request: Request
-    ) -> tuple[Call, int, int, Refused | None]:
-        """Return the call to make, and what is known of earlier ones; see `PutBack`."""
+    def _resume(self, pool: Pool, shard: ShardRun, request: Request) -> PutBack:
+        """Return the call to make, and what is known of earlier ones."""
         if shard.put_back:
             back = shard.put_back.pop(request.custom_id, None)
             if back is not None:
-                return back.call, back.tries, back.counted, back.refused
+                return back
         claim = shard.claim
         call = Call(
             request.params,
@@ -172,7 +170,7 @@ class Caller:
             partial(self._may_send, shard),
             request.max_tokens,
         )
-        return call, 0, 0, None
+        return PutBack(request, call)
 
     def _is_fresh(self) -> bool:
         """Whether the wall time was looked at a moment ago, which costs more than to ask this."""
@@ -194,6 +192,19 @@ class Caller:
     def _may_send(self, shard: ShardRun) -> bool:
         """Whether a call still goes out that had to wait for its connection."""
         return not self.has_old_news() and not self._is_over(shard)
+
+    async def _may_call(self, pool: Pool, shard: ShardRun, back: PutBack) -> bool:
+        """Wait until a call may be made; false where the request is put back for later instead."""
+        gate, now_s = pool.gate, self._clock.monotonic_s()
+        breaker = gate.limiter.breaker
+        if back.tries and breaker.until_s is not None and not gate.may_repeat:  # since it failed
+            pool.set_aside(shard, back, max(breaker.until_s, now_s), breaker.reason)
+            return False
+        await self._before_call(pool, shard, back.tries)
+        if pool.pause_reason is not None and pool.pausing.trying is not back.request:
+            pool.set_aside(shard, back, now_s, "paused")
+            return False
+        return True
 
     async def _before_call(self, pool: Pool, shard: ShardRun, tries: int) -> None:
         """Wait until a call may be made, or made again: at the gate and, where need be, for news.
@@ -239,60 +250,62 @@ class Caller:
         outcome: Outcome,
         action: retry.Again | retry.Pause,
     ) -> bool:
-        """Take note of a try that failed, and wait as long as the next one has to.
+        """Take note of a try that failed, and see to it that the next one comes in time.
 
         Returns:
-            Whether to try again; not where the request has been put back for later.
+            Whether to try again now; not where the request has been put back for later.
         """
-        request = back.request
+        request, limiter = back.request, pool.gate.limiter
         if action.reached:
             shard.note_try(request.custom_id, action.type, action.message)
+        now_s = self._clock.monotonic_s()
         if isinstance(action, retry.Pause) or action.is_refused:
-            until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
+            until_s = now_s + limits.UPSTREAM_PAUSE_S
             pool.set_aside(shard, back, until_s, retry.reason(outcome))
             return False
         if action.at_once:
-            pool.delayed(request, 0.0)
+            pool.delayed(request)
             return True
         if action.counted:
             pool.answered()
         else:
             pool.refused(retry.told(outcome, action))
-        if pool.trouble is not None or pool.gate.limiter.is_limited:
+        if pool.trouble is not None or limiter.is_limited:
             pool.gate.tell(retry.told(outcome, action))
         left_s = self._left_s(shard)
+        breaker_s = limiter.breaker.until_s
         delay = retry.delay_s(
             back.tries,
             action.retry_after_s,
             self._rng,
             left_s=left_s,
-            is_gated=pool.gate.limiter.breaker.until_s is not None,
+            is_gated=breaker_s is not None and not back.is_own,
         )
         wait_s = max(0.0, left_s) if delay is None else delay
-        pool.delayed(request, wait_s)
-        custom_id = request.custom_id
-        until_s = self._clock.monotonic_s() + wait_s
-        shard.retrying[custom_id] = until_s, retry.reason(outcome)
-        try:
-            if action.retry_after_s is None or not pool.may_step_aside:
-                await self._wait(pool, shard, wait_s)
-            else:  # it was told to wait and the others were not: they may have its slot
-                await self._step_aside(pool, shard, wait_s)
-        finally:
-            shard.retrying.pop(custom_id, None)
-        return True
+        if breaker_s is not None:  # another one tries, or few would use up all their tries
+            wait_s = max(wait_s, breaker_s - now_s)
+        elif wait_s <= _IN_SLOT_S:
+            pool.delayed(request)
+            await self._wait(pool, shard, wait_s)
+            return True
+        pool.set_aside(shard, back, now_s + wait_s, retry.reason(outcome))
+        return False
 
-    async def _step_aside(self, pool: Pool, shard: ShardRun, seconds: float) -> None:
-        """Wait without a slot."""
-        pool.stepped_aside += 1
-        try:
-            pool.on_release(pool)
-            await self._wait(pool, shard, seconds)
-        finally:
-            pool.stepped_aside -= 1
+    def _judge(
+        self, pool: Pool, permit: Permit, outcome: Outcome, back: PutBack
+    ) -> tuple[retry.Action, bool]:
+        """Return what an outcome means, and tell the gate.
 
-    def _judge(self, gate: Gate, permit: Permit, outcome: Outcome, tries: int) -> retry.Action:
-        """Return what an outcome means after some `tries`, and tell the gate."""
+        Args:
+            pool: of the request.
+            permit: of the call.
+            outcome: of it.
+            back: what is known of earlier calls for the request.
+
+        Returns:
+            What it means; and whether calls for this request fail for its own sake.
+        """
+        gate = pool.gate
         if type(outcome) is Reply and outcome.status == 200:
             action = retry.decide(outcome, 0)
         else:  # only a refusal may hold a date
@@ -301,14 +314,23 @@ class Caller:
         if type(action) is retry.Done:
             used = _counted(action.message.usage) if gate.wants_usage else None
             gate.end(permit, Signal.TAKEN, used=used, headers=headers)
-            return action
+            return action, back.is_own
         signal = retry.signal(outcome, action)
-        if signal is Signal.LIMITED and tries >= _TELLING_TRIES:
-            signal = Signal.NOTHING
+        are_others_taken = back.failed is not None and pool.pausing.newest_taken > back.failed
+        is_own = _is_own(signal, back.tries, are_others_taken=are_others_taken)
+        # Once may be chance; and when nothing works any more it may be that this time.
+        tells = not is_own or (pool.is_broken() and not back.is_own)
         after = action.retry_after_s if isinstance(action, retry.Again) else None
         is_invalid = isinstance(action, retry.Fail) and retry.is_refusal(outcome)
-        gate.end(permit, signal, retry_after_s=after, is_invalid=is_invalid, headers=headers)
-        return action
+        gate.end(
+            permit,
+            signal,
+            retry_after_s=after,
+            tells=tells,
+            is_invalid=is_invalid,
+            headers=headers,
+        )
+        return action, back.is_own or is_own
 
     def _left_s(self, shard: ShardRun) -> float:
         return (shard.claim.expires_us - self._clock.now_us()) / limits.SECOND_US
@@ -319,6 +341,19 @@ class Caller:
             await wait_first(self._clock, shard.stopped, seconds)
         finally:
             pool.gate.go_on()
+
+
+def _is_own(signal: Signal, tries: int, *, are_others_taken: bool) -> bool:
+    """Whether a call that failed tells of its request only, after some tries of that."""
+    match signal:
+        case Signal.LIMITED:
+            return tries >= (1 if are_others_taken else _LIMITED_TRIES)
+        case Signal.OVERLOADED:
+            return tries >= _OVERLOADED_TRIES and are_others_taken
+        case Signal.FAILED | Signal.TIMEOUT:
+            return are_others_taken
+        case _:
+            return False
 
 
 def _changed(call: Call, outcome: Outcome) -> Call:
@@ -359,6 +394,7 @@ def _settle(
         line = result.succeeded(custom_id, message.body)
         shard.settle(custom_id, "succeeded", line, message.usage)
     elif type(action) is retry.Fail:
+        pool.declined(request)
         shard.fail(custom_id, action.type, action.message, action.request_id)
     else:
         assert type(action) is retry.Unsent

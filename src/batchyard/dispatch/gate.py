@@ -253,6 +253,7 @@ class Gate:
         *,
         retry_after_s: float | None = None,
         used: tuple[int, int] | None = None,
+        tells: bool = True,
         is_invalid: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -263,12 +264,13 @@ class Gate:
             signal: what it told.
             retry_after_s: what the upstream asked for, capped.
             used: input and output tokens that count against limits, where they are known.
+            tells: whether a failure tells of others, too, not of its request only.
             is_invalid: whether it was refused for what it asked, so that no output came of it.
             headers: of the answer.
         """
         limiter = self.limiter
         now_s = self._clock.monotonic_s()
-        limiter.end(permit, now_s, signal, retry_after_s, used, is_invalid=is_invalid)
+        limiter.end(permit, now_s, signal, retry_after_s, used, tells=tells, is_invalid=is_invalid)
         if headers is not None:
             for hint in hints.read(headers, self._clock.now_us):
                 self.wants_usage |= hint.kind != "requests"

@@ -54,10 +54,15 @@ class Signal(enum.Enum):
     TIMEOUT = "timed out"
     FAILED = "failed"  # 5xx, a broken connection, an answer that is none
     UNREACHABLE = "unreachable"
-    NOTHING = "nothing"  # it was given up, or the key was refused
+    BARRED = "barred"  # the key or the account was refused
+    UNSENT = "unsent"  # nobody wanted it any more, and no byte of it was sent
+    NOTHING = "nothing"  # it was given up
 
 
-_UNUSED = frozenset({Signal.LIMITED, Signal.OVERLOADED, Signal.UNREACHABLE})
+_SILENT = frozenset({Signal.BARRED, Signal.UNSENT, Signal.NOTHING})
+_UNUSED = frozenset(
+    {Signal.LIMITED, Signal.OVERLOADED, Signal.UNREACHABLE, Signal.BARRED, Signal.UNSENT}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,8 @@ class Limiter:
         self.strays = Strays()
         self.ceilings = tuple(ceilings)
         self.estimate = Estimate()
+        self.part = 1.0
+        """Of what the upstream allows; several workers divide that."""
         self._sent = 0
         self._cut = 0
         """The number of the first call that was sent after the last decrease."""
@@ -238,6 +245,7 @@ class Limiter:
         retry_after_s: float | None = None,
         used: tuple[int, int] | None = None,
         *,
+        tells: bool = True,
         is_invalid: bool = False,
     ) -> None:
         """Take in what became of a call.
@@ -248,6 +256,7 @@ class Limiter:
             signal: what it told.
             retry_after_s: what the upstream asked for, capped.
             used: input and output tokens that count against limits, where they are known.
+            tells: whether a failure tells of others, too, not of its request only.
             is_invalid: whether it was refused for what it asked, so that no output came of it.
         """
         self.in_flight -= 1
@@ -261,10 +270,14 @@ class Limiter:
             return
         breaker = self.breaker
         self._cool_down.failed(permit.number, now_s)
-        if signal is Signal.NOTHING or (
-            signal is Signal.LIMITED
-            and self._is_stray(permit, now_s, names_time=retry_after_s is not None)
+        is_limited = signal is Signal.LIMITED
+        if signal in _SILENT or (
+            is_limited
+            and (not tells or self._is_stray(permit, now_s, names_time=retry_after_s is not None))
         ):
+            breaker.is_probing = False
+            return
+        if not tells:
             breaker.is_probing = False
             return
         if retry_after_s is not None:
@@ -294,7 +307,8 @@ class Limiter:
             self.estimate.learn(permit.size, used)
             self._charge(now_s, 0.0, (used[0] - charged[0], used[1] - charged[1]))
         elif signal in _UNUSED:
-            self._charge(now_s, 0.0, (-charged[0], -charged[1]))
+            requests = -1.0 if signal is Signal.UNSENT else 0.0
+            self._charge(now_s, requests, (-charged[0], -charged[1]))
         elif is_invalid:  # its input was counted before it was looked at, perhaps
             self._charge(now_s, 0.0, (0.0, -charged[1]))
         # else the upstream may have worked for it
@@ -312,7 +326,7 @@ class Limiter:
         else:
             each = self.estimate.input
         if each > 0.0:
-            self.pace.hint(hint.refill / each, now_s + hint.reset_s)
+            self.pace.hint(hint.kind, hint.refill * self.part / each, now_s + hint.reset_s)
 
     def _taken(self, permit: Permit, now_s: float) -> None:
         took_s = now_s - permit.sent_s
@@ -400,6 +414,10 @@ class Limiter:
             or self.breaker.until_s is not None
             or self._cool_down.until_s is not None
         )
+
+    def is_broken(self) -> bool:
+        """Whether all calls have stopped but single ones, which try."""
+        return self.breaker.until_s is not None
 
     def rate_max(self, now_s: float) -> float | None:
         """Return how many calls a second are possible at most; None when nothing says that."""

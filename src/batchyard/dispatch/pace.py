@@ -40,8 +40,8 @@ class Pace:
         self.rate: float | None = None
         self.round_s = 0.0
         """How long an answer takes."""
-        self._told = 0.0
-        self._told_until_s = _NEVER
+        self._told: dict[str, tuple[float, float]] = {}
+        """What the upstream told of each of its buckets: calls a second, and until when."""
         self._is_paced = False
         """Whether there is any rate, learned or told."""
         self._next_s = _NEVER
@@ -110,18 +110,19 @@ class Pace:
 
     def known(self, now_s: float) -> float | None:
         """Return calls a second: what was learned or what the upstream told, the lower one."""
-        if now_s >= self._told_until_s:
+        if not self._told:
             return self.rate
-        return self._told if self.rate is None else min(self.rate, self._told)
+        self._told = {kind: told for kind, told in self._told.items() if now_s < told[1]}
+        rates = [rate for rate, _ in self._told.values()]
+        return min(rates if self.rate is None else [*rates, self.rate], default=None)
 
     def is_binding(self, now_s: float) -> bool:
         """Whether it has held calls back of late."""
         return now_s - self._held_back_s < _BINDING_S
 
-    def hint(self, rate: float, until_s: float) -> None:
-        """Take in what the upstream told, which holds for a while."""
-        self._told = max(_RATE_MIN, rate)
-        self._told_until_s = until_s
+    def hint(self, bucket: str, rate: float, until_s: float) -> None:
+        """Take in what the upstream told of one of its buckets, which holds for a while."""
+        self._told[bucket] = max(_RATE_MIN, rate), until_s
         self._is_paced = True
 
     def _step_up(self, now_s: float) -> None:

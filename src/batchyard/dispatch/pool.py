@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 
     from batchyard.dispatch.aside import PutBack
     from batchyard.dispatch.gate import Gate
+    from batchyard.dispatch.line import Timer
     from batchyard.dispatch.shard import Request, ShardRun
     from batchyard.ledger import Claim, Turn
     from batchyard.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
-_ELSEWHERE = 0.618  # of a queue: the golden ratio, so that no place is met twice soon
+# Where in a queue those that try are taken from, as requests that fail may stand together: the
+# golden ratio, so that no place is met twice soon.
+_ELSEWHERE = 0.618
 # Calls in a row that came to nothing before people are told.
 _REFUSALS_SHOWN = 3
+_TOGETHER_S = 0.01
+_AGAIN_MAX = 8_192  # requests that wait, from where on no shard is opened for more of them
 _TROUBLE_KEPT_S = 300.0  # of a worker that has nothing to try with
 
 
@@ -53,8 +58,8 @@ class Pool:
         self.slots = slots
         """Those that this process may fill; where there are several, they divide those of all."""
         self.turns = Turns() if turns is None else turns
-        self.busy = self.stepped_aside = 0
-        """Requests in flight, and those of them that wait and have left their slot to others."""
+        self.busy = 0
+        """Slots that are filled."""
         self.is_capped = False
         """Whether calls could start here, had the process not as many as it may make."""
         self.unwritten = 0
@@ -85,21 +90,17 @@ class Pool:
         self._aside = Aside()
         self.gate: Gate
         """Where calls wait for a permit; given by the worker."""
+        self.is_broken: Callable[[], bool] = lambda: False
+        """Whether only single calls go out, which try; given by the worker."""
         self.on_release: Callable[[Pool], object] = lambda _: None
-        """Called when requests that waited for a prompt cache may be sent."""
+        """Called when requests that waited may be sent."""
+        self.timer: Timer | None = None
+        """Which calls `let_in`; given by the worker. Without one, the next tick does."""
 
     @property
     def unsent(self) -> int:
         """Return how many requests wait for a slot."""
         return self.turns.unsent
-
-    @property
-    def may_step_aside(self) -> bool:
-        """Whether a request that waits can leave its slot to others.
-
-        When it goes on, the gate sees to it that no more calls are made than there are slots.
-        """
-        return self.stepped_aside < self.slots and self.gate.may_repeat
 
     @property
     def is_hungry(self) -> bool:
@@ -110,10 +111,10 @@ class Pool:
         """
         if self._parking.size >= limits.PARKED_BYTES_MAX:
             return False
-        if self._aside.is_full:  # one more after the other, or a pause would never end
-            return self.pause_reason is not None and not self.unsent
-        if self.pause_reason is None:
-            return self.unsent < 2 * self.slots
+        if self._aside.is_full:  # one more after the other: they hold up nobody else
+            return not self.unsent
+        if self.pause_reason is None:  # not those that are sent again: they may fail for ever
+            return self.turns.fresh < 2 * self.slots and self.unsent < _AGAIN_MAX
         shards = [shard for shard in self.turns.order(self.slots) if shard.unsent]
         size = sum(shard.claim.length for shard in shards)
         return all(shard.aside for shard in shards) and size < limits.OPEN_BYTES_MAX
@@ -178,7 +179,7 @@ class Pool:
 
     def is_lacking(self, shard: ShardRun) -> bool:
         """Whether its batch may soon have nothing to send, while others have."""
-        if self.pause_reason is not None or len(shard.unsent) > 2 * len(shard.inflight):
+        if self.pause_reason is not None or shard.fresh > 2 * len(shard.inflight):
             return False
         claim = shard.claim
         if claim.is_only or claim.turn in self.drained or not self._may_open(claim.turn):
@@ -193,7 +194,7 @@ class Pool:
             self._fresh_wait and not shard.sent and len(shard.inflight) == 1
         ):
             return True  # another batch may begin
-        if len(shard.unsent) > 2 * self.slots:  # then neither can be, and this is nearly always so
+        if shard.fresh > 2 * self.slots:  # then neither can be, and this is nearly always so
             return False
         return self.is_hungry or self.is_lacking(shard)
 
@@ -215,7 +216,10 @@ class Pool:
         """Return the next request to send, which `task` will do."""
         if self.pausing.reason is not None:
             return self._take_one(task)
-        for shard in self.turns.order(self.slots):
+        order = self.turns.order(self.slots)
+        if self.is_broken():
+            order = self._fresh_first(order)
+        for shard in order:
             if not shard.unsent:
                 continue
             request = self._next(shard, task) if shard.unsent[0].marks else shard.take(task)
@@ -223,10 +227,21 @@ class Pool:
                 self._taken += 1
                 self._since_begun += 1
                 self.turns.took(shard)
-                if self._aside:  # those that are refused may stand together: mix them with others
+                if self._aside.has_refused or shard.put_back:  # mix them with others
                     self.turns.go_round(shard)
                 return shard, request
         return None
+
+    def _fresh_first(self, order: Iterable[ShardRun]) -> list[ShardRun]:
+        """Return shards, those first of which a request was never sent, which is the next then.
+
+        While single calls try whether the upstream works again, those that have failed say little:
+        it may be for their own sake. And few would use up all their tries.
+        """
+        shards = sorted((s for s in order if s.unsent), key=lambda shard: shard.fresh <= 0)
+        if shards:
+            shards[0].bring_fresh(_ELSEWHERE)
+        return shards
 
     def _take_one(self, task: asyncio.Task[None]) -> tuple[ShardRun, Request] | None:
         """Return the request that tries whether a pause can end, if it is time.
@@ -266,6 +281,28 @@ class Pool:
     def set_aside(self, shard: ShardRun, back: PutBack, until_s: float, why: str) -> None:
         """Let a request in flight wait without a slot; see `Aside.add`."""
         self._aside.add(shard, back, until_s, why)
+        self._set_timer()
+
+    def close(self) -> None:
+        """Let nothing go on any more: the worker leaves."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = None
+
+    def _set_timer(self) -> None:
+        due_s = self._aside.next_s
+        if due_s is not None and self.timer is not None and self.pausing.reason is None:
+            now_s = self._now_s()  # many that are due one after the other go together
+            self.timer.set(now_s, max(due_s - now_s, _TOGETHER_S))
+
+    def let_in(self) -> None:
+        """Let go on what was set aside and is due."""
+        if self.pausing.reason is not None:
+            if self.ready:
+                self.on_release(self)
+        elif self._aside.let_in(self._now_s()):
+            self.on_release(self)
+        self._set_timer()
 
     def _next(self, shard: ShardRun, task: asyncio.Task[None]) -> Request | None:
         """Take the next request of a shard that need not wait for a prompt cache to be written."""
@@ -297,10 +334,15 @@ class Pool:
         if request.marks:
             self._release(self._priming.begun(request))
 
-    def delayed(self, request: Request, seconds: float) -> None:
-        """Note that a request failed, and is sent again after `seconds`."""
+    def delayed(self, request: Request) -> None:
+        """Note that a request failed, and is sent again in a moment."""
         if request.marks:
-            self._hand_on(self._priming.delayed(request, seconds))
+            self._priming.delayed(request)
+
+    def declined(self, request: Request) -> None:
+        """Note that the upstream would not do what a request asks for."""
+        if request.marks:
+            self._release(self._priming.declined(request))
 
     def left(self, request: Request) -> None:
         """Note that a request is not in flight any more, whatever has become of it."""
@@ -323,11 +365,7 @@ class Pool:
             self.answered()  # it may be over: nobody has tried
         if self._aside.is_full:
             self._aside.forget()
-        if self.pausing.reason is not None:
-            if self.ready:
-                self.on_release(self)
-        elif self._aside.let_in(self._now_s()):
-            self.on_release(self)
+        self.let_in()
         self._release(self._priming.overdue(self._now_s()))
         self._hand_on(key for key in self._parking.keys if not self._priming.is_primed(key))
 

@@ -11,7 +11,7 @@ Source of the rules about entries: the guide on prompt caching.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from batchyard.dispatch.prefix import Mark
 
 _NEVER = float("inf")
+_DECLINED_MAX = 3  # primers of one prefix that are refused, until the others wait for none
 
 
 class Marked(Protocol):
@@ -59,6 +60,8 @@ class Priming:
         self._entries_max = entries_max
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._waited_for: dict[bytes, _Entry] = {}
+        self._declined: Counter[bytes] = Counter()
+        """How many primers in a row were refused; of those that a further one may follow."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -99,19 +102,32 @@ class Priming:
                 keys.append(mark.key)
         return keys
 
-    def delayed(self, request: Marked, seconds: float) -> list[bytes]:
-        """Note that a request failed and is sent again only after `seconds`.
-
-        Returns:
-            The keys that another request has to prime, when that is too long for it to wait.
-        """
-        if seconds > limits.PRIMER_BACKOFF_S:
-            return self.left(request)
+    def delayed(self, request: Marked) -> None:
+        """Note that a request failed and is sent again in a moment, for which the others wait."""
         for mark in request.marks:
             entry = self._primed_by(request, mark)
             if entry is not None:
                 entry.until_s = _NEVER
-        return []
+
+    def declined(self, request: Marked) -> list[bytes]:
+        """Note that the upstream would not do what a request asks for.
+
+        Returns:
+            The keys for which nobody waits any longer: what some primers in a row were refused
+            may be refused to all, one after the other.
+        """
+        keys = []
+        for mark in request.marks:
+            entry = self._primed_by(request, mark)
+            if entry is None:
+                continue
+            if len(self._declined) > self._entries_max:
+                self._declined.clear()
+            self._declined[mark.key] += 1
+            if self._declined[mark.key] >= _DECLINED_MAX:
+                self._presume(mark.key)
+                keys.append(mark.key)
+        return keys
 
     def left(self, request: Marked) -> list[bytes]:
         """Note that a request is over; return the keys that another one has to prime instead."""
@@ -144,6 +160,7 @@ class Priming:
 
     def _presume(self, key: bytes) -> None:
         entry = self._waited_for.pop(key)
+        del self._declined[key]
         entry.primer = None
         entry.until_s = _lapse_s(entry, entry.since_s)
 

@@ -106,7 +106,7 @@ _SIGNAL_OF_FAILURE = {
     FailureKind.BROKEN: Signal.FAILED,
     FailureKind.STALE: Signal.NOTHING,
     FailureKind.TOO_LARGE: Signal.TAKEN,
-    FailureKind.UNWANTED: Signal.NOTHING,
+    FailureKind.UNWANTED: Signal.UNSENT,
     FailureKind.NO_STREAM: Signal.TAKEN,
 }
 
@@ -152,7 +152,7 @@ def signal(outcome: Outcome, action: Action) -> Signal:
     if isinstance(outcome, Failure):
         return _SIGNAL_OF_FAILURE[outcome.kind]
     if isinstance(action, Pause):
-        return Signal.NOTHING
+        return Signal.BARRED
     if isinstance(outcome, Reply) and isinstance(action, Again):
         return _SIGNAL_OF_STATUS.get(outcome.status, Signal.FAILED)
     return Signal.TAKEN

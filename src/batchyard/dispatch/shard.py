@@ -131,6 +131,23 @@ class ShardRun:
         self.inflight[request.custom_id] = task
         return request
 
+    @property
+    def fresh(self) -> int:
+        """Return how many of the unsent were never sent."""
+        return len(self.unsent) - len(self.put_back)
+
+    def bring_fresh(self, start: float) -> None:
+        """Make a request the next that was never sent, if there is one.
+
+        Args:
+            start: from which part of the queue on.
+        """
+        unsent = self.unsent
+        unsent.rotate(-int(len(unsent) * start))
+        if self.fresh > 0:
+            while unsent[0].custom_id in self.put_back:
+                unsent.rotate(-1)
+
     def park(self) -> Request:
         """Set the next request aside, and return it."""
         request = self.unsent.popleft()
@@ -158,6 +175,8 @@ class ShardRun:
             return False
         self.aside[custom_id] = back
         self.retrying[custom_id] = until_s, why
+        if self.kept_back and not self.unsent:  # its call has ended well enough: the next one
+            self.unsent.append(self.kept_back.pop(0))
         return True
 
     def is_aside(self, back: PutBack) -> bool:

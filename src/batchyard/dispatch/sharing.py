@@ -189,8 +189,7 @@ class Sharing:
         return Want(
             pool=pool.name,
             slots=self._size_of(pool.name).slots,
-            # Not those who wait aside. When they are back, calls of this worker have to end first.
-            busy=min(pool.busy - pool.stepped_aside, max(limiter.slots, limiter.in_flight)),
+            busy=min(pool.busy, max(limiter.slots, limiter.in_flight)),
             note=pool.own_trouble,
             told=waiting.dump(told),
             is_new=pool.name not in self._among,
@@ -256,6 +255,7 @@ class Sharing:
             return
         is_shared = size.is_divided and size.slots >= limits.SLOTS_DIVIDED_MIN
         among = 1 + len(granted.peers) if is_shared else 1
+        limiter.part = 1.0 / among
         before = self._among.get(pool.name)
         self._among[pool.name] = among
         if before is None:

@@ -67,7 +67,7 @@ class Slots:
     def fill(self, pool: Pool) -> None:
         """Start slots for what is unsent, up to the pool's number and the process's."""
         cap, left = self._cap, self._cap.left
-        wanted = min(pool.slots - pool.busy + pool.stepped_aside, pool.ready)
+        wanted = min(pool.slots - pool.busy, pool.ready)
         pool.is_capped = wanted > left or (left <= 0 and pool.gate.lacks_call)
         if wanted > cap.most - cap.slots and not pool.gate.is_open:
             # They would only wait. As many slots as calls may do so, and one in each pool.
@@ -104,7 +104,7 @@ class Slots:
                 await self._until_written(pool)
             if not pool.gate.is_open:
                 await pool.gate.wait()
-            if pool.busy - pool.stepped_aside > pool.slots:
+            if pool.busy > pool.slots:
                 return  # another worker has this slot now
             if cap.calls >= cap.most and self._has_emptier(pool):
                 return

@@ -82,8 +82,12 @@ class _Batch(_Lane):
         return count
 
     @property
+    def fresh(self) -> int:
+        return sum(shard.fresh for shard in self.shards)
+
+    @property
     def is_lacking(self) -> bool:
-        return self.unsent < 2 * max(1, self.inflight)
+        return self.fresh < 2 * max(1, self.inflight)
 
     @property
     def is_uncalled(self) -> bool:
@@ -217,6 +221,11 @@ class Turns:
         if alone is not None:
             return alone.unsent
         return sum(workspace.unsent for workspace in self._workspaces.values())
+
+    @property
+    def fresh(self) -> int:
+        """Return how many requests wait that were never sent."""
+        return sum(b.fresh for each in self._workspaces.values() for b in each.batches.values())
 
     def ready(self, slots: int) -> int:
         """Return how many requests could be sent now, if slots were free; see `order`."""

@@ -173,7 +173,7 @@ def of_pool(pool: Pool, waits: Iterable[Wait], shards: Iterable[ShardRun], now_s
     slowest = sorted(delays.items(), key=lambda each: -len(each[1]))[:_BATCHES_MAX]
     return Told(
         slots=pool.slots,
-        busy=pool.busy - pool.stepped_aside,
+        busy=pool.busy,
         held=tuple(held[:_WAITS_MAX]),
         flying=_most(flying),
         parked=_most(parked),

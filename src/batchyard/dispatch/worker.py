@@ -23,6 +23,7 @@ from batchyard.dispatch.cap import Cap
 from batchyard.dispatch.ceilings import Ceilings
 from batchyard.dispatch.claiming import Claiming
 from batchyard.dispatch.gate import Gates
+from batchyard.dispatch.line import Timer
 from batchyard.dispatch.opening import Opening, lease_us
 from batchyard.dispatch.pool import Pool
 from batchyard.dispatch.recorder import Recorder
@@ -225,6 +226,21 @@ class Worker:
                 await (self._ledger.release if back else self._ledger.spare)(self.owner)
 
     async def _work(self) -> None:
+        try:
+            await self._dispatch()
+        finally:
+            for pool in self._pools.values():
+                pool.close()
+        with contextlib.suppress(Overloaded, TimeoutError):
+            async with asyncio.timeout(_SPARE_MAX_S):
+                await self._tell()
+        for shard in self._held.values():
+            self._recorder.close(shard)
+        self._held.clear()
+        with contextlib.suppress(DiskFull):  # the next start takes everything back
+            await self._ledger.release(self.owner, has_left=True)
+
+    async def _dispatch(self) -> None:
         async with asyncio.TaskGroup() as group:
             self._slots.group = group
             works = self._claiming(), self._renewing(), self._ticking()
@@ -242,14 +258,6 @@ class Worker:
             for task in (*loops, *self._slots.tasks):
                 task.cancel()
             self._recorder.finish()
-        with contextlib.suppress(Overloaded, TimeoutError):
-            async with asyncio.timeout(_SPARE_MAX_S):
-                await self._tell()
-        for shard in self._held.values():
-            self._recorder.close(shard)
-        self._held.clear()
-        with contextlib.suppress(DiskFull):  # the next start takes everything back
-            await self._ledger.release(self.owner, has_left=True)
 
     # Claiming ---------------------------------------------------------------------------------
 
@@ -295,7 +303,7 @@ class Worker:
         idle = [pool.name for pool in self._pools.values() if pool.is_idle]
         for name in idle:  # clients choose the names of models: do not grow for ever
             if name not in ready:
-                del self._pools[name]
+                self._pools.pop(name).close()
                 self._gates.forget(name)
         return bool(claims)
 
@@ -320,7 +328,9 @@ class Worker:
             self._clock.monotonic_s,
         )
         pool.gate = self._gates.of(name, self._slots_of(name))
+        pool.is_broken = pool.gate.limiter.is_broken
         pool.on_release = self._slots.fill
+        pool.timer = Timer(self._clock, pool.let_in)
         self._pools[name] = pool
         return pool
 
