@@ -7,15 +7,28 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+import helpers_seed
 
 # A shell that starts this in the background has it ignore Ctrl-C, and all its children with it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline: it would be an assert on the wall clock. A failure prints how to repeat it.
-settings.register_profile("batchyard", deadline=None, print_blob=True)
-settings.load_profile("batchyard")
+# No deadline, and no check of how long examples take to draw: they would be asserts on the wall
+# clock. A failure prints how to repeat it.
+settings.register_profile(
+    "batchyard",
+    settings.get_profile("default"),  # or Hypothesis itself looks whether this is CI
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# What CI draws follows from the commit, so that it fails for what was changed.
+settings.register_profile(
+    "batchyard-ci", settings.get_profile("batchyard"), derandomize=True, database=None
+)
+settings.load_profile("batchyard-ci" if helpers_seed.is_fixed() else "batchyard")
 
 TESTS = Path(__file__).parent
 # What takes longest in one file, which one process works off: begun first, so that at the end none

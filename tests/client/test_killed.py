@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import helpers_seed
 from batchyard.client.running.folder import Files
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored, succeeded
@@ -281,9 +282,7 @@ def budgeted(path: Path, server: FakeApi, crash_at: str = "") -> subprocess.Comp
 
 def test_kills_at_random_points_with_rounds_a_budget_and_lost_answers(tmp_path: Path):
     """No second batch that is kept, no report twice or half, none missing."""
-    seed = int(os.environ.get("BATCHYARD_RUN_SEED", random.randrange(1 << 32)))
-    print(f"BATCHYARD_RUN_SEED={seed}")
-    draw = random.Random(seed)
+    draw = random.Random(helpers_seed.seed("BATCHYARD_RUN_SEED"))
     kills = runs = 0
     while kills < KILLS:
         folder = tmp_path / str(runs)

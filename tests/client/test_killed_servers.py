@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import helpers_seed
 from batchyard.testing import Emulator
 from client.link import Link
 from client.lives import Life
@@ -66,9 +67,7 @@ after = {first}
 
 @pytest.fixture
 def draw() -> random.Random:
-    seed = int(os.environ.get("BATCHYARD_RUN_SEED", random.randrange(1 << 32)))
-    print(f"BATCHYARD_RUN_SEED={seed}")
-    return random.Random(seed)
+    return random.Random(helpers_seed.seed("BATCHYARD_RUN_SEED"))
 
 
 def lives(

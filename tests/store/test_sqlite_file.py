@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import helpers_seed
 from batchyard.errors import ConfigError, StoreError
 from batchyard.ledger import dialect, sqlite, sqlite_file
 from batchyard.ledger.sqlite import SqliteLedger
@@ -178,9 +179,7 @@ async def test_a_log_that_is_torn_anywhere_leaves_a_prefix_of_what_was_done(
         lengths.append((live / "ledger.db-wal").stat().st_size)
     database = (live / "ledger.db").read_bytes()
     log = (live / "ledger.db-wal").read_bytes()
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(helpers_seed.seed("BATCHYARD_TORN_SEED"))
     torn = tmp_path / "torn"
     for _ in range(40):
         cut = rng.randint(0, len(log))
