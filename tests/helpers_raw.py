@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers_upstream import DEADLINE_S
-from helpers_yard import BATCHES, KEY
+from helpers_yard import BATCHES, KEY, poll
 
 FIXED = ("host: 127.0.0.1", f"x-api-key: {KEY}", "anthropic-version: 2023-06-01")
 
@@ -55,6 +55,15 @@ def exchange(port: int, *pieces: bytes) -> bytes:
         return received
 
 
+def exchange_in_time(port: int, *pieces: bytes) -> bytes:
+    """Do the same with a server that soon closes a connection on which nothing comes.
+
+    It is asked again where it has closed without a word: then it was this process that was stopped
+    between the opening of the connection and its first byte.
+    """
+    return poll(lambda: exchange(port, *pieces), lambda: "it always closes without a word")
+
+
 class _Bytes:
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -82,4 +91,10 @@ def replies(received: bytes) -> list[Reply]:
 def one_reply(port: int, *pieces: bytes) -> Reply:
     """Send bytes; return the only answer before the connection closes."""
     (reply,) = replies(exchange(port, *pieces))
+    return reply
+
+
+def reply_in_time(port: int, *pieces: bytes) -> Reply:
+    """Do the same with a server that soon closes a connection on which nothing comes."""
+    (reply,) = replies(exchange_in_time(port, *pieces))
     return reply

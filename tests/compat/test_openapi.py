@@ -436,7 +436,7 @@ SMALL = {
 SHORT = {
     "limits:DRAIN_GRACE_S": 0.05,
     "limits:PROCESSING_WINDOW_US": SECOND_US // 2,
-    "limits:RETENTION_US": 6 * SECOND_US,
+    "limits:RETENTION_US": 12 * SECOND_US,
     "limits:KEEPER_INTERVAL_S": 0.1,
 }
 IMPATIENT = {"limits:HEAD_TIMEOUT_S": 2.0}

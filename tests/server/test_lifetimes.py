@@ -17,7 +17,7 @@ SECOND_US = 1_000_000
 
 def test_at_expiry_each_request_ends_as_what_it_was(upstream: Upstream, tmp_path: Path) -> None:
     """Answered, tried in vain, held by the upstream beyond the grace, or never sent."""
-    bounds = QUICK | {"limits:PROCESSING_WINDOW_US": 4 * SECOND_US, "limits:DRAIN_GRACE_S": 0.5}
+    bounds = QUICK | {"limits:PROCESSING_WINDOW_US": 10 * SECOND_US, "limits:DRAIN_GRACE_S": 0.5}
     prompts = ["life-done", "life-tried|529", "life-held|hold:life"]
     unsent = [f"life-unsent-{n}" for n in range(4)]
     with Yard(tmp_path / "data", upstream.url, bounds=bounds, slots=2) as yard:
@@ -45,7 +45,7 @@ def test_at_expiry_each_request_ends_as_what_it_was(upstream: Upstream, tmp_path
 
 
 def test_a_batch_that_expires_while_the_yard_is_down(upstream: Upstream, tmp_path: Path) -> None:
-    bounds = {"limits:PROCESSING_WINDOW_US": 3 * SECOND_US}
+    bounds = {"limits:PROCESSING_WINDOW_US": 10 * SECOND_US}
     held = [f"down-{n}|hold:down" for n in range(700)]
     with Yard(tmp_path / "data", upstream.url, bounds=bounds, slots=3) as yard:
         batch = yard.create([request("down-done"), *map(request, held)])

@@ -15,6 +15,7 @@ from helpers_yard import BATCHES, HEADERS, KEY, Answer, Yard, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from helpers_upstream import Upstream
 
@@ -299,7 +300,6 @@ def bad_yard(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> It
         "limits:BATCH_REQUESTS_MAX": 1_000,
         "limits:MESSAGE_BODY_BYTES_MAX": 1 << 16,
         "limits:UNREAD_TIMEOUT_S": 1.0,
-        "server.guard:BODY_IDLE_S": 0.2,
     }
     with Yard(data, upstream.url, bounds=bounds) as yard:
         yield yard
@@ -337,8 +337,10 @@ def test_too_many_requests_in_one_batch_are_400(bad_yard: Yard) -> None:
     )
 
 
-def test_a_body_that_stops_is_400(bad_yard: Yard) -> None:
-    received = exchange(bad_yard, head("content-length: 100", "connection: close") + b"{")
+def test_a_body_that_stops_is_400(upstream: Upstream, tmp_path: Path) -> None:
+    bounds = {"server.guard:BODY_IDLE_S": 0.2}
+    with Yard(tmp_path / "data", upstream.url, bounds=bounds) as yard:
+        received = exchange(yard, head("content-length: 100", "connection: close") + b"{")
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b"stopped" in received
 
