@@ -7,13 +7,14 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import psycopg
+
+from helpers_ports import Port
 
 _PLACES = "/usr/lib/postgresql/*/bin"
 _DEADLINE_S = 120.0
@@ -40,7 +41,8 @@ class Postgres:
     def __init__(self, **settings: str) -> None:
         self._settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="batchyard-postgres-"))
-        self.port = _free_port()
+        self._port = Port()  # of this server also while it is killed
+        self.port = self._port.number
         self._process: subprocess.Popen[bytes] | None = None
         # It refuses to run as root.
         self._user = _unprivileged() if os.geteuid() == 0 else None
@@ -109,6 +111,7 @@ class Postgres:
                 self._process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self._port.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def log(self) -> str:
@@ -125,12 +128,6 @@ class Postgres:
 def _end_with_parent() -> None:
     """Let this process end when the one that started it does, however that ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _unprivileged() -> str:

@@ -18,6 +18,7 @@ import pytest
 
 from batchyard.cli import probe_table
 from batchyard.probe import http, run
+from helpers_ports import Port
 from helpers_probe import (
     BATCHES,
     KEY,
@@ -174,11 +175,10 @@ def test_a_server_without_tls_cannot_be_reached_with_it() -> None:
 
 
 def test_a_closed_port_cannot_be_reached() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    done = command(url)
+    with Port() as nobody:
+        done = command(nobody.url)
     assert done.returncode == 4
-    assert done.stderr == f"batchyard: {url} cannot be reached: Connection refused\n"
+    assert done.stderr == f"batchyard: {nobody.url} cannot be reached: Connection refused\n"
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers_ports import Port
 from helpers_upstream import Upstream, message
 from helpers_yard import BATCHES, QUICK, Yard, answer_text, assert_answered, request
 
@@ -261,12 +262,10 @@ def test_a_result_holds_the_message_of_the_upstream(yard: Yard) -> None:
 
 def test_a_yard_without_its_upstream_waits_for_it(tmp_path: Path) -> None:
     """Nothing listens where the upstream should be; then it does."""
-    with Upstream() as later:
-        port = later.port
-    with Yard(tmp_path / "data", f"http://127.0.0.1:{port}", bounds=QUICK) as yard:
+    with Port() as later, Yard(tmp_path / "data", later.url, bounds=QUICK) as yard:
         batch = yard.create([request("early")])
         yard.wait_progress(batch["id"], lambda progress: progress["calls"])
         assert yard.post("/v1/messages", request("x")["params"]).status == 502
-        with Upstream(port=port):
+        with Upstream(port=later.number):
             yard.wait_ended(batch["id"])
         assert answer_text(yard.results(batch["id"])["early"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from helpers_ports import Port
 from helpers_upstream import Upstream
 from helpers_yard import BATCHES, QUICK, Yard, assert_answered, request
 
@@ -40,16 +41,14 @@ def test_a_server_that_is_told_to_end_does_not_wait_for_a_limit(
 def test_the_log_says_once_that_an_upstream_is_away_and_once_that_it_is_back(
     tmp_path: Path,
 ) -> None:
-    with Upstream() as later:
-        port = later.port
     prompts = [f"away-{n}" for n in range(40)]
-    with Yard(tmp_path / "data", f"http://127.0.0.1:{port}", bounds=QUICK) as yard:
+    with Port() as later, Yard(tmp_path / "data", later.url, bounds=QUICK) as yard:
         batch = yard.create([request(prompt) for prompt in prompts])
         yard.wait_progress(
             batch["id"],
             lambda progress: [w["reason"] for w in progress["waiting"]][:1] == ["breaker_open"],
         )
-        with Upstream(port=port):
+        with Upstream(port=later.number):
             yard.wait_ended(batch["id"])
         assert_answered(yard.results(batch["id"]), prompts)
         log = yard.read_log()

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from batchyard.segments.directory import DirectorySegments
 from batchyard.segments.objects import ObjectSegments
 from batchyard.testing.clock import ManualClock
 from batchyard.upstream import Reply
+from helpers_ports import Port
 from helpers_refusing import Refusing
 from store.making import LEASE, NOW, make_batch, make_commit, s3
 from store.working import Working, create
@@ -137,12 +137,12 @@ def test_one_object_that_is_refused_is_told_from_a_store_that_fails(
 def test_a_store_that_does_not_answer_refuses_nothing(
     proxy: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    bucket = ObjectSegments(s3().url("away"))
-    with pytest.raises(StoreError) as caught:
-        bucket.read(REQUESTS, 0, 3)
+    bucket_url = s3().url("away")
+    with Port() as nobody:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", nobody.url)
+        bucket = ObjectSegments(bucket_url)
+        with pytest.raises(StoreError) as caught:
+            bucket.read(REQUESTS, 0, 3)
     assert not isinstance(caught.value, SegmentRefused)
 
 
