@@ -11,6 +11,7 @@ import anthropic
 import msgspec
 import pytest
 
+from batchyard import limits
 from batchyard.result import read_message
 from batchyard.upstream import Call, Failure, FailureKind, Reply
 from batchyard.upstream.http import StreamTimeouts
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.anyio
 
 LONG = 20_000
 SHORT = StreamTimeouts(first_byte_s=0.2, idle_s=0.2, whole_s=600)
+TRIES = 5
+"""Of what fails only where a busy machine stops this process at a certain moment."""
 
 
 def params(prompt: str = "long", **fields: Any) -> bytes:
@@ -139,7 +142,8 @@ async def test_an_answer_is_the_same_streamed_or_not(size: int) -> None:
     read_message(outcome.body)
 
 
-async def test_calls_that_are_streamed_share_a_connection() -> None:
+async def test_calls_that_are_streamed_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "UPSTREAM_IDLE_CONNECTION_S", 3_600.0)
     with Upstream() as server:
         async with calling(server.url) as upstream:
             for _ in range(5):
@@ -298,7 +302,7 @@ async def pings(exchange: Exchange) -> None:
     [
         (silent, SHORT, "no first byte in 0.2 s"),
         (head_only, SHORT, "no first byte in 0.2 s"),
-        (half, SHORT, "its answer stopped half-way"),
+        (half, StreamTimeouts(idle_s=0.2), "its answer stopped half-way"),
         (begins, StreamTimeouts(idle_s=0.2), "nothing more came for 0.2 s, after "),
         (pings, StreamTimeouts(whole_s=0.5), "the whole call took over 0.5 s"),
         (silent, StreamTimeouts(whole_s=0.2), "the whole call took over 0.2 s"),
@@ -329,7 +333,10 @@ async def test_pings_keep_a_call_alive() -> None:
         await exchange.send_piece(b"\n" + b"".join(EVENTS))
         await exchange.end_stream()
 
-    outcome = await send_to(script, stream_timeouts=StreamTimeouts(idle_s=1.0))
+    for _ in range(TRIES):  # this process may itself be stopped for longer than the bound
+        outcome = await send_to(script, stream_timeouts=StreamTimeouts(idle_s=1.0))
+        if isinstance(outcome, Reply):
+            break
     assert isinstance(outcome, Reply)
 
 
@@ -408,9 +415,11 @@ async def test_a_call_that_is_given_up_before_its_answer_is_closed_with_its_firs
     """The library lives on with it; its read time-out ends it, not that of the whole call."""
     with Upstream(silent) as server:
         async with calling(server.url, stream_timeouts=SHORT) as upstream:
-            task = asyncio.create_task(upstream.send(call()))
-            await asyncio.to_thread(server.wait_calls, "long", 1)
-            task.cancel()
+            for number in range(1, TRIES + 1):
+                task = asyncio.create_task(upstream.send(call()))
+                await asyncio.to_thread(server.wait_calls, "long", number)
+                if task.cancel():  # else its time was over before it was known to have come
+                    break
             with pytest.raises(asyncio.CancelledError):
                 await task
             await asyncio.to_thread(server.wait_until, lambda: not server.in_flight, "closed")

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from batchyard import limits
 from batchyard.upstream import Failure, FailureKind, Reply
 from batchyard.upstream.http import HttpClient
+from helpers_ports import Port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -94,6 +95,14 @@ async def test_a_call_that_takes_too_long_is_a_timeout_and_is_closed() -> None:
             await closed.wait()
 
 
+@pytest.fixture
+def _long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no connection grow old, or be closed late, because this process was stopped."""
+    monkeypatch.setattr(limits, "UPSTREAM_IDLE_CONNECTION_S", 3_600.0)
+    monkeypatch.setattr(limits, "UPSTREAM_STALE_S", 3_600.0)
+
+
+@pytest.mark.usefixtures("_long")
 async def test_calls_in_a_row_share_a_connection_and_calls_at_once_do_not() -> None:
     connections = 0
     both = asyncio.Barrier(2)
@@ -115,6 +124,7 @@ async def test_calls_in_a_row_share_a_connection_and_calls_at_once_do_not() -> N
         assert connections == 2
 
 
+@pytest.mark.usefixtures("_long")
 async def test_a_call_over_a_used_connection_that_had_been_closed_is_made_anew() -> None:
     """The server reads a second request and closes: as if it had closed before it came."""
     heard = []
@@ -135,6 +145,7 @@ async def test_a_call_over_a_used_connection_that_had_been_closed_is_made_anew()
     assert len(heard) == 3
 
 
+@pytest.mark.usefixtures("_long")
 async def test_a_used_connection_that_is_closed_late_was_not_stale(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -167,6 +178,7 @@ async def test_what_nobody_wants_any_more_is_not_sent() -> None:
     assert not heard
 
 
+@pytest.mark.usefixtures("_long")
 async def test_who_need_not_wait_for_a_connection_is_not_asked_again_whether_to_send() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(2):
@@ -229,10 +241,9 @@ async def test_an_answer_in_a_coding_that_was_not_asked_for_is_none_and_says_so(
 
 
 async def test_a_server_that_is_not_there_was_sent_nothing() -> None:
-    async with serving(lambda _r, _w: asyncio.sleep(0)) as url:
-        pass
-    async with calling(url) as client:
-        outcome = await client.post(client.head("POST", "/", {}), b"body")
+    with Port() as nobody:
+        async with calling(nobody.url) as client:
+            outcome = await client.post(client.head("POST", "/", {}), b"body")
 
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.CONNECT
