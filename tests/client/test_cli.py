@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from batchyard.cli.sections import SECTIONS
 from batchyard.client.running.folder import Files, Lock
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored
+from helpers_upstream import DEADLINE_S
 
 
 @pytest.fixture
@@ -235,7 +237,7 @@ def test_a_signal_leaves_the_run_and_attach_finishes_it(documents: Path, server:
         if "created" in line:
             break
     process.send_signal(signal.SIGINT)
-    _, aside = process.communicate(timeout=30)
+    _, aside = process.communicate(timeout=DEADLINE_S)
 
     assert process.returncode == 5
     assert re.search(r"come back with:  (batchyard|\S+ -m batchyard) attach reports/", aside)
@@ -279,7 +281,7 @@ def test_on_a_terminal_there_is_a_question_and_a_panel(documents: Path, server: 
         shown += piece
     os.close(leader)
 
-    assert process.wait(30) == 0
+    assert process.wait(DEADLINE_S) == 0
     text = shown.decode()
     assert "proceed? [y/N]" in text
     assert "Ctrl-C leaves, nothing is lost" in text
@@ -303,11 +305,16 @@ def test_the_second_ctrl_c_leaves_at_once_and_gives_the_terminal_back(documents:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
-    shown += os.read(leader, 65_536)
+    # What it has written may come in several pieces, and a moment after its end.
+    while b"\x1b[?25h" not in shown[shown.rindex(b"\x1b[?25l") :]:
+        readable, _, _ = select.select([leader], [], [], DEADLINE_S)
+        assert readable, "the cursor is not shown again"
+        shown += os.read(leader, 65_536)
+    while select.select([leader], [], [], 0)[0]:
+        shown += os.read(leader, 65_536)
 
     assert process.returncode == 5
     assert termios.tcgetattr(follower)[3] & termios.ECHO
-    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is shown again"
     assert b"come back with" not in shown, "the second signal was not the one that ended it"
     os.close(leader)
     os.close(follower)

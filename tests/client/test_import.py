@@ -15,6 +15,7 @@ from batchyard.client.running.folder import Files
 from batchyard.clock import SystemClock
 from client.commands import batchyard
 from client.fake_api import FakeApi, errored, succeeded
+from helpers_upstream import DEADLINE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,7 +190,7 @@ def test_a_batch_that_has_not_ended_is_waited_for_and_a_kill_loses_nothing(
     assert process.stdout is not None
     assert "msgbatch_01 has not ended: waiting" in process.stdout.readline()
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=DEADLINE_S)
     for batch in server.batches.values():
         batch.polls_left = 1
 

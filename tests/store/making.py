@@ -95,7 +95,7 @@ def wait_for(event: str, url: str) -> None:
         "WHERE %s IN (wait_event, wait_event_type) AND datname = current_database()"
     )
     with psycopg.connect(url, autocommit=True) as db:
-        for _ in range(3_000):
+        for _ in range(12_000):
             if db.execute(waits, [event]).rowcount:
                 return
             db.execute("SELECT pg_sleep(0.01)")

@@ -16,7 +16,7 @@ from batchyard.model import Counts
 from batchyard.segments.directory import DirectorySegments
 from batchyard.segments.writing import FileAppender
 from batchyard.upstream import Reply
-from store.working import Working
+from store.working import Working, until
 from store.yards import message
 
 if TYPE_CHECKING:
@@ -89,11 +89,7 @@ class Bad(Working):
             await self.clock.advance(limits.FLUSH_INTERVAL_S)
 
     async def until(self, what: Callable[[], Any]) -> None:
-        for _ in range(1_000):
-            if await what():
-                return
-            await self.step()
-        raise AssertionError("it never happened")
+        await until(what, self.step)
 
     async def attempts(self) -> int:
         """Return which attempt has written last, of those that the row names."""

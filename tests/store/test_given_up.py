@@ -16,7 +16,7 @@ from batchyard.errors import StoreError
 from batchyard.segments.directory import DirectorySegments
 from batchyard.upstream import Reply
 from store.making import NOW, make_batch
-from store.working import Working, create
+from store.working import Working, create, until
 from store.yards import message
 
 if TYPE_CHECKING:
@@ -68,13 +68,16 @@ async def live(ledger: Ledger, store: DirectorySegments, batches: list[Batch]) -
     mortal: Any = Mortal(ledger)
     worker = Working(mortal, store, upstream, requests=1, slots=4)
     running = asyncio.create_task(worker.worker.run())
-    for _ in range(2_000):
+
+    async def is_over() -> bool:
+        return upstream.has_killed.is_set() or await _have_ended(ledger, batches)
+
+    async def step() -> None:
         await worker.clock.advance(0.2)
-        await asyncio.sleep(0.004)  # what is done in threads
-        if upstream.has_killed.is_set() or await _have_ended(ledger, batches):
-            break
-    else:
-        raise AssertionError(f"neither: {worker.worker.troubles(['up/m'])}")
+        await asyncio.sleep(0.001)
+        await worker.quiet()  # no lease ends because a thread is slow
+
+    await until(is_over, step)
     mortal.is_dead = True
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError, StoreError, ExceptionGroup):

@@ -116,11 +116,6 @@ class One(Working):
             await self.clock.advance(self.ledger.renew_s)
             await self.watched.settle()
 
-    async def quiet(self) -> None:
-        """Wait for what the worker does with the ledger, in threads."""
-        while not self.worker._activity.is_quiet:
-            await asyncio.sleep(0.001)
-
     async def failures(self) -> int:
         """Return how often the shard has failed, by its next claim."""
         claims = await self.ledger.claim("other", "up/m", LONG_AFTER, 1)

@@ -220,9 +220,7 @@ async def test_commits_go_on_while_the_results_of_a_batch_are_read_once_more(
         shard = await opened(ledger, store, 1, name)
         answer(shard)
         running.recorder.note(shard)
-        for _ in range(1_000):
-            if len(running.forgotten) == number:
-                break
+        while len(running.forgotten) < number:
             await running.clock.advance(0.01)
             await asyncio.sleep(0.001)
     assert watched.seen.count("commit") == 2

@@ -24,7 +24,7 @@ from batchyard.upstream import Reply
 from helpers_ports import Port
 from helpers_refusing import Refusing
 from store.making import LEASE, NOW, make_batch, make_commit, s3
-from store.working import Working, create
+from store.working import Working, create, until
 from store.yards import message
 
 if TYPE_CHECKING:
@@ -87,11 +87,7 @@ class Busy(Working):
         await create(self.ledger, self.store, self.other)
 
     async def until(self, what: Callable[[], Any]) -> None:
-        for _ in range(600):
-            if await what():
-                return
-            await self.seconds(0.2)
-        raise AssertionError("it never happened")
+        await until(what, lambda: self.seconds(0.2))
 
     async def seconds(self, seconds: float) -> None:
         """Let time pass, and what is done in threads."""

@@ -20,6 +20,7 @@ from batchyard.ledger import Rest, Want
 from batchyard.server.assemble import opened
 from batchyard.server.config import Config, UpstreamConfig
 from batchyard.testing.clock import ManualClock
+from helpers_upstream import DEADLINE_S
 from store.making import NOW, add, make_batch, postgres_url, s3
 from store.working import create
 
@@ -298,7 +299,7 @@ async def test_an_api_that_works_too_answers_for_all_workers_and_not_for_its_own
         await yard.ledger.share("other", NOW, lease, [want], lease_now=steady_us(clock))
         assert yard.worker.cancel_takes_s == limits.NEWS_AGE_MAX * yard.ledger.poll_s
         working = asyncio.create_task(yard.worker.run())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while not yard.worker.troubles([NAME]):
                 await asyncio.sleep(0.01)
         (why,) = yard.worker.explain("msgbatch_a", {NAME: Rest(9, 3, 0)})
@@ -308,7 +309,7 @@ async def test_an_api_that_works_too_answers_for_all_workers_and_not_for_its_own
         batch = make_batch("a", requests=3)
         await create(yard.ledger, yard.store, batch)
         yard.worker.wake()
-        async with asyncio.timeout(30):  # it works, too: this is over long since
+        async with asyncio.timeout(DEADLINE_S):  # it works, too: this is over long since
             while (found := await yard.ledger.get("w", batch.id)) and found.status != "ended":
                 await asyncio.sleep(0.01)
         yard.worker.leave()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from batchyard.dispatch.worker import Worker
 from batchyard.model import ShardPlan
 from batchyard.segments.requests import head_of
 from batchyard.testing.clock import ManualClock
+from helpers_upstream import DEADLINE_S
 from store.making import NOW, make_batch, make_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from batchyard.ledger import Ledger
     from batchyard.model import Batch
@@ -44,6 +46,14 @@ async def create(ledger: Ledger, store: DirectorySegments, batch: Batch, shards:
         offset += len(data)
     store.put(segments.requests_name(batch.id), pieces)
     assert await ledger.create(batch, plans, make_key(batch.id)) is None
+
+
+async def until(what: Callable[[], Awaitable[object]], step: Callable[[], Awaitable[None]]) -> None:
+    """Take steps until something is true: as many as it needs where threads are slow."""
+    end_s = time.monotonic() + DEADLINE_S
+    while not await what():
+        assert time.monotonic() < end_s, "it never happened"
+        await step()
 
 
 class Working:
@@ -77,6 +87,11 @@ class Working:
     async def create(self, shards: int = 1) -> None:
         """Create the batch, of requests `r0`, `r1`, ..."""
         await create(self.ledger, self.store, self.batch, shards)
+
+    async def quiet(self) -> None:
+        """Wait for what the worker does with the ledger, in threads, while time stands still."""
+        while not self.worker._activity.is_quiet:
+            await asyncio.sleep(0.001)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
