@@ -28,6 +28,8 @@ SHORT = QUICK | {
     "limits:SETTLING_S": 0.1,
     "server.workers:_TAKE_BACK_S": 0.2,
 }
+# The same for tests in which nobody is to be slow enough to lose one.
+LASTING = SHORT | {"limits:LEASE_US": 300_000_000}
 
 
 def workers_yard(

@@ -93,7 +93,7 @@ def before_call(ctx: Any, case: Any, kwargs: Any) -> None:
     workspace = str((case.headers or {}).get("anthropic-workspace-id", "wrkspc_default"))
     if case.operation.label != DELETE or not re.fullmatch(r"wrkspc_[\w-]+", workspace, re.ASCII):
         return
-    for _ in range(500):
+    for _ in range(6_000):
         found = look(case, case.path_parameters["batch_id"], workspace)
         if found.status_code != 200 or found.json()["processing_status"] == "ended":
             return

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers_clients import Emulator
+from helpers_upstream import DEADLINE_S
 from helpers_yard import BATCHES, HEADERS, Answer
 
 if TYPE_CHECKING:
@@ -461,7 +462,7 @@ def _order(world: World) -> None:
     sent: dict[str, str] = {}
     for more, status in steps:
         sent |= more
-        connection = http.client.HTTPConnection("127.0.0.1", world.server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", world.server.port, timeout=DEADLINE_S)
         connection.putrequest("POST", BATCHES)
         for name, value in (announced | sent).items():
             connection.putheader(name, value)
@@ -472,7 +473,7 @@ def _order(world: World) -> None:
 
 @fact("2.1 a body that is too large: request_too_large, and the connection closes")
 def _too_large(world: World) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", world.server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", world.server.port, timeout=DEADLINE_S)
     connection.putrequest("POST", BATCHES)
     for name, value in (HEADERS | {"content-length": str((256 << 20) + 1)}).items():
         connection.putheader(name, value)

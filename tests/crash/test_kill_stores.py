@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 KINDS = ("api", "worker", "frozen", "database", "partition", "objects")
 HARMS = int(os.environ.get("BATCHYARD_CRASH_STORES", len(KINDS)))
-LEASE_S = 5.0  # long enough that a busy machine ends none by itself
+LEASE_S = 8.0  # long enough that a busy machine ends none by itself
 LONGER_S = 1.2 * LEASE_S
 HARMED_S = 3.0  # an object store that is slow or refuses
 BOUNDS = SHORT | {"limits:LEASE_US": int(LEASE_S * 1_000_000)}
@@ -204,7 +204,7 @@ def test_a_worker_that_is_cut_off_from_the_database_is_fenced(
     batch_id, prompts = hold(fleet, upstream, "p")
     fleet.to_database.cut()
     try:
-        poll(lambda: calls(upstream, prompts) == [2] * 6, fleet.logs)  # the other has taken over
+        poll(lambda: min(calls(upstream, prompts)) >= 2, fleet.logs)  # the other has taken over
         upstream.gate("p").open()
         fleet.apis[0].wait_ended(batch_id)
         before = fleet.apis[0].results(batch_id)

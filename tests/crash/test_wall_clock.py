@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from crash.checking import assert_holds
 from helpers_upstream import Upstream, text_of
-from helpers_workers import BOUNDS, SHORT, wait_workers
+from helpers_workers import BOUNDS, LASTING, wait_workers
 from helpers_yard import BATCHES, QUICK, Yard, answer_text, poll, request
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ OFTEN = QUICK | {"limits:KEEPER_INTERVAL_S": 0.05, "limits:RENEW_INTERVAL_S": 0.
 BELIEVED = {"clock:_JUMP_US": 1 << 60}
 # A jump is believed when it has stood for this long, instead of two and a half minutes.
 STANDS = {"clock:_JUMP_STANDS_S": 0.5}
-# Some shards wait for a worker, and nobody is slow enough to lose a lease.
-SHARED = SHORT | {"limits:SHARD_REQUESTS": 4, "limits:LEASE_US": 60_000_000}
+# Some shards wait for a worker.
+SHARED = LASTING | {"limits:SHARD_REQUESTS": 4}
 
 
 class SetYard(Yard):

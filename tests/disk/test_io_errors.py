@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crash.checking import assert_holds
+from crash.checking import assert_holds, written_lines
 from disk import tracing
 from disk.loads import Interrupted, Load
 from disk.tracing import Disturbed
@@ -300,10 +300,8 @@ def test_a_segment_whose_sync_has_failed_is_copied_and_never_synced_again(
     data = tmp_path / "data"
     with Yard(data, upstream.url, slots=16, bounds=BOUNDS) as yard:
         batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
-        yard.wait_progress(batch_id, lambda shown: shown["results"] == 1)
-        (segment,) = poll(
-            lambda: [*data.glob(f"segments/??/{batch_id}/r/0.*")], lambda: "no result is written"
-        )
+        poll(lambda: written_lines(yard) == 1, lambda: "no result is written")
+        (segment,) = data.glob(f"segments/??/{batch_id}/r/0.*")
         if when == "it is written":
             with Disturbed(yard, "fdatasync", "error=EIO:when=1", segment):
                 upstream.gate("second").open()

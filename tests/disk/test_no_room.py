@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crash.checking import written_lines
 from disk.loads import Interrupted, Load
 from disk.test_failed_ledger import hold, shard_of, taken
 from disk.tracing import Disturbed
@@ -133,10 +134,8 @@ def test_a_sync_that_fails_for_want_of_room_is_marked_with_that_of_the_ballast(
 ) -> None:
     prompts = ["unsynced-0", "unsynced-1|hold:second"]
     batch_id = yard.create([request(prompt) for prompt in prompts])["id"]
-    yard.wait_progress(batch_id, lambda shown: shown["results"] == 1)
-    (segment,) = poll(
-        lambda: [*yard.data.glob(f"segments/??/{batch_id}/r/0.*")], lambda: "no result is written"
-    )
+    poll(lambda: written_lines(yard) == 1, lambda: "no result is written")
+    (segment,) = yard.data.glob(f"segments/??/{batch_id}/r/0.*")
     yard.switch.with_suffix(".marks").touch()
     with Disturbed(yard, "fdatasync", "error=ENOSPC:when=1", segment):
         upstream.gate("second").open()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crash.checking import written_lines
 from helpers_upstream import DEADLINE_S
 from helpers_yard import BATCHES, HEADERS, Yard, assert_answered, poll, request
 
@@ -200,7 +201,7 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing(
     prompts = ["second-1|hold:second", "second-2"]
     with Yard(tmp_path / "data", upstream.url) as yard:
         batch = yard.create([request(prompt) for prompt in prompts])
-        yard.wait_progress(batch["id"], lambda progress: progress["results"] == 1)
+        poll(lambda: written_lines(yard) == 1, yard.read_log)
         yard.signal(signal.SIGTERM)
         poll(lambda: "leaving" in yard.read_log(), yard.read_log)
         yard.signal(signal.SIGTERM)
