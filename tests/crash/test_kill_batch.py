@@ -10,6 +10,7 @@ import random
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,17 +77,16 @@ def test_a_batch_goes_on_where_the_kill_left_it(tmp_path: Path, answers: int) ->
 def test_a_batch_survives_one_kill_after_another(tmp_path: Path) -> None:
     """Each life of the server answers some more; what is done stays done."""
     prompts = prompts_of("lives", 1_200)
-    budget = Budget(0)
     kills = 12
+    lives = [(0, 1, 90, 131)[life % 4] for life in range(kills)]
+    budget = Budget(lives[0])
     with (
         Upstream(budget) as upstream,
         Yard(tmp_path / "data", upstream.url, slots=SLOTS) as yard,
     ):
         batch = yard.create([request(prompt) for prompt in prompts])
         lines = 0
-        for life in range(kills):
-            answers = (0, 1, 90, 131)[life % 4]
-            budget.left = answers
+        for answers, following in pairwise([*lives, float("inf")]):
             lines += answers
             poll(lambda: written_lines(yard) == lines, lambda: f"{written_lines(yard)} of {lines}")  # noqa: B023
             upstream.wait_until(
@@ -94,8 +94,8 @@ def test_a_batch_survives_one_kill_after_another(tmp_path: Path) -> None:
             )
             kill(yard)
             upstream.wait_until(lambda: not upstream.in_flight, "the connections are gone")
+            budget.left = following  # before its first call comes: one that is held stays so
             yard.start()
-        budget.left = float("inf")
         kill(yard)
         yard.start()
         yard.wait_ended(batch["id"])
@@ -217,7 +217,7 @@ def test_a_torn_tail_costs_only_what_it_tore(tmp_path: Path, tear: str) -> None:
 def test_a_segment_is_torn_at_every_life(tmp_path: Path) -> None:
     """A kill and a tear, again and again: adoption is built on adoption."""
     rng = random.Random(20_261_121)
-    prompts = prompts_of("again", 400)
+    prompts = prompts_of("again", 700)  # more than are answered before the last kill
     budget = Budget(60)
     with (
         Upstream(budget) as upstream,
