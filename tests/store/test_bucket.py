@@ -144,7 +144,7 @@ def test_a_bucket_that_stays_silent_ends_it(
 ) -> None:
     monkeypatch.setattr(limits, "OBJECTS_CALL_TIMEOUT_S", 0.3)
     monkeypatch.setattr(limits, "OBJECTS_LOOK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(limits, "OBJECTS_RETRY_S", 0.8)
+    monkeypatch.setattr(limits, "OBJECTS_RETRY_S", 2.4)
     bucket = ObjectSegments(s3().url("silent"))
     proxy.refused, proxy.is_silent = {"PUT "}, True
     with pytest.raises(StoreError, match="cannot write segment"):
@@ -167,7 +167,7 @@ def test_what_no_repeat_would_change_is_not_repeated(
 @pytest.fixture
 def doubting(proxy: Refusing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectSegments:
     """Return a bucket in which what fails is looked at after a moment, and waited for long."""
-    monkeypatch.setattr(limits, "OBJECTS_DOUBT_S", 0.2)
+    monkeypatch.setattr(limits, "OBJECTS_DOUBT_S", 1.5)
     monkeypatch.setattr(limits, "OBJECTS_RETRY_S", 60.0)
     bucket = ObjectSegments(s3().url(f"doubting/{tmp_path.name}"))
     bucket.put(REQUESTS, [b"abcdef"])
