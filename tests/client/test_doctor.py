@@ -123,7 +123,8 @@ def test_a_clock_that_is_wrong_is_a_warning(server: FakeApi):
 
     assert found.level == "warn"
     assert "behind the server's" in found.text
-    assert found.text.startswith(("3,599 s", "3,600 s", "3,598 s"))
+    seconds = int(found.text.partition(" s ")[0].replace(",", ""))
+    assert 3_500 <= seconds <= 3_600, "a little passes while it is found out"
 
 
 def test_a_results_url_elsewhere_is_a_warning(server: FakeApi):
