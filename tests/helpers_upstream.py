@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 """How long a test waits for something that must happen. Generous: it only ends failing tests."""
 
 

@@ -26,6 +26,7 @@ SHORT = QUICK | {
     "limits:SLOTS_DIVIDED_MIN": 2,
     "limits:PROBATION_S": 1.0,
     "limits:SETTLING_S": 0.1,
+    "limits:WORKER_SILENT_S": 600.0,  # who is frozen by a test is not ended meanwhile
     "server.workers:_TAKE_BACK_S": 0.2,
 }
 # The same for tests in which nobody is to be slow enough to lose one.

@@ -144,7 +144,7 @@ def strike(kind: str, rng: random.Random, fleet: LinedFleet) -> None:
             fleet.to_bucket.delay_s, fleet.to_bucket.refuses = 0.0, False
 
 
-@pytest.mark.timeout(300 + 30 * HARMS)
+@pytest.mark.timeout(900 + 30 * HARMS)
 def test_nothing_acknowledged_is_lost_whatever_breaks(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     journal = Journal()

@@ -56,7 +56,7 @@ def strike(kind: str, rng: random.Random, yard: Yard) -> None:
     assert_holds(yard.data)
 
 
-@pytest.mark.timeout(240 + 15 * KILLS)
+@pytest.mark.timeout(900 + 15 * KILLS)
 def test_nothing_acknowledged_is_lost_whichever_process_dies(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     journal = Journal()

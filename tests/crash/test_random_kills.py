@@ -59,7 +59,7 @@ def until_kill(rng: random.Random, yard: Yard, upstream: Upstream, journal: Jour
     return kind
 
 
-@pytest.mark.timeout(120 + 10 * KILLS)
+@pytest.mark.timeout(900 + 10 * KILLS)
 def test_nothing_acknowledged_is_lost_at_any_moment(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     journal = Journal()

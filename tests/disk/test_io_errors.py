@@ -145,7 +145,7 @@ def disturb_work(place: Path, upstream: Upstream, call: str, number: int) -> boo
     return injected > 0
 
 
-@pytest.mark.timeout(7_200 if ALL else 300)
+@pytest.mark.timeout(7_200 if ALL else 900)
 @pytest.mark.parametrize(
     ("call", "number"), some(WORKING, "fdatasync", "fsync", "pwrite64", "rename", "openat")
 )
@@ -204,7 +204,7 @@ def disturb_start(place: Path, left: Load, call: str, number: int) -> bool:
     return "(INJECTED)" in trace.read_text("ascii", "replace")
 
 
-@pytest.mark.timeout(7_200 if ALL else 300)
+@pytest.mark.timeout(7_200 if ALL else 900)
 @pytest.mark.parametrize(("call", "number"), some(STARTING, "fdatasync", "fsync", "pwrite64"))
 def test_a_failing_call_at_the_start_is_survived_by_the_next_start(
     left: Load, tmp_path: Path, call: str, number: int

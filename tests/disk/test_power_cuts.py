@@ -122,7 +122,7 @@ def files(directory: Directory) -> Iterator[File]:
             yield change.node
 
 
-@pytest.mark.timeout(7_200 if CUTS == "all" else 300)
+@pytest.mark.timeout(7_200 if CUTS == "all" else 900)
 def test_nothing_acknowledged_is_lost_at_any_power_cut(
     told: Story, memory: Path, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STEP = int(os.environ.get("BATCHYARD_TORN_STEP", "0"))
 PLACES = 40
 """How many places of a file are tried without BATCHYARD_TORN_STEP."""
-LONG = pytest.mark.timeout(7_200 if STEP else 300)
+LONG = pytest.mark.timeout(7_200 if STEP else 900)
 LAST_S = 20.0
 """Simulated seconds: a shard that is left alone never ends."""
 

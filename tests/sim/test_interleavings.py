@@ -238,7 +238,7 @@ def mine(found: Iterator[Order]) -> Iterator[Order]:
     return itertools.islice(found, number - 1, None, parts)
 
 
-@pytest.mark.timeout(36_000 if ALL else 300)
+@pytest.mark.timeout(36_000 if ALL else 900)
 @pytest.mark.parametrize(("layout", "pace_s"), CASES)
 def test_every_order_of_cancel_expiry_replies_and_lease_loss_gives_each_request_one_result(
     layout: Layout, pace_s: float, memory: Path

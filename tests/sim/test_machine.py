@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
         FIGURES.update(stories=1, calls=world.calls, looks=world.watch.looks)
 
 
-@pytest.mark.timeout(300 + 2 * EXAMPLES)
+@pytest.mark.timeout(900 + 2 * EXAMPLES)
 def test_no_story_that_hypothesis_finds_breaks_a_promise() -> None:
     run_state_machine_as_test(
         Machine,
