@@ -20,7 +20,7 @@ from typing import Any
 
 import anthropic
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 BETAS = ["output-300k-2026-03-24", "message-batches-2024-09-24", "output-300k-2026-03-24"]
 
 

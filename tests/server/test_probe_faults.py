@@ -380,7 +380,7 @@ def test_a_fault_is_named_and_nothing_else(fault: Fault) -> None:
         if fault.setting is not None:
             fault.setting(server)
         # Only a call that never ends needs to run into its deadline.
-        findings = probed(server.url, timeout_s=4.0 if "never" in fault.name else DEADLINE_S)
+        findings = probed(server.url, timeout_s=8.0 if "never" in fault.name else DEADLINE_S)
         found = differing(findings)
         assert list(found) == [fault.point], found
         if not server.deletes_at_any_time:
