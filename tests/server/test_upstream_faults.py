@@ -108,11 +108,15 @@ def test_the_operator_sees_which_calls_failed_and_why(yard: Yard) -> None:
 @pytest.mark.parametrize("fault", ["close", "reset"])
 def test_a_used_connection_that_had_been_closed_costs_no_try(tmp_path: Path, fault: str) -> None:
     """With a single try for each: the call is repeated at once, but it is told of."""
+    bounds = QUICK | {
+        "limits:ATTEMPTS_MAX": 1,
+        # However late it is used again, and closed.
+        "limits:UPSTREAM_IDLE_CONNECTION_S": 3_600.0,
+        "limits:UPSTREAM_STALE_S": 3_600.0,
+    }
     with (
         Upstream() as upstream,
-        Yard(
-            tmp_path / "data", upstream.url, bounds=QUICK | {"limits:ATTEMPTS_MAX": 1}, slots=1
-        ) as yard,
+        Yard(tmp_path / "data", upstream.url, bounds=bounds, slots=1) as yard,
     ):
         prompts = ["first-1", f"stale-1|{fault},message", f"twice-1|{fault},{fault},message"]
         batch = yard.create([request(prompt) for prompt in prompts])
@@ -147,13 +151,18 @@ def test_a_fault_that_stays_is_errored_after_all_attempts(
     yard: Yard, upstream: Upstream, fault: str, error_type: str, text: str
 ) -> None:
     name = f"stay-{fault}"
-    result = yard.run([f"{name}|{fault}"])[name]
+    batch = yard.create([request(f"{name}|{fault}")])
+    yard.wait_ended(batch["id"])
+    result = yard.results(batch["id"])[name]
     assert result["type"] == "errored"
     error = result["error"]["error"]
     assert error["type"] == error_type
     assert error["message"].startswith(text)
     assert "<html>" not in json.dumps(result)
-    assert upstream.counts[name] == ATTEMPTS
+    failed = yard.progress(batch["id"])["failed_calls"]
+    stale = failed.pop("stale", 0)  # where an earlier test has left a connection
+    assert sum(failed.values()) == ATTEMPTS
+    assert upstream.counts[name] == ATTEMPTS + stale
 
 
 @pytest.mark.parametrize(
