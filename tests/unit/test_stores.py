@@ -87,7 +87,8 @@ def test_the_file_system_of_a_path_is_the_nearest_and_the_last_mounted(
 
 
 def test_a_data_directory_on_a_network_file_system_is_refused(tmp_path: Path) -> None:
-    there = f"9 1 0:9 / {tmp_path} rw - nfs4 server:/x rw\n"
+    mounted = str(tmp_path).replace(" ", r"\040")
+    there = f"9 1 0:9 / {mounted} rw - nfs4 server:/x rw\n"
     with pytest.raises(ConfigError, match=r"network file system \(nfs4\)"):
         stores.check_file_system(tmp_path, lambda: MOUNTS + there)
     stores.check_file_system(tmp_path, lambda: MOUNTS)
