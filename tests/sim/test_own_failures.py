@@ -140,3 +140,29 @@ def test_a_long_storm_of_failures_uses_up_the_tries_of_none(root: Path) -> None:
         assert len(world.model.calls) < 400 + 300
 
     story(root, told, slots=8)
+
+
+@pytest.mark.parametrize("failing", [range(300, 500, 10), range(0, 8_000, 7)])
+def test_what_failed_once_is_not_sent_last_of_a_large_batch(root: Path, failing: range) -> None:
+    """Nor is what is left of its shard: 8,000 on 64 slots of half a second are a minute."""
+
+    async def told(world: CacheWorld) -> None:
+        names = {f"r{n}" for n in failing}
+        met: set[str] = set()
+
+        def once(call: Call, _: int) -> Outcome | None:
+            if call.custom_id in met or call.custom_id not in names:
+                return None
+            met.add(call.custom_id)
+            return BROKEN
+
+        world.model.instead = once
+        batch = await world.create(requests(8_000))
+        await world.end(batch)
+        assert world.kinds(batch) == {"succeeded": 8_000}
+        begun: dict[str, list[float]] = {}
+        for at_s, custom_id in world.model.calls:
+            begun.setdefault(custom_id, []).append(at_s)
+        assert max(begun[name][1] - begun[name][0] for name in names) < 20.0
+
+    story(root, told)

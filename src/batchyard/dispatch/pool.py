@@ -229,6 +229,7 @@ class Pool:
                 self.turns.took(shard)
                 if self._aside.has_refused or shard.put_back:  # mix them with others
                     self.turns.go_round(shard)
+                self.turns.take_turns(shard)
                 return shard, request
         return None
 

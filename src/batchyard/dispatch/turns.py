@@ -214,6 +214,21 @@ class Turns:
             shards.remove(shard)
             shards.append(shard)
 
+    def take_turns(self, shard: ShardRun) -> None:
+        """Let a shard be next with requests that are sent again after one without, or vice versa.
+
+        So neither holds up the other, however many shards there are of either kind.
+        """
+        claim = shard.claim
+        shards = self._workspaces[claim.workspace].batches[claim.batch].shards
+        if len(shards) > 1:
+            repeats = bool(shard.put_back)
+            for number, other in enumerate(shards):
+                if other.unsent and bool(other.put_back) is not repeats:
+                    if number:
+                        shards.insert(0, shards.pop(number))
+                    return
+
     @property
     def unsent(self) -> int:
         """Return how many requests wait."""
