@@ -142,6 +142,25 @@ def test_a_long_storm_of_failures_uses_up_the_tries_of_none(root: Path) -> None:
     story(root, told, slots=8)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_upstream_that_takes_each_request_when_it_comes_again_is_found_to_work(
+    root: Path, times: int
+) -> None:
+    async def told(world: CacheWorld) -> None:
+        met: dict[str, int] = {}
+
+        def at_first(call: Call, _: int) -> Outcome | None:
+            met[call.custom_id] = met.get(call.custom_id, 0) + 1
+            return FOREVER["529"] if met[call.custom_id] <= times else None
+
+        world.model.instead = at_first
+        batch = await world.create(requests(200))
+        await world.end(batch, within_s=900.0)
+        assert world.kinds(batch) == {"succeeded": 200}
+
+    story(root, told, slots=8)
+
+
 @pytest.mark.parametrize("failing", [range(300, 500, 10), range(0, 8_000, 7)])
 def test_what_failed_once_is_not_sent_last_of_a_large_batch(root: Path, failing: range) -> None:
     """Nor is what is left of its shard: 8,000 on 64 slots of half a second are a minute."""

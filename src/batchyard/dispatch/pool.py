@@ -80,6 +80,8 @@ class Pool:
         """When to look again for another batch, though the process makes all calls it may."""
         self.again_s = 0.0
         """When it may take one all the same, to see whether that is over."""
+        self._tries_again = True
+        """Whether a request that was sent before tried last, while only single calls go out."""
         self._refusals = 0
         self._refusal = ""
         self._refused_s = now_s()
@@ -218,7 +220,7 @@ class Pool:
             return self._take_one(task)
         order = self.turns.order(self.slots)
         if self.is_broken():
-            order = self._fresh_first(order)
+            order = self._to_try(order)
         for shard in order:
             if not shard.unsent:
                 continue
@@ -233,16 +235,26 @@ class Pool:
                 return shard, request
         return None
 
-    def _fresh_first(self, order: Iterable[ShardRun]) -> list[ShardRun]:
-        """Return shards, those first of which a request was never sent, which is the next then.
+    def _to_try(self, order: Iterable[ShardRun]) -> list[ShardRun]:
+        """Return shards, the next request of the first of which tries whether calls work again.
 
-        While single calls try whether the upstream works again, those that have failed say little:
-        it may be for their own sake. And few would use up all their tries.
+        Every other time it is one that was never sent: those that have failed may fail for their
+        own sake, and few would use up all their tries. In between it is one that was, since each
+        may be taken only when it comes again: one that has used up none, as far as there is one,
+        and then the one that came most often.
         """
-        shards = sorted((s for s in order if s.unsent), key=lambda shard: shard.fresh <= 0)
-        if shards:
-            shards[0].bring_fresh(_ELSEWHERE)
-        return shards
+        shards = [shard for shard in order if shard.unsent]
+        self._tries_again = not self._tries_again
+        fresh = next((shard for shard in shards if shard.fresh), None)
+        if fresh is None or self._tries_again:
+            backs = [(b.counted, -b.tries, b, s) for s in shards for b in s.put_back.values()]
+            for _, _, back, shard in sorted(backs, key=lambda each: each[:2]):
+                if shard.bring_again(back.request.custom_id):
+                    return [shard]
+        if fresh is None:
+            return shards
+        fresh.bring_fresh(_ELSEWHERE)
+        return [fresh]
 
     def _take_one(self, task: asyncio.Task[None]) -> tuple[ShardRun, Request] | None:
         """Return the request that tries whether a pause can end, if it is time.

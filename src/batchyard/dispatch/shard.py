@@ -134,7 +134,7 @@ class ShardRun:
     @property
     def fresh(self) -> int:
         """Return how many of the unsent were never sent."""
-        return len(self.unsent) - len(self.put_back)
+        return max(0, len(self.unsent) - len(self.put_back))  # of which some may be parked
 
     def bring_fresh(self, start: float) -> None:
         """Make a request the next that was never sent, if there is one.
@@ -147,6 +147,15 @@ class ShardRun:
         if self.fresh > 0:
             while unsent[0].custom_id in self.put_back:
                 unsent.rotate(-1)
+
+    def bring_again(self, custom_id: str) -> bool:
+        """Make this one of the unsent the next; false where it is not among them."""
+        unsent = self.unsent
+        for _ in range(len(unsent)):
+            if unsent[0].custom_id == custom_id:
+                return True
+            unsent.rotate(-1)
+        return False
 
     def park(self) -> Request:
         """Set the next request aside, and return it."""

@@ -146,7 +146,8 @@ class Window:
         left = self._above_s + _HELD_S - now_s
         if left <= 0.0:
             self._pass_wall()
-        return max(0.0, left)
+            return 0.0 if in_flight < int(self.size) else _ANSWER
+        return left
 
     def _grow_beside(self, now_s: float, in_flight: int) -> float:
         """Let one call go beside those that are out, if no answer has let it grow for a while."""
