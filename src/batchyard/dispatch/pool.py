@@ -80,6 +80,8 @@ class Pool:
         """When to look again for another batch, though the process makes all calls it may."""
         self.again_s = 0.0
         """When it may take one all the same, to see whether that is over."""
+        self._has_again = False
+        """Whether some of the unsent may have been sent before."""
         self._tries_again = True
         """Whether a request that was sent before tried last, while only single calls go out."""
         self._refusals = 0
@@ -231,7 +233,8 @@ class Pool:
                 self.turns.took(shard)
                 if self._aside.has_refused or shard.put_back:  # mix them with others
                     self.turns.go_round(shard)
-                self.turns.take_turns(shard)
+                if self._has_again:
+                    self.turns.take_turns(shard)
                 return shard, request
         return None
 
@@ -274,7 +277,7 @@ class Pool:
             if request is not None:
                 break
         else:
-            oldest = self._aside.let_in_one()
+            oldest, self._has_again = self._aside.let_in_one(), True
             request = None if oldest is None else oldest.take(task)
             if oldest is None or request is None:
                 return None
@@ -314,6 +317,7 @@ class Pool:
             if self.ready:
                 self.on_release(self)
         elif self._aside.let_in(self._now_s()):
+            self._has_again = True
             self.on_release(self)
         self._set_timer()
 
@@ -373,6 +377,7 @@ class Pool:
     def tick(self) -> None:
         """Let go on what has waited long enough, or for nobody any more. Once a second is right."""
         self.turns.tick()
+        self._has_again = self._has_again and self.turns.has_again
         is_old = self.trouble is not None and self._now_s() - self._refused_s > _TROUBLE_KEPT_S
         if is_old and not self.busy and not self.turns.batches:
             self.answered()  # it may be over: nobody has tried

@@ -242,6 +242,12 @@ class Turns:
         """Return how many requests wait that were never sent."""
         return sum(b.fresh for each in self._workspaces.values() for b in each.batches.values())
 
+    @property
+    def has_again(self) -> bool:
+        """Whether some of those that wait were sent before."""
+        batches = (b for each in self._workspaces.values() for b in each.batches.values())
+        return any(shard.put_back for batch in batches for shard in batch.shards)
+
     def ready(self, slots: int) -> int:
         """Return how many requests could be sent now, if slots were free; see `order`."""
         return sum(workspace.ready(slots) for workspace in self._workspaces.values())
