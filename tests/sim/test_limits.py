@@ -56,6 +56,18 @@ def test_a_limit_that_moves_is_followed(allowed: Allowed, says_when: Says, slots
     assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
 
 
+@pytest.mark.parametrize(
+    ("burst_s", "latency_s", "slots", "seed"), [(0.5, 1.0, 400, 1), (1.0, 0.2, 64, 0)]
+)
+def test_a_limit_that_rises_is_used_soon_though_steps_had_failed_before(
+    burst_s: float, latency_s: float, slots: int, seed: int
+) -> None:
+    """Four times as much is allowed for 20 s; half of that time's calls are made at least."""
+    allowed = Allowed("rate", PHASES, phase_s=20.0, burst_s=burst_s, latency_s=latency_s)
+    traffic = run(allowed, "exactly", slots, seed)
+    assert traffic.goodput(20.0, 40.0) >= 0.5
+
+
 @pytest.mark.parametrize("refuses_s", [10.0, 120.0])
 def test_calls_go_out_as_before_soon_after_all_were_refused_for_a_while(refuses_s: float) -> None:
     """It takes nothing, and names no time; half a minute later 90 % of what it allows is used."""

@@ -2,8 +2,8 @@
 
 Until a call is refused there is no rate. Then it is what was accepted in the last seconds, and
 sends are spaced evenly. It falls to the share of a cohort that was accepted, and probes upward in
-small steps: they double while they succeed, and halve when they fail, with rests between that
-grow.
+small steps: they halve when they fail, with rests between that grow, and double while they
+succeed; beyond a size only above what a bucket explains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STEP_MIN, _STEP, _STEP_MAX, _STEP_FRESH = 0.01, 0.04, 0.4, 0.5
 _PROBE_S, _PROBE_MAX_S = 1.0, 5.0  # a step lasts a round trip, but within these
 _PROBE_CALLS_MIN, _PROBE_CALLS = 3, 10  # and so many calls as take this long, within these
 _PROBE_CALLS_S = 2.0
-_NEAR = 1.1  # steps do not grow up to this many times the rate after the last decrease
+_NEAR = 1.1  # up to this many times the rate after the last decrease steps are small
 _UNUSED = 1.5  # no step to more than this many times of what is used
 _SOON_S = 0.5
 _BIN_S = 1.0
@@ -139,6 +139,8 @@ class Pace:
             if self._is_vague or self.rate > _NEAR * self._known:
                 self._fresh_step = min(self._fresh_step * 2.0, _STEP_FRESH)
                 self._step = max(self._step, min(self._step * 2.0, _STEP_MAX))
+            else:
+                self._step = max(self._step, min(self._step * 2.0, _STEP))
             self._rest.has_succeeded()
         self.is_probing = True
         self.rate *= 1.0 + self._step
