@@ -197,6 +197,13 @@ bench-peers: .venv/.ready $(PEERS)
 	@$(BIN)/python bench/accept.py
 	@$(BIN)/python bench/download.py
 	@$(BIN)/python bench/kill.py
+	@$(BIN)/python bench/kill.py --at 0.1 --systems batchyard
+	@$(BIN)/python bench/kill.py --at 0.9 --systems batchyard
+	@$(BIN)/python bench/compare.py --requests 5000 --latency 0.2 --p99 2 --no-defaults --rounds 3
+	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --write
+	@$(BIN)/python bench/faults.py
+	@$(BIN)/python bench/cancel.py
+	@$(BIN)/python bench/behind.py --requests 20000
 	@$(BIN)/python bench/table.py --write
 
 # New locks from pyproject.toml, with hashes and without registry addresses.

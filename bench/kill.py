@@ -1,6 +1,6 @@
 """A server is killed (SIGKILL) when half of a batch has been sent, and started again at once.
 
-    python bench/kill.py [--requests 10000] [--latency 0.02] [--systems batchyard aibrix]
+    python bench/kill.py [--requests 10000] [--latency 0.02] [--at 0.5] [--systems batchyard aibrix]
 
 The stub counts the calls for each request, so what was called twice is known. OGX and LiteLLM's
 executor have nothing to come back to: their requests were in the memory of the killed process.
@@ -16,12 +16,11 @@ import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.request import urlopen
 
 import yard
-from peers import aibrix, record, wire
+from peers import aibrix, record
 from peers.ours import Yard
-from peers.system import PeerError, System, fresh_folder
+from peers.system import PeerError, Service, fresh_folder
 from peers.work import SEED, Work
 
 if TYPE_CHECKING:
@@ -43,20 +42,7 @@ def _aibrix(folder: Path) -> Iterator[Start]:
         yield lambda upstream: aibrix.service(upstream, folder, port)
 
 
-def _create(system: System, started: Started, work: Work) -> str:
-    prepared = system.prepare(work)
-    if isinstance(system, aibrix.AIBrix):
-        return system.create(started, prepared)
-    return str(started.request("POST", wire.BATCHES, prepared)["id"])
-
-
-def _finish(system: System, started: Started, batch: str) -> bytes:
-    if isinstance(system, aibrix.AIBrix):
-        return system.finish(started, batch)
-    return wire.finish(started, batch)
-
-
-SYSTEMS: dict[str, tuple[System, Any]] = {
+SYSTEMS: dict[str, tuple[Service, Any]] = {
     "batchyard": (Yard(), _ours),
     "aibrix": (aibrix.AIBrix(), _aibrix),
 }
@@ -66,12 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--latency", type=float, default=0.02)
+    parser.add_argument("--at", type=float, default=0.5, help="share sent before the kill")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     options = parser.parse_args()
     work = Work(options.requests)
     about = {
         "kind": "kill",
         "requests": work.size,
+        "at": options.at,
         "latency_ms": round(options.latency * 1000),
         "seed": SEED,
     }
@@ -81,31 +69,33 @@ def main() -> None:
         row.failure = system.missing()
         if row.failure is None:
             try:
-                row.runs.append(_kill(system, place, work, options.latency))
+                row.runs.append(_kill(system, place, work, options))
                 print(f"{system.name}: {row.runs[0]}", flush=True)
             except PeerError as error:
                 row.failure = str(error)[-500:]
         if row.failure:
             print(f"{system.name}: {row.failure}", flush=True)
-        print(f"raw: {record.write(f'kill-{work.size}-{name}', about, [row]).name}")
+        raw = f"kill-{work.size}-at-{options.at * 100:.0f}-{name}"
+        print(f"raw: {record.write(raw, about, [row]).name}")
 
 
-def _kill(system: System, place: Any, work: Work, latency_s: float) -> dict[str, Any]:
+def _kill(system: Service, place: Any, work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    share, latency_s = options.at, options.latency
     with (
         fresh_folder() as folder,
         yard.stub(latency_s, "--count") as upstream,
         place(Path(folder)) as start,
     ):
         with start(upstream) as started:  # leaving the block is the kill
-            batch = _create(system, started, work)
-            while (sent := _calls(upstream)["calls"]) < work.size // 2:
+            batches = system.create(started, system.prepare(work))
+            while (sent := yard.calls(upstream)["calls"]) < work.size * share:
                 time.sleep(0.005)
         begun = time.perf_counter()
         with start(upstream) as started:
             ready = time.perf_counter() - begun
-            results = _finish(system, started, batch)
+            results = system.finish(started, batches)
             end = time.perf_counter() - begun
-        calls = _calls(upstream)
+        calls = yard.calls(upstream)
     ids = [json.loads(line)["custom_id"] for line in results.splitlines() if line]
     return {
         "sent_at_kill": sent,
@@ -116,12 +106,6 @@ def _kill(system: System, place: Any, work: Work, latency_s: float) -> dict[str,
         "repeated_calls": calls["calls"] - calls["marks"],
         "load": os.getloadavg()[0],
     }
-
-
-def _calls(upstream: int) -> dict[str, int]:
-    with urlopen(f"http://127.0.0.1:{upstream}/calls") as answer:
-        found: dict[str, int] = json.loads(answer.read())
-    return found
 
 
 if __name__ == "__main__":

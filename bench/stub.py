@@ -66,10 +66,11 @@ def completion(text: str) -> dict[str, object]:
     }
 
 
-def reply(value: object, status: bytes = b"200 OK") -> bytes:
+def reply(value: object, status: bytes = b"200 OK", *headers: bytes) -> bytes:
     body = json.dumps(value, separators=(",", ":")).encode()
-    head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nrequest-id: req_01stub\r\n" % status
-    return head + b"content-length: %d\r\n\r\n" % len(body) + body
+    kind = b"content-type: application/json"
+    head = [b"HTTP/1.1 " + status, kind, b"request-id: req_01stub", *headers]
+    return b"\r\n".join([*head, b"content-length: %d" % len(body), b"", body])
 
 
 class Stub(asyncio.Protocol):
@@ -86,6 +87,7 @@ class Stub(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.path = b""
         self.missing = 0  # bytes of the body that is being read and not kept
+        self.mark = b""  # of the call that is being answered, where calls are counted
 
     def data_received(self, data: bytes) -> None:
         if self.missing:
@@ -114,8 +116,8 @@ class Stub(asyncio.Protocol):
         self.path = head[: head.find(b" HTTP/")]
         if Stub.counts is not None and length:
             body = self.buffer[end + 4 : whole]
-            mark = body[body.index(b"doc-") :][:10]
-            Stub.counts[mark] = Stub.counts.get(mark, 0) + 1
+            self.mark = body[body.index(b"doc-") :][:10]
+            Stub.counts[self.mark] = Stub.counts.get(self.mark, 0) + 1
         self.buffer = self.buffer[whole:]
         if short > 0:
             self.missing = short
@@ -127,14 +129,19 @@ class Stub(asyncio.Protocol):
         if self.path.startswith(b"GET"):
             self.transport.write(self._told())
             return
-        path = self.path.partition(b"?")[0].rpartition(b"/")[2]
-        answer = Stub.answers.get(path, Stub.answers[b"messages"])
         if Stub.latency:
-            Stub.open += 1
-            Stub.most = max(Stub.most, Stub.open)
-            self.loop.call_later(Stub.latency, self._late, answer)
+            self._answer_after(Stub.latency, self._accepted())
         else:
-            self.transport.write(answer)
+            self.transport.write(self._accepted())
+
+    def _accepted(self) -> bytes:
+        path = self.path.partition(b"?")[0].rpartition(b"/")[2]
+        return Stub.answers.get(path, Stub.answers[b"messages"])
+
+    def _answer_after(self, latency_s: float, answer: bytes) -> None:
+        Stub.open += 1
+        Stub.most = max(Stub.most, Stub.open)
+        self.loop.call_later(latency_s, self._late, answer)
 
     def _late(self, answer: bytes) -> None:
         Stub.open -= 1
@@ -159,15 +166,21 @@ async def main() -> None:
     parser.add_argument("--answer", type=int, default=len(SENTENCE) * 20)
     parser.add_argument("--count", action="store_true")
     options = parser.parse_args()
-    text = SENTENCE * (options.answer // len(SENTENCE))
     Stub.latency = options.latency
     Stub.counts = {} if options.count else None
+    await serve(Stub, options.answer)
+
+
+async def serve(connection: type[Stub], size: int = len(SENTENCE) * 20) -> None:
+    """Answer with texts of about so many bytes, for ever."""
+    text = SENTENCE * (size // len(SENTENCE))
     Stub.answers = {
         b"messages": reply(message(text)),
         b"completions": reply(completion(text)),
         b"batches": reply(BATCH),
     }
-    server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=4096)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(connection, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

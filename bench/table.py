@@ -136,8 +136,82 @@ def _share(work: dict[str, Any], seconds: float) -> str:
     """Tell how near a run is to the least time in which 64 slots can do it."""
     if not work["latency_ms"]:
         return ""
+    if "ideal_s" in work:
+        return f"{work['ideal_s'] / seconds:.0%}"
     least = math.ceil(work["requests"] / IN_FLIGHT) * work["latency_ms"] / 1000
     return f"{least / seconds:.0%}"
+
+
+def limits(file: dict[str, Any]) -> Table:
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 9)
+            continue
+        run = row["runs"][0]
+        followed = run["followed_s"]
+        yield [
+            _named(row),
+            row["setting"],
+            f"{run['used']:.0%}",
+            *(f"{phase['half']:.0%}" for phase in run["phases"]),
+            "never" if followed is None else f"{followed:.1f}",
+            f"{run['refused'] / run['calls']:.1%}",
+            f"{run['errored']:,}",
+        ]
+
+
+def faults(file: dict[str, Any]) -> Table:
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 8)
+            continue
+        run = row["runs"][0]
+        yield [
+            _named(row),
+            row["durability"],
+            f"{run['succeeded']:,} of {run['possible']:,}",
+            f"{run['lost']:,}",
+            f"{run['calls'] / max(1, run['succeeded']):.3f}",
+            f"{run['seconds']:.1f}",
+            f"{run['usual_s']:.1f}",
+            f"{run['invalid'] - run['invalid_succeeded']} of {run['invalid']}",
+        ]
+
+
+def cancels(file: dict[str, Any]) -> Table:
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 8)
+            continue
+        run = row["runs"][0]
+        yield [
+            _named(row),
+            row["durability"],
+            f"{run['acknowledged_s'] * 1000:,.0f}",
+            f"{run['seconds']:.2f}",
+            f"{run['kept']:,}",
+            f"{run['paid_and_lost']:,}",
+            f"{run['calls_after']:,}",
+            f"{run['results']:,}",
+        ]
+
+
+def behinds(file: dict[str, Any]) -> Table:
+    for row in file["rows"]:
+        if not row["runs"]:
+            yield left_out(row, 8)
+            continue
+        run = row["runs"][0]
+        yield [
+            _named(row),
+            row["setting"],
+            f"{run['alone_s']:.1f}",
+            f"{run['one_s']:,.1f}",
+            f"{run['small_s']:,.1f}",
+            f"{run['small_most_s']:,.1f}",
+            f"{run['evenness']:.2f}",
+            f"{run['most_in_flight']:,}",
+        ]
 
 
 def accepts(file: dict[str, Any]) -> Table:
@@ -196,7 +270,7 @@ def short(files: list[dict[str, Any]]) -> Table:
     """Yield a row for each work and peer, in the setting in which the peer is fastest."""
     for file in files:
         work = file["work"]
-        if work["kind"] == "kill":
+        if work["kind"] not in SHORT:
             continue
         ours = ours_of(file)
         best: dict[str, dict[str, Any]] = {}
@@ -205,7 +279,7 @@ def short(files: list[dict[str, Any]]) -> Table:
         for row in best.values():
             name = f"{_named(row)}, {row['setting']}"
             yield [SHORT[work["kind"]](work), name, row["durability"], _compared(work, ours, row)]
-    yield from _killed([file for file in files if file["work"]["kind"] == "kill"])
+    yield from _killed([file for file in files if file["work"].get("at") == KILLED_AT])
 
 
 def _others(file: dict[str, Any]) -> list[dict[str, Any]]:
@@ -246,14 +320,25 @@ def _order(file: dict[str, Any]) -> tuple[int, int, int, str]:
 
 SHORT: dict[str, Callable[[dict[str, Any]], str]] = {
     "run": lambda work: f"{work['requests']:,} requests, upstream {work['latency_ms']} ms",
+    "spread": lambda work: (
+        f"{work['requests']:,} requests, upstream {work['latency_ms']} ms, one in a hundred over "
+        f"{work['p99_ms']:,} ms"
+    ),
     "accept": lambda work: f"create, {work['requests']:,} requests, {work['bytes'] >> 20} MiB",
     "download": lambda work: f"results, {work['bytes'] / 1e9:.1f} GB",
 }
+KILLED_AT = 0.5
 _FIRST = ["system", "setting", "durability"]
+_RUN = [*_FIRST, "requests/s", "of ideal", "CPU s per 1,000", "private MB", "ours is"]
 KINDS: dict[str, tuple[str, list[str], Callable[[dict[str, Any]], Table]]] = {
     "run": (
         "{requests:,} requests, upstream {latency_ms} ms",
-        [*_FIRST, "requests/s", "of ideal", "CPU s per 1,000", "private MB", "ours is"],
+        _RUN,
+        runs,
+    ),
+    "spread": (
+        "{requests:,} requests, upstream {latency_ms} ms (median), 1 % over {p99_ms:,} ms",
+        _RUN,
         runs,
     ),
     "accept": (
@@ -267,7 +352,7 @@ KINDS: dict[str, tuple[str, list[str], Callable[[dict[str, Any]], Table]]] = {
         downloads,
     ),
     "kill": (
-        "Killed at half of {requests:,} requests, upstream {latency_ms} ms",
+        "Killed at {at:.0%} of {requests:,} requests, upstream {latency_ms} ms",
         [
             "system",
             "durability",
@@ -279,6 +364,63 @@ KINDS: dict[str, tuple[str, list[str], Callable[[dict[str, Any]], Table]]] = {
             "calls repeated",
         ],
         kills,
+    ),
+    "limits": (
+        "A limit that moves: 50/s, 200/s, 20/s, {seconds:.0f} s each",
+        [
+            "system",
+            "setting",
+            "used of all",
+            "of 50/s at last",
+            "of 200/s",
+            "of 20/s",
+            "s until 200/s is used",
+            "calls refused",
+            "requests errored",
+        ],
+        limits,
+    ),
+    "faults": (
+        "An upstream that fails: {requests:,} requests, {latency_ms} ms, time-out {timeout_s} s",
+        [
+            "system",
+            "durability",
+            "succeeded",
+            "lost",
+            "calls for each success",
+            "s",
+            "s without faults",
+            "invalid ones told as errored",
+        ],
+        faults,
+    ),
+    "cancel": (
+        "Canceled at {at:.0%} of {requests:,} requests, upstream {latency_ms} ms",
+        [
+            "system",
+            "durability",
+            "ms to the acknowledgement",
+            "s to all results",
+            "answers kept",
+            "paid and lost",
+            "calls begun after it",
+            "results",
+        ],
+        cancels,
+    ),
+    "behind": (
+        "Behind {requests:,} requests: one, then {smalls} batches of {small}; {latency_ms} ms",
+        [
+            "system",
+            "setting",
+            "s for one, alone",
+            "s for one",
+            "s for 50, median",
+            "most",
+            "evenness",
+            "calls at once, at most",
+        ],
+        behinds,
     ),
 }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +110,27 @@ def core(process: subprocess.Popen[str], number: int) -> None:
 @contextlib.contextmanager
 def stub(latency_s: float = 0.0, *options: str) -> Iterator[int]:
     """Run the loopback upstream; yield its port."""
-    command = [sys.executable, str(HERE / "stub.py"), "--latency", str(latency_s), *options]
+    with _listening("stub.py", "--latency", str(latency_s), *options) as port:
+        yield port
+
+
+def calls(port: int) -> dict[str, int]:
+    """Return how many calls the stub was given, and for how many requests."""
+    with urlopen(f"http://127.0.0.1:{port}/calls") as answer:
+        found: dict[str, int] = json.load(answer)
+    return found
+
+
+@contextlib.contextmanager
+def upstream(*options: object) -> Iterator[int]:
+    """Run the loopback upstream that behaves as real ones do; yield its port."""
+    with _listening("upstream.py", *map(str, options)) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def _listening(program: str, *options: str) -> Iterator[int]:
+    command = [sys.executable, str(HERE / program), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         core(process, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peers import locked
-from peers.system import PeerError, Started, System, free_port, launched, pauses, wait_ready
+from peers.system import PeerError, Service, Started, free_port, launched, pauses, wait_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ LAUNCH = Path(__file__).with_name("programs") / "aibrix_launch.py"
 BOUNDARY = "batchyardbench"
 
 
-class AIBrix(System):
+class AIBrix(Service):
     name = "AIBrix with Redis"
     version = locked.version("aibrix", "aibrix")
     durability = "survives a kill of the service"
@@ -43,11 +43,8 @@ class AIBrix(System):
     def prepare(self, work: Work) -> bytes:
         return work.lines()
 
-    def run(self, started: Started, prepared: bytes) -> bytes:
-        return self.finish(started, self.create(started, prepared))
-
-    def create(self, started: Started, prepared: bytes) -> str:
-        """Upload a file and make a batch of it; return the id."""
+    def create(self, started: Started, prepared: bytes) -> list[str]:
+        """Upload a file and make a batch of it."""
         part = '--{}\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
         form = part.format(BOUNDARY, "purpose", "") + "batch\r\n"
         form += part.format(BOUNDARY, "file", '; filename="requests.jsonl"')
@@ -59,23 +56,36 @@ class AIBrix(System):
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
         }
+        client: dict[str, Any] = {}
         if self.in_flight:
             client = {"max_concurrency": self.in_flight, "adaptive_concurrency": False}
+        if self.timeout_s:
+            client["request_timeout_seconds"] = self.timeout_s
+        if client:
             batch["aibrix"] = {"client": client}
-        return str(started.request("POST", "/v1/batches", json.dumps(batch).encode())["id"])
+        return [started.request("POST", "/v1/batches", json.dumps(batch).encode())["id"]]
 
-    def finish(self, started: Started, batch: str) -> bytes:
-        shown: dict[str, Any] = {}
-        for _ in pauses():
-            shown = started.request("GET", f"/v1/batches/{batch}")
-            if shown["status"] == "completed":
-                break
-            if shown["status"] in {"failed", "expired", "cancelled"}:
-                raise PeerError(f"{shown['status']}: {shown.get('errors')}")
-        return started.read("GET", f"/v1/files/{shown['output_file_id']}/content")
+    def finish(self, started: Started, batches: list[str]) -> bytes:
+        return b"\n".join(_finish(started, batch) for batch in batches)
+
+    def cancel(self, started: Started, batches: list[str]) -> None:
+        for batch in batches:
+            started.read("POST", f"/v1/batches/{batch}/cancel")
 
     def succeeded(self, line: dict[str, Any]) -> bool:
-        return bool(line["response"]["status_code"] == 200)
+        return bool((line.get("response") or {}).get("status_code") == 200)
+
+
+def _finish(started: Started, batch: str) -> bytes:
+    shown: dict[str, Any] = {}
+    for _ in pauses():
+        shown = started.request("GET", f"/v1/batches/{batch}")
+        if shown["status"] in {"completed", "cancelled"}:
+            break
+        if shown["status"] in {"failed", "expired"}:
+            raise PeerError(f"{shown['status']}: {shown.get('errors')}")
+    files = [shown[name] for name in ("output_file_id", "error_file_id") if shown.get(name)]
+    return b"\n".join(started.read("GET", f"/v1/files/{file}/content") for file in files)
 
 
 @contextlib.contextmanager

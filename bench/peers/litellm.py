@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peers import locked
 from peers.system import (
+    Service,
     Started,
-    System,
+    begin_script,
+    end_script,
     free_port,
     launched,
-    run_script,
     script,
     wait_ready,
 )
@@ -33,7 +35,7 @@ KEY = "sk-batchyard-bench-0123456789abcdef"
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
-class Executor(System):
+class Executor(Service):
     name = "LiteLLM executor"
     version = locked.version("litellm", "litellm")
     durability = "memory only"
@@ -54,11 +56,25 @@ class Executor(System):
         (self.folder / "requests.jsonl").write_bytes(work.lines())
         return b""
 
-    def run(self, started: Started, prepared: bytes) -> bytes:
-        return run_script(started, self.folder / "requests.jsonl", self.folder / "results.jsonl")
+    def create(self, started: Started, prepared: bytes) -> list[str]:
+        begin_script(started, self.folder / "requests.jsonl", self._results)
+        return [str(self._results)]
+
+    def finish(self, started: Started, batches: list[str]) -> bytes:
+        return end_script(started, self._results)
+
+    def cancel(self, started: Started, batches: list[str]) -> None:
+        sign = self.folder / "cancel"
+        sign.touch()
+        while sign.exists():  # it removes it when it has done so
+            time.sleep(0.002)
+
+    @property
+    def _results(self) -> Path:
+        return self.folder / "results.jsonl"
 
     def succeeded(self, line: dict[str, Any]) -> bool:
-        return bool(line["response"]["status_code"] == 200)
+        return bool((line.get("response") or {}).get("status_code") == 200)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from peers import locked
 from peers.system import Started, free_port, launched, wait_ready
-from peers.wire import BATCHES, MessageBatches, finish
+from peers.wire import BATCHES, MessageBatches
 from peers.work import MODEL
 
 if TYPE_CHECKING:
@@ -46,59 +46,69 @@ class Ogx(MessageBatches):
         model = f"vllm/{MODEL}"  # it takes models by provider
         return b"\n".join(work.messages(model, part) for part in batched(work.size))
 
-    def run(self, started: Started, prepared: bytes) -> bytes:
+    def create(self, started: Started, prepared: bytes) -> list[str]:
         bodies = prepared.split(b"\n")
-        made = [started.request("POST", BATCHES, body)["id"] for body in bodies]
-        return b"\n".join(finish(started, batch) for batch in made)
+        return [started.request("POST", BATCHES, body)["id"] for body in bodies]
 
     @contextlib.contextmanager
     def start(self, upstream: int, folder: Path) -> Iterator[Started]:
         port = free_port()
         config = folder / "ogx.json"  # YAML, of which JSON is a part
-        config.write_text(json.dumps(_config(folder, port, upstream, self.in_flight)))
+        config.write_text(json.dumps(self._config(folder, port, upstream)))
         command = [locked.program("ogx", "ogx"), "run", str(config), "--insecure"]
         with launched(command, folder, log="ogx.log") as process:
             started = Started([process], port)
             wait_ready(started, BATCHES)
             yield started
 
-
-def _config(folder: Path, port: int, upstream: int, in_flight: int | None) -> dict[str, Any]:
-    """Return the smallest configuration with Message Batches, as its `starter` has it."""
-    messages: dict[str, Any] = {"kvstore": {"namespace": "message_batches", "backend": "kv"}}
-    if in_flight:
-        messages["max_concurrent_requests_per_batch"] = in_flight
-    vllm = {"base_url": f"http://127.0.0.1:{upstream}/v1", "max_tokens": 4096, "api_token": "any"}
-    tables = {"inference": "inference_store", "conversations": "openai_conversations"}
-    tables |= {"prompts": "prompts", "connectors": "connectors"}
-    return {
-        "version": 2,
-        "distro_name": "bench",
-        "apis": ["inference", "messages"],
-        "providers": {
-            "inference": [{"provider_id": "vllm", "provider_type": "remote::vllm", "config": vllm}],
-            "messages": [
-                {"provider_id": "builtin", "provider_type": "inline::builtin", "config": messages}
-            ],
-        },
-        "storage": {
-            "backends": {
-                "kv": {"type": "kv_sqlite", "db_path": str(folder / "kv.db")},
-                "sql": {"type": "sql_sqlite", "db_path": str(folder / "sql.db")},
+    def _config(self, folder: Path, port: int, upstream: int) -> dict[str, Any]:
+        """Return the smallest configuration with Message Batches, as its `starter` has it."""
+        messages: dict[str, Any] = {"kvstore": {"namespace": "message_batches", "backend": "kv"}}
+        if self.in_flight:
+            messages["max_concurrent_requests_per_batch"] = self.in_flight
+        vllm: dict[str, Any] = {
+            "base_url": f"http://127.0.0.1:{upstream}/v1",
+            "max_tokens": 4096,
+            "api_token": "any",
+        }
+        if self.timeout_s:
+            vllm["network"] = {"timeout": self.timeout_s}
+        tables = {"inference": "inference_store", "conversations": "openai_conversations"}
+        tables |= {"prompts": "prompts", "connectors": "connectors"}
+        return {
+            "version": 2,
+            "distro_name": "bench",
+            "apis": ["inference", "messages"],
+            "providers": {
+                "inference": [
+                    {"provider_id": "vllm", "provider_type": "remote::vllm", "config": vllm}
+                ],
+                "messages": [
+                    {
+                        "provider_id": "builtin",
+                        "provider_type": "inline::builtin",
+                        "config": messages,
+                    }
+                ],
             },
-            "stores": {"metadata": {"namespace": "registry", "backend": "kv"}}
-            | {name: {"table_name": table, "backend": "sql"} for name, table in tables.items()},
-        },
-        "registered_resources": {
-            "models": [
-                {
-                    "model_id": MODEL,
-                    "provider_id": "vllm",
-                    "provider_model_id": MODEL,
-                    "model_type": "llm",
-                    "metadata": {},
-                }
-            ]
-        },
-        "server": {"port": port, "host": "127.0.0.1"},
-    }
+            "storage": {
+                "backends": {
+                    "kv": {"type": "kv_sqlite", "db_path": str(folder / "kv.db")},
+                    "sql": {"type": "sql_sqlite", "db_path": str(folder / "sql.db")},
+                },
+                "stores": {"metadata": {"namespace": "registry", "backend": "kv"}}
+                | {name: {"table_name": table, "backend": "sql"} for name, table in tables.items()},
+            },
+            "registered_resources": {
+                "models": [
+                    {
+                        "model_id": MODEL,
+                        "provider_id": "vllm",
+                        "provider_model_id": MODEL,
+                        "model_type": "llm",
+                        "metadata": {},
+                    }
+                ]
+            },
+            "server": {"port": port, "host": "127.0.0.1"},
+        }

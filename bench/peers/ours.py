@@ -34,16 +34,39 @@ class Yard(MessageBatches):
     name = "batchyard"
     version = commit()
     durability = "survives power cuts"
-    setting = f"defaults ({IN_FLIGHT} in flight)"
+
+    def __init__(self, *, has_tenants: bool = True) -> None:
+        super().__init__()
+        self._has_tenants = has_tenants
+
+    @property
+    def setting(self) -> str:
+        tenants = "" if self._has_tenants else ", one workspace"
+        return f"defaults ({IN_FLIGHT} in flight){tenants}"
+
+    def headers(self) -> dict[str, str]:
+        if not self._has_tenants:
+            return {}
+        return {"anthropic-workspace-id": f"wrkspc_{self.tenant}"}
 
     @contextlib.contextmanager
     def start(self, upstream: int, folder: Path) -> Iterator[Started]:
         command = [sys.executable, "-m", "batchyard", "serve", "--data", str(folder / "data")]
-        command += ["--port", "0", "--upstream", f"stub=http://127.0.0.1:{upstream}"]
+        command += ["--port", "0", *self._upstream(upstream, folder)]
         log = folder / "yard.log"
         before = log.stat().st_size if log.exists() else 0
         with launched(command, folder, log=log.name) as process:
             yield Started([process], _port(process, log, before))
+
+    def _upstream(self, port: int, folder: Path) -> list[str]:
+        url = f"http://127.0.0.1:{port}"
+        if self.timeout_s is None:
+            return ["--upstream", f"stub={url}"]
+        config = folder / "batchyard.toml"
+        config.write_text(
+            f'[[upstream]]\nname = "stub"\nurl = "{url}"\ntimeout = {self.timeout_s}\n'
+        )
+        return ["--config", str(config)]
 
 
 def _port(process: subprocess.Popen[str], log: Path, before: int) -> int:

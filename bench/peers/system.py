@@ -140,6 +140,30 @@ class System(ABC):
             raise PeerError(f"{self.name}: {len(lines)} results for {work.size} requests")
 
 
+class Service(System):
+    """A system that takes batches over HTTP, and answers while it works on them."""
+
+    timeout_s: int | None = None
+    """How long an answer of the upstream may take; None: as it comes."""
+    tenant = "a"
+    """Who hands work over, for systems that know tenants."""
+
+    @abstractmethod
+    def create(self, started: Started, prepared: bytes) -> list[str]:
+        """Hand the work over; return the ids of the batches that it became."""
+
+    @abstractmethod
+    def finish(self, started: Started, batches: list[str]) -> bytes:
+        """Wait until batches have ended; return all results."""
+
+    @abstractmethod
+    def cancel(self, started: Started, batches: list[str]) -> None:
+        """Ask that batches be canceled; one that has ended is left alone."""
+
+    def run(self, started: Started, prepared: bytes) -> bytes:
+        return self.finish(started, self.create(started, prepared))
+
+
 @dataclass
 class Measured:
     """One run: the clock goes from the first byte sent until all results have been read."""
@@ -258,12 +282,21 @@ def script(command: list[str], folder: Path, **environment: str) -> Iterator[Sta
 
 
 def run_script(started: Started, prepared: Path, results: Path) -> bytes:
+    begin_script(started, prepared, results)
+    return end_script(started, results)
+
+
+def begin_script(started: Started, prepared: Path, results: Path) -> None:
     process = started.processes[0]
     assert process.stdin is not None
-    assert process.stdout is not None
     results.unlink(missing_ok=True)
     process.stdin.write(f"{prepared} {results}\n")
     process.stdin.flush()
+
+
+def end_script(started: Started, results: Path) -> bytes:
+    process = started.processes[0]
+    assert process.stdout is not None
     if not process.stdout.readline():
         raise PeerError("the program ended")
     return results.read_bytes()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from peers.system import Started, System, pauses
+from peers.system import PeerError, Service, Started, pauses
 
 if TYPE_CHECKING:
     from peers.work import Work
@@ -12,22 +13,34 @@ if TYPE_CHECKING:
 BATCHES = "/v1/messages/batches"
 
 
-class MessageBatches(System):
+class MessageBatches(Service):
     """A server of the Message Batches API."""
 
     def prepare(self, work: Work) -> bytes:
         return work.messages()
 
-    def run(self, started: Started, prepared: bytes) -> bytes:
-        return finish(started, started.request("POST", BATCHES, prepared)["id"])
+    def create(self, started: Started, prepared: bytes) -> list[str]:
+        return [started.request("POST", BATCHES, prepared, **self.headers())["id"]]
+
+    def headers(self) -> dict[str, str]:
+        """Return headers that name the tenant."""
+        return {}
+
+    def finish(self, started: Started, batches: list[str]) -> bytes:
+        return b"\n".join(_finish(started, batch, self.headers()) for batch in batches)
+
+    def cancel(self, started: Started, batches: list[str]) -> None:
+        for batch in batches:
+            with contextlib.suppress(PeerError):
+                started.read("POST", f"{BATCHES}/{batch}/cancel", **self.headers())
 
     def succeeded(self, line: dict[str, Any]) -> bool:
         return bool(line["result"]["type"] == "succeeded")
 
 
-def finish(started: Started, batch: str) -> bytes:
-    """Wait for the end of a batch; return its results."""
+def _finish(started: Started, batch: str, headers: dict[str, str]) -> bytes:
+    path = f"{BATCHES}/{batch}"
     for _ in pauses():
-        if started.request("GET", f"{BATCHES}/{batch}")["processing_status"] == "ended":
+        if started.request("GET", path, **headers)["processing_status"] == "ended":
             break
-    return started.read("GET", f"{BATCHES}/{batch}/results")
+    return started.read("GET", f"{path}/results", **headers)

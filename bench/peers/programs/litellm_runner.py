@@ -1,7 +1,8 @@
 """Drive LiteLLM's own executor of batches, with stores in memory.
 
 Its stores need a database engine that is not on PyPI; the class takes others. Run by `litellm.py`:
-it prints a line when it is ready, then does the work of each line that it reads.
+it prints a line when it is ready, then does the work of each line that it reads. A file `cancel`
+beside the results asks it to cancel; it removes it then.
 
     python litellm_runner.py BASE_URL [CONCURRENCY]
 """
@@ -73,19 +74,25 @@ async def work(source: Path, target: Path, base_url: str, settings: dict) -> Non
         upload_result_file=stores.upload,
         **settings,
     )
+    sign = target.with_name("cancel")
+    user = UserAPIKeyAuth(api_key="any")
     batch = await runner.create(
         create_request={"endpoint": "/v1/chat/completions", "completion_window": "24h"},
         unified_input_file_id="requests",
         model="bench",
         provider="hosted_vllm",
-        user_api_key_dict=UserAPIKeyAuth(api_key="any"),
+        user_api_key_dict=user,
         request_tags=None,
     )
     while (shown := await stores.load_batch(batch.id)).status not in TERMINAL_BATCH_STATUSES:
+        if shown.status == "in_progress" and sign.exists():
+            await runner.cancel(batch.id, user)
+            sign.unlink()
         await asyncio.sleep(0.01)
-    if shown.status != "completed":
+    if shown.status not in {"completed", "cancelled"}:
         raise SystemExit(f"{shown.status}: {shown.errors}")
-    target.write_bytes(stores.files[shown.output_file_id])
+    files = filter(None, [shown.output_file_id, shown.error_file_id])
+    target.write_bytes(b"\n".join(stores.files[file] for file in files))
 
 
 def main() -> None:

@@ -1,0 +1,46 @@
+"""What takes batches over HTTP, and a way to measure each of them by itself."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from peers import record
+from peers.aibrix import AIBrix
+from peers.ogx import Ogx
+from peers.ours import Yard
+from peers.system import PeerError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from peers.system import Service
+
+SERVICES: dict[str, type[Service]] = {"batchyard": Yard, "ogx": Ogx, "aibrix": AIBrix}
+
+
+def add_systems(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--systems", nargs="+", choices=SERVICES, default=list(SERVICES))
+
+
+def each(
+    name: str,
+    about: dict[str, Any],
+    systems: Sequence[Service],
+    run: Callable[[Service], dict[str, Any]],
+) -> None:
+    """Measure one system after the other, each with an upstream of its own; write it down."""
+    rows = []
+    for system in systems:
+        row = record.Row.of(system)
+        rows.append(row)
+        row.failure = system.missing()
+        if row.failure is None:
+            try:
+                row.runs.append(run(system) | {"load": round(os.getloadavg()[0], 2)})
+            except PeerError as error:
+                row.failure = str(error)[-500:]
+        print(f"{system.name}, {system.setting}: {row.failure or row.runs[-1]}", flush=True)
+        record.write(name, about, rows)
+    print(f"raw: {name}.json")
