@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchyard import limits
+from batchyard.dispatch.aside import PutBack
 from batchyard.dispatch.pool import Pool
+from batchyard.upstream import Call
 from unit.test_shard_run import Task, make, settle
 
 if TYPE_CHECKING:
@@ -115,3 +117,19 @@ def test_people_are_told_of_an_upstream_that_takes_no_call_and_not_of_one_hiccup
     assert (pool.trouble, pool.is_idle) == ("connection refused", False)
     pool.answered()
     assert (pool.trouble, pool.is_idle) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("again", "fresh", "hungry"),
+    [(0, 8, False), (100, 8, False), (100, 7, True), (8_191, 0, True), (8_192, 0, False)],
+)
+def test_a_pool_wants_more_when_less_was_never_sent_unless_too_much_is_sent_again(
+    again: int, fresh: int, hungry: bool
+) -> None:
+    pool = Pool("p", None, 4)
+    shard = make(*(f"r{n}" for n in range(again + fresh)))
+    pool.add(shard)
+    for request in list(shard.unsent)[:again]:
+        call = Call(b"{}", "2023-06-01", (), "w")
+        shard.put_back[request.custom_id] = PutBack(request, call)
+    assert pool.is_hungry is hungry

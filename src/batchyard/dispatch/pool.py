@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 _ELSEWHERE = 0.618
 # Calls in a row that came to nothing before people are told.
 _REFUSALS_SHOWN = 3
-_TOGETHER_S = 0.01
-_AGAIN_MAX = 8_192  # requests that wait, from where on no shard is opened for more of them
+_TOGETHER_S = 0.01  # what is due one after the other in this time is let in at once
+_AGAIN_MAX = 8_192  # requests that wait to be sent again, from where on no shard is opened for more
 _TROUBLE_KEPT_S = 300.0  # of a worker that has nothing to try with
 
 
@@ -118,7 +118,8 @@ class Pool:
         if self._aside.is_full:  # one more after the other: they hold up nobody else
             return not self.unsent
         if self.pause_reason is None:  # not those that are sent again: they may fail for ever
-            return self.turns.fresh < 2 * self.slots and self.unsent < _AGAIN_MAX
+            fresh = self.turns.fresh
+            return fresh < 2 * self.slots and self.unsent - fresh < _AGAIN_MAX
         shards = [shard for shard in self.turns.order(self.slots) if shard.unsent]
         size = sum(shard.claim.length for shard in shards)
         return all(shard.aside for shard in shards) and size < limits.OPEN_BYTES_MAX
@@ -308,7 +309,7 @@ class Pool:
     def _set_timer(self) -> None:
         due_s = self._aside.next_s
         if due_s is not None and self.timer is not None and self.pausing.reason is None:
-            now_s = self._now_s()  # many that are due one after the other go together
+            now_s = self._now_s()
             self.timer.set(now_s, max(due_s - now_s, _TOGETHER_S))
 
     def let_in(self) -> None:
