@@ -11,13 +11,11 @@ with all of them in one. What the upstream was given at once tells at whose cost
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.request import urlopen
 
 import yard
 from peers import services
@@ -68,18 +66,17 @@ def _behind(system: Service, large: Work, latency_s: float) -> dict[str, Any]:
         system.start(upstream, Path(folder)) as started,
     ):
         alone_s = _wait(system, started, ONE)
-        before = yard.calls(upstream)["calls"]
+        before = yard.told(upstream, "calls")["calls"]
         system.create(started, system.prepare(large))
-        while yard.calls(upstream)["calls"] < before + BEGUN:
+        while yard.told(upstream, "calls")["calls"] < before + BEGUN:
             time.sleep(0.005)
         system.tenant = "b"
         one_s = _wait(system, started, ONE)
         system.tenant = "c"
         with ThreadPoolExecutor(SMALLS) as pool:
             smalls = list(pool.map(lambda _: _wait(system, started, SMALL), range(SMALLS)))
-        sent = yard.calls(upstream)["calls"] - before
-        with urlopen(f"http://127.0.0.1:{upstream}/most") as answer:
-            most = json.load(answer)["most"]
+        sent = yard.told(upstream, "calls")["calls"] - before
+        most = yard.told(upstream, "most")["most"]
     return {
         "alone_s": round(alone_s, 2),
         "one_s": round(one_s, 2),

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--at", type=float, default=0.3, help="share sent before the cancel")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    services.add_systems(parser, SYSTEMS)
     options = parser.parse_args()
     work = Work(options.requests)
     about = {
@@ -59,15 +59,15 @@ def _cancel(system: Service, work: Work, share: float, latency_s: float) -> dict
         system.start(upstream, Path(folder)) as started,
     ):
         batches = system.create(started, system.prepare(work))
-        while yard.calls(upstream)["calls"] < work.size * share:
+        while yard.told(upstream, "calls")["calls"] < work.size * share:
             time.sleep(0.005)
         begun = time.perf_counter()
         system.cancel(started, batches)
         acknowledged = time.perf_counter() - begun
-        sent = yard.calls(upstream)["calls"]
+        sent = yard.told(upstream, "calls")["calls"]
         results = system.finish(started, batches)
         seconds = time.perf_counter() - begun
-        calls = yard.calls(upstream)["calls"]
+        calls = yard.told(upstream, "calls")["calls"]
     lines = [json.loads(line) for line in results.splitlines() if line]
     if len(lines) != len({line["custom_id"] for line in lines}):
         raise PeerError("a request has two results")

@@ -10,10 +10,8 @@ each second, so a longer batch comes nearer to it.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
-import urllib.request
 
 import yard
 
@@ -40,8 +38,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         assert ended["request_counts"]["succeeded"] == options.requests, ended
         cpu = (server.cost().cpu_s - before.cpu_s) / options.requests * 1_000
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/most") as answer:
-            at_once = json.load(answer)["most"]
+        at_once = yard.told(port, "most")["most"]
         peak, whole = max(memory), yard.peak_rss(server.process.pid)
     rate, ideal = options.requests / seconds, options.slots / options.latency
     print(

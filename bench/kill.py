@@ -88,14 +88,14 @@ def _kill(system: Service, place: Any, work: Work, options: argparse.Namespace) 
     ):
         with start(upstream) as started:  # leaving the block is the kill
             batches = system.create(started, system.prepare(work))
-            while (sent := yard.calls(upstream)["calls"]) < work.size * share:
+            while (sent := yard.told(upstream, "calls")["calls"]) < work.size * share:
                 time.sleep(0.005)
         begun = time.perf_counter()
         with start(upstream) as started:
             ready = time.perf_counter() - begun
             results = system.finish(started, batches)
             end = time.perf_counter() - begun
-        calls = yard.calls(upstream)
+        calls = yard.told(upstream, "calls")
     ids = [json.loads(line)["custom_id"] for line in results.splitlines() if line]
     return {
         "sent_at_kill": sent,

@@ -21,7 +21,6 @@ import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.request import urlopen
 
 import yard
 from peers import services
@@ -44,9 +43,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.2)
     parser.add_argument("--retry-after", action="store_true", help="tell when to come again")
     parser.add_argument("--stray", type=float, default=0.0, help="share refused for no reason")
-    parser.add_argument(
-        "--systems", nargs="+", choices=services.SERVICES, default=["batchyard"], metavar="SYSTEM"
-    )
+    services.add_systems(parser, default=["batchyard"])
     parser.add_argument("--write", action="store_true", help="keep the raw results")
     options = parser.parse_args()
     systems = [services.SERVICES[name]() for name in options.systems]
@@ -87,8 +84,7 @@ def measure(system: Service, options: argparse.Namespace) -> dict[str, Any]:
         begun = time.perf_counter()
         results = system.finish(started, system.create(started, system.prepare(work)))
         seconds = time.perf_counter() - begun
-        with urlopen(f"http://127.0.0.1:{port}/told") as answer:
-            upstream = json.load(answer)
+        upstream = yard.told(port, "told")
     lines = [json.loads(line) for line in results.splitlines() if line]
     accepted, refused = upstream.get("accepted", []), upstream.get("refused", [])
     succeeded = sum(map(system.succeeded, lines))

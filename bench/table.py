@@ -57,8 +57,8 @@ def long_text(raw: list[dict[str, Any]]) -> str:
     titled = [(KINDS[file["work"]["kind"]][0].format(**file["work"]), file) for file in raw]
     for title, group in groupby(titled, key=lambda pair: pair[0]):
         files = [file for _, file in group]
-        _, head, rows = KINDS[files[0]["work"]["kind"]]
-        parts += [f"### {title}\n", table(head, chain.from_iterable(map(rows, files))), ""]
+        _, head, _ = KINDS[files[0]["work"]["kind"]]
+        parts += [f"### {title}\n", table(head, chain.from_iterable(map(rows_of, files))), ""]
         parts += [f"{about(file)}\n" for file in files]
     return "\n".join(parts)
 
@@ -107,29 +107,32 @@ def ours_of(file: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def rows_of(file: dict[str, Any]) -> Table:
+    """Yield the row of each system."""
+    _, head, cells = KINDS[file["work"]["kind"]]
+    for row in file["rows"]:
+        yield cells(file, row) if row["runs"] else left_out(row, len(head))
+
+
 def left_out(row: dict[str, Any], columns: int) -> list[str]:
     start = [_named(row), row["setting"], row["durability"]]
     return [*start, row["failure"] or "not run", *[""] * (columns - 4)]
 
 
-def runs(file: dict[str, Any]) -> Table:
+def runs(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     size, ours = file["work"]["requests"], ours_of(file)
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 8)
-            continue
-        rates = dict(row, runs=[{"rate": size / run["seconds"]} for run in row["runs"]])
-        ratio = median(row, "seconds") / median(ours, "seconds")
-        yield [
-            _named(row),
-            row["setting"],
-            row["durability"],
-            spread(rates, "rate", lambda value: f"{value:,.0f}"),
-            _share(file["work"], median(row, "seconds")),
-            f"{median(row, 'cpu_s') / size * 1000:.2f}",
-            f"{median(row, 'private_mb'):.0f}",
-            "" if row["system"] == OURS else f"{times(ratio)} as fast",
-        ]
+    rates = dict(row, runs=[{"rate": size / run["seconds"]} for run in row["runs"]])
+    ratio = median(row, "seconds") / median(ours, "seconds")
+    return [
+        _named(row),
+        row["setting"],
+        row["durability"],
+        spread(rates, "rate", lambda value: f"{value:,.0f}"),
+        _share(file["work"], median(row, "seconds")),
+        f"{median(row, 'cpu_s') / size * 1000:.2f}",
+        f"{median(row, 'private_mb'):.0f}",
+        "" if row["system"] == OURS else f"{times(ratio)} as fast",
+    ]
 
 
 def _share(work: dict[str, Any], seconds: float) -> str:
@@ -142,128 +145,100 @@ def _share(work: dict[str, Any], seconds: float) -> str:
     return f"{least / seconds:.0%}"
 
 
-def limits(file: dict[str, Any]) -> Table:
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 9)
-            continue
-        run = row["runs"][0]
-        followed = run["followed_s"]
-        yield [
-            _named(row),
-            row["setting"],
-            f"{run['used']:.0%}",
-            *(f"{phase['half']:.0%}" for phase in run["phases"]),
-            "never" if followed is None else f"{followed:.1f}",
-            f"{run['refused'] / run['calls']:.1%}",
-            f"{run['errored']:,}",
-        ]
+def limits(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    run = row["runs"][0]
+    followed = run["followed_s"]
+    return [
+        _named(row),
+        row["setting"],
+        f"{run['used']:.0%}",
+        *(f"{phase['half']:.0%}" for phase in run["phases"]),
+        "never" if followed is None else f"{followed:.1f}",
+        f"{run['refused'] / run['calls']:.1%}",
+        f"{run['errored']:,}",
+    ]
 
 
-def faults(file: dict[str, Any]) -> Table:
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 8)
-            continue
-        run = row["runs"][0]
-        yield [
-            _named(row),
-            row["durability"],
-            f"{run['succeeded']:,} of {run['possible']:,}",
-            f"{run['lost']:,}",
-            f"{run['calls'] / max(1, run['succeeded']):.3f}",
-            f"{run['seconds']:.1f}",
-            f"{run['usual_s']:.1f}",
-            f"{run['invalid'] - run['invalid_succeeded']} of {run['invalid']}",
-        ]
+def faults(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    run = row["runs"][0]
+    return [
+        _named(row),
+        row["durability"],
+        f"{run['succeeded']:,} of {run['possible']:,}",
+        f"{run['lost']:,}",
+        f"{run['calls'] / max(1, run['succeeded']):.3f}",
+        f"{run['seconds']:.1f}",
+        f"{run['usual_s']:.1f}",
+        f"{run['invalid'] - run['invalid_succeeded']} of {run['invalid']}",
+    ]
 
 
-def cancels(file: dict[str, Any]) -> Table:
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 8)
-            continue
-        run = row["runs"][0]
-        yield [
-            _named(row),
-            row["durability"],
-            f"{run['acknowledged_s'] * 1000:,.0f}",
-            f"{run['seconds']:.2f}",
-            f"{run['kept']:,}",
-            f"{run['paid_and_lost']:,}",
-            f"{run['calls_after']:,}",
-            f"{run['results']:,}",
-        ]
+def cancels(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    run = row["runs"][0]
+    return [
+        _named(row),
+        row["durability"],
+        f"{run['acknowledged_s'] * 1000:,.0f}",
+        f"{run['seconds']:.2f}",
+        f"{run['kept']:,}",
+        f"{run['paid_and_lost']:,}",
+        f"{run['calls_after']:,}",
+        f"{run['results']:,}",
+    ]
 
 
-def behinds(file: dict[str, Any]) -> Table:
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 8)
-            continue
-        run = row["runs"][0]
-        yield [
-            _named(row),
-            row["setting"],
-            f"{run['alone_s']:.1f}",
-            f"{run['one_s']:,.1f}",
-            f"{run['small_s']:,.1f}",
-            f"{run['small_most_s']:,.1f}",
-            f"{run['evenness']:.2f}",
-            f"{run['most_in_flight']:,}",
-        ]
+def behinds(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    run = row["runs"][0]
+    return [
+        _named(row),
+        row["setting"],
+        f"{run['alone_s']:.1f}",
+        f"{run['one_s']:,.1f}",
+        f"{run['small_s']:,.1f}",
+        f"{run['small_most_s']:,.1f}",
+        f"{run['evenness']:.2f}",
+        f"{run['most_in_flight']:,}",
+    ]
 
 
-def accepts(file: dict[str, Any]) -> Table:
+def accepts(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ours = ours_of(file)
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 6)
-            continue
-        ratio = median(row, "seconds") / median(ours, "seconds")
-        yield [
-            _named(row),
-            row["setting"],
-            row["durability"],
-            spread(row, "seconds", lambda value: f"{value:.2f}"),
-            f"{median(row, 'private_mb'):,.0f}",
-            "" if row["system"] in {OURS, SINK} else f"{times(ratio)} as fast",
-        ]
+    ratio = median(row, "seconds") / median(ours, "seconds")
+    return [
+        _named(row),
+        row["setting"],
+        row["durability"],
+        spread(row, "seconds", lambda value: f"{value:.2f}"),
+        f"{median(row, 'private_mb'):,.0f}",
+        "" if row["system"] in {OURS, SINK} else f"{times(ratio)} as fast",
+    ]
 
 
-def kills(file: dict[str, Any]) -> Table:
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 8)
-            continue
-        run = row["runs"][0]
-        yield [
-            _named(row),
-            row["durability"],
-            f"{run['sent_at_kill']:,}",
-            f"{run['ready_s']:.1f}",
-            f"{run['end_s']:,.1f}",
-            f"{run['missing']}",
-            f"{run['doubled']}",
-            f"{run['repeated_calls']}",
-        ]
+def kills(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    run = row["runs"][0]
+    return [
+        _named(row),
+        row["durability"],
+        f"{run['sent_at_kill']:,}",
+        f"{run['ready_s']:.1f}",
+        f"{run['end_s']:,.1f}",
+        f"{run['missing']}",
+        f"{run['doubled']}",
+        f"{run['repeated_calls']}",
+    ]
 
 
-def downloads(file: dict[str, Any]) -> Table:
+def downloads(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ours = ours_of(file)
-    for row in file["rows"]:
-        if not row["runs"]:
-            yield left_out(row, 6)
-            continue
-        ratio = median(ours, "mb_per_s") / median(row, "mb_per_s")
-        yield [
-            _named(row),
-            row["setting"],
-            spread(row, "mb_per_s", lambda value: f"{value:,.0f}"),
-            f"{median(row, 'cpu_s'):.2f}",
-            f"{max(run['above_idle_mb'] for run in row['runs']):.1f}",
-            "" if row["system"] == OURS else f"{ratio:.2f} of it",
-        ]
+    ratio = median(ours, "mb_per_s") / median(row, "mb_per_s")
+    return [
+        _named(row),
+        row["setting"],
+        spread(row, "mb_per_s", lambda value: f"{value:,.0f}"),
+        f"{median(row, 'cpu_s'):.2f}",
+        f"{max(run['above_idle_mb'] for run in row['runs']):.1f}",
+        "" if row["system"] == OURS else f"{ratio:.2f} of it",
+    ]
 
 
 def short(files: list[dict[str, Any]]) -> Table:
@@ -330,7 +305,8 @@ SHORT: dict[str, Callable[[dict[str, Any]], str]] = {
 KILLED_AT = 0.5
 _FIRST = ["system", "setting", "durability"]
 _RUN = [*_FIRST, "requests/s", "of ideal", "CPU s per 1,000", "private MB", "ours is"]
-KINDS: dict[str, tuple[str, list[str], Callable[[dict[str, Any]], Table]]] = {
+Cells = Callable[[dict[str, Any], dict[str, Any]], list[str]]
+KINDS: dict[str, tuple[str, list[str], Cells]] = {
     "run": (
         "{requests:,} requests, upstream {latency_ms} ms",
         _RUN,

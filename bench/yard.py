@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 if TYPE_CHECKING:
@@ -114,11 +114,10 @@ def stub(latency_s: float = 0.0, *options: str) -> Iterator[int]:
         yield port
 
 
-def calls(port: int) -> dict[str, int]:
-    """Return how many calls the stub was given, and for how many requests."""
-    with urlopen(f"http://127.0.0.1:{port}/calls") as answer:
-        found: dict[str, int] = json.load(answer)
-    return found
+def told(port: int, what: str) -> Any:
+    """Return what the loopback upstream tells at this path: `calls`, `most` or `told`."""
+    with urlopen(f"http://127.0.0.1:{port}/{what}") as answer:
+        return json.load(answer)
 
 
 @contextlib.contextmanager

@@ -13,15 +13,20 @@ from peers.system import PeerError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from peers.system import Service
 
 SERVICES: dict[str, type[Service]] = {"batchyard": Yard, "ogx": Ogx, "aibrix": AIBrix}
 
 
-def add_systems(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--systems", nargs="+", choices=SERVICES, default=list(SERVICES))
+def add_systems(
+    parser: argparse.ArgumentParser,
+    systems: Mapping[str, type[Service]] = SERVICES,
+    default: Sequence[str] | None = None,
+) -> None:
+    """Add an option that names some of the systems: all of them, unless `default` is given."""
+    parser.add_argument("--systems", nargs="+", choices=systems, default=list(default or systems))
 
 
 def each(
