@@ -62,10 +62,10 @@ def test_a_limit_that_moves_is_followed(allowed: Allowed, says_when: Says, slots
 def test_a_limit_that_rises_is_used_soon_though_steps_had_failed_before(
     burst_s: float, latency_s: float, slots: int, seed: int
 ) -> None:
-    """Four times as much is allowed for 20 s; half of that time's calls are made at least."""
+    """Four times as much is allowed for 20 s; most of that time's calls are made."""
     allowed = Allowed("rate", PHASES, phase_s=20.0, burst_s=burst_s, latency_s=latency_s)
     traffic = run(allowed, "exactly", slots, seed)
-    assert traffic.goodput(20.0, 40.0) >= 0.5
+    assert traffic.goodput(20.0 + latency_s, 40.0 + latency_s) >= 0.85
 
 
 @pytest.mark.parametrize("refuses_s", [10.0, 120.0])
@@ -85,7 +85,7 @@ def test_a_small_bucket_that_asks_for_whole_seconds_is_used_as_far_as_they_allow
     begins = [phase * allowed.phase_s for phase in range(len(PHASES))]
     used = [traffic.goodput(begin + ADAPT_S, begin + allowed.phase_s) for begin in begins]
     assert min(used) >= 0.6, used
-    assert max(used) >= 0.95, used
+    assert sum(used) >= 0.8 * len(used), used
     assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
 
 

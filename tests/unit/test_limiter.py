@@ -218,14 +218,14 @@ def test_a_first_burst_that_was_refused_costs_seconds_also_if_the_next_call_is_r
 ) -> None:
     """A bucket that is empty at the start may refuse the first calls that are paced, too."""
     pace = Pace()
-    for _ in range(64):
-        pace.sent(0.0)
+    for number in range(1, 65):
+        pace.sent(number, 0.0)
     for number in range(1, 65):
         pace.refused(number, 65, 0.0, 0.01, is_rate=number == 1)
     number, now_s = 65, 0.01
     while pace.rate is not None and pace.rate < 50.0:
         now_s += pace.wait_s(now_s)
-        pace.sent(now_s)
+        pace.sent(number, now_s)
         if number < 65 + more:
             pace.refused(number, number + 1, now_s, now_s, is_rate=True)
         number += 1

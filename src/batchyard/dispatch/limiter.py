@@ -43,6 +43,7 @@ _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wa
 _DOUBT = 2.0  # as many 429s at once that name a time are borne, where no limit is known
 _DOUBT_FIRST = 1.5  # before the first call
 _DOUBT_LESS = 1.0 / 5.0  # for each accepted call
+_REFUSAL_KEPT = 0.9  # of how long a refusal took, with the next one
 
 
 class Signal(enum.Enum):
@@ -173,7 +174,6 @@ class Limiter:
         self._cut = 0
         """The number of the first call that was sent after the last decrease."""
         self._cool_down = CoolDown()
-        self._recent_s = 0.0
         self._doubt = _DOUBT_FIRST
         """One for each 429 of late, less what each accepted call takes away."""
         self._refused = 0
@@ -220,7 +220,7 @@ class Limiter:
         self._sent += 1
         self.in_flight += 1
         self.window.drift.sent(permit.number, now_s)
-        self.pace.sent(now_s)
+        self.pace.sent(permit.number, now_s)
         if self._cool_down.until_s is not None:
             self._cool_down.sent(permit.number)
         if self.breaker.until_s is not None:
@@ -329,10 +329,6 @@ class Limiter:
             self.pace.hint(hint.kind, hint.refill * self.part / each, now_s + hint.reset_s)
 
     def _taken(self, permit: Permit, now_s: float) -> None:
-        took_s = now_s - permit.sent_s
-        recent = self._recent_s
-        self._recent_s = recent + (took_s - recent) / 32.0 if recent else took_s
-        self.pace.round_s = self._recent_s
         self.pace.taken(permit.number, now_s)
         self._doubt = max(0.0, self._doubt - _DOUBT_LESS)
         if self.strays.share:
@@ -385,7 +381,11 @@ class Limiter:
     def _limited(self, permit: Permit, now_s: float, *, names_time: bool) -> None:
         by_window = self.window.is_new_height(permit)
         is_step = self._is_step(permit)
-        self.pace.refused(permit.number, self._sent, permit.sent_s, now_s, is_rate=not by_window)
+        refusal_s = max(now_s - permit.sent_s, _REFUSAL_KEPT * self.pace.refusal_s)
+        self.pace.refusal_s = self.window.refusal_s = refusal_s
+        is_paced = self.pace.is_binding(permit.sent_s) and not self.window.is_probing
+        is_rate = is_paced or not by_window
+        self.pace.refused(permit.number, self._sent, permit.sent_s, now_s, is_rate=is_rate)
         if permit.number < self._cut:  # of a cohort that has decreased it already
             self.window.lower(permit)
             return

@@ -1,36 +1,51 @@
 """The rate that an upstream allows, learned from the calls that it refuses. Pure.
 
 Until a call is refused there is no rate. Then it is what was accepted in the last seconds, and
-sends are spaced evenly. It falls to the share of a cohort that was accepted, and probes upward in
-small steps: they halve when they fail, with rests between that grow, and double while they
-succeed; beyond a size only above what a bucket explains.
+sends are spaced evenly. It falls to what refusals measure (`refill.py`). After a rest it rises in
+steps, which double while they are accepted and end at the first refusal: since that comes while the
+bucket is empty, it tells at once whether more is allowed.
 """
 
 from __future__ import annotations
 
-from batchyard.dispatch.rest import Rest
+from typing import TYPE_CHECKING
+
+from batchyard.dispatch.refill import Refill
+
+if TYPE_CHECKING:
+    from batchyard.dispatch.refill import Between
 
 _NEVER = float("-inf")
 
-_CUT = 0.94  # for a cohort with a single refusal
-_MANY = 8  # calls in a cohort from which the share that was accepted tells something
-_SOME = 4  # calls in one that is doubted, when only a few of them were refused
-_FEW_SHARE = 0.1  # of a cohort; a limit that is exceeded by more refuses more
-_STEP_MIN, _STEP, _STEP_MAX, _STEP_FRESH = 0.01, 0.04, 0.4, 0.5
-_PROBE_S, _PROBE_MAX_S = 1.0, 5.0  # a step lasts a round trip, but within these
-_PROBE_CALLS_MIN, _PROBE_CALLS = 3, 10  # and so many calls as take this long, within these
-_PROBE_CALLS_S = 2.0
-_NEAR = 1.1  # up to this many times the rate after the last decrease steps are small
-_UNUSED = 1.5  # no step to more than this many times of what is used
-_SOON_S = 0.5
+_SURE = 16  # accepted calls between two refusals that measure the rate
+_FEW = 8  # accepted calls between two refusals that say little
+_FAR = 0.8  # refusals one after the other that allow less than this of the rate: it is far too high
+_CUT = 0.94  # for a refusal that measures nothing
+_CUT_SURE = 0.99  # also after one that did: the bucket is empty still
+_CUT_FULL = 0.85  # though it was full at first
+_STEP, _STEP_VAGUE, _STEP_MAX = 0.1, 0.25, 0.5
+_STEP_S = 0.1  # a step lasts as long at least, twice as long as a refusal takes,
+_STEP_CALLS = 4  # and so many calls, or those of a second
+_NEAR_STEPS = 4  # accepted steps, up to which what came before counts as much
+_SAVED = 1.5  # times what is allowed, that a bucket may have let through for more steps than these
+_RISEN = 1.05  # times the rate before: there is more to find
+_REST_CALLS, _REST_GROWS, _REST_CALLS_MAX = 100.0, 1.1, 250.0  # for each refusal: about 1 %
+_REFUSED_MAX = 3
+_REST_S, _REST_MAX_S = 0.5, 16.0
+_REST_VAGUE = 0.2  # of what else would be rested for a pause
+_UNUSED = 1.1  # no step upward where less than one in so many of what is allowed is used
+_STALL_S = 0.05  # a send that is so late is not due to the rate
+_PAUSE_S = 0.25  # without a send, in which the bucket may overflow
 _BIN_S = 1.0
 _BINDING_S = 1.0
 _LATE_S = 0.02  # a send may catch up on this much lateness of timers
 _FORGET_S = 60.0  # a rate that held no call back for this long is dropped
 _RATE_MIN = 0.2  # calls a second: one in 5 s finds out that a limit is gone
-_SHUT = 5  # decreases with nothing accepted between them: it takes no calls at all
+_SHUT, _SHUT_RATE = 5, 1.0  # decreases with nothing accepted between them: it takes no calls at all
 _FIRST_MIN = 5.0  # calls a second, of a rate that was just learned
 _IDLE_S = 30.0  # after so long without a call, nothing is known
+_SOME = 4  # calls in a cohort that is doubted, when only a few of them were refused
+_FEW_SHARE = 0.1  # of a cohort; a limit that is exceeded by more refuses more
 
 
 class Pace:
@@ -38,43 +53,46 @@ class Pace:
 
     def __init__(self) -> None:
         self.rate: float | None = None
-        self.round_s = 0.0
-        """How long an answer takes."""
+        self.refusal_s = 0.0
+        """How long a refusal takes."""
         self._told: dict[str, tuple[float, float]] = {}
         """What the upstream told of each of its buckets: calls a second, and until when."""
         self._is_paced = False
         """Whether there is any rate, learned or told."""
-        self._next_s = _NEVER
-        self._good = 0.0
-        self._step = _STEP_MAX
-        self._rest = Rest()
-        self._calls = 0
-        self.is_probing = False
-        """Whether the last step upward has still to prove itself."""
-        self._is_fresh = False
-        """Whether it was learned just now, from little: then it grows fast."""
-        self._is_vague = False
-        """Whether few calls were accepted before the last decrease: steps grow from the first."""
-        self._fresh_step = _STEP_FRESH
-        """The step while little is known; smaller each time that it was too much."""
-        self._has_failed_step = False
-        """Whether the last decrease was due to a step upward."""
-        self._held_back_s = _NEVER
+        self._next_s = self._held_back_s = self._sent_s = _NEVER
         # What was accepted: sends by second, less those refused.
         self._bin_s = _NEVER
         self._bin = self._bin_before = 0
+        self._refill = Refill()
+        # Steps upward, one after the other.
+        self.is_probing = False
+        """Whether the last step upward has still to prove itself."""
+        self._step = _STEP
+        self._steps = 0
+        """Those that were accepted since the rest."""
+        self._base = self._good = 0.0
+        """The rate before the first of them, and after the last accepted one."""
+        self._step_s = self._due_s = _NEVER
+        """When the last step or rest began, and when the next step is due."""
+        self._calls = 0
+        """Since it began."""
+        self._rest_calls = _REST_CALLS
         # The cohort of the last decrease: from the first call that was refused to the last sent.
         self._first = self._last = -1
-        self._begun_s = _NEVER
-        self._was_soon = False
-        """Whether it decreased right after a decrease."""
+        self._refused = 0
+        self._cap = 0.0
+        self._is_fresh = False
+        """Whether the rate was learned with it, when there was none."""
+        self._is_measured = False
+        """Whether it falls to what refusals measure; else to what was accepted of late."""
+        self._is_sure = False
+        """Whether that is precise, or was a moment before."""
+        self._is_vague = False
+        """Whether little is known: then steps are larger, and rests short."""
+        self._has_failed_step = False
+        """Whether it was due to a step upward."""
         self._shut = 0
         """Decreases in a row between which no call was accepted."""
-        self._calls_min = _PROBE_CALLS_MIN
-        """A step lasts so many calls at least."""
-        self._refused = 0
-        self._rate_before: float | None = None
-        self._cap = self._known = 0.0
 
     def wait_s(self, now_s: float) -> float:
         """Return the seconds until a call may start, 0.0 for now."""
@@ -85,8 +103,8 @@ class Pace:
         self._held_back_s = now_s
         return self._next_s - now_s
 
-    def sent(self, now_s: float) -> None:
-        """Count a call that starts now."""
+    def sent(self, number: int, now_s: float) -> None:
+        """Count a call that starts now; its number is one more than that of the last."""
         if now_s - self._bin_s >= _BIN_S:
             self._bin_before = self._bin if now_s - self._bin_s < 2 * _BIN_S else 0
             self._bin = 0
@@ -94,17 +112,20 @@ class Pace:
         self._bin += 1
         if not self._is_paced:
             return
+        if self.rate is not None and now_s - self._sent_s > _PAUSE_S + 2.0 / self.rate:
+            self._refill.resume(number, now_s)
+        self._sent_s = now_s
+        late = now_s - self._next_s
         if self.rate is not None:
+            if late > max(_STALL_S, 0.5 / self.rate):
+                self._calls, self._step_s = 0, now_s  # this step shows nothing so far
             self._calls += 1
-            calls = self._calls
-            enough = calls >= _PROBE_CALLS or calls >= self.rate * _PROBE_CALLS_S
-            if enough and calls >= self._calls_min and now_s >= self._rest.due_s:
+            if now_s >= self._due_s and self._calls >= min(_STEP_CALLS, self.rate):
                 self._step_up(now_s)
         rate = self.known(now_s)
         if rate is None:
             self._is_paced = False
             return
-        late = now_s - self._next_s
         base = now_s - _LATE_S if late > _LATE_S else self._next_s
         self._next_s = base + 1.0 / rate
 
@@ -125,27 +146,42 @@ class Pace:
         self._told[bucket] = max(_RATE_MIN, rate), until_s
         self._is_paced = True
 
+    # Upward -----------------------------------------------------------------------------------
+
     def _step_up(self, now_s: float) -> None:
         assert self.rate is not None
-        if now_s - self._held_back_s > _PROBE_S + 2.0 / self.rate:
+        if now_s - self._held_back_s > _BINDING_S + 2.0 / self.rate:
             # The rate is not what holds calls back: leave it, and drop it in time.
             if now_s - self._held_back_s > _FORGET_S:
                 self.rate = None
             return
-        if _UNUSED * (self._recent(now_s) + 1.0) < self.rate:
+        if _UNUSED * (self._calls + 1) < self.rate * (now_s - self._step_s):
+            self._begin_step(now_s)
             return  # something else holds calls back more
         if self.is_probing:  # the last step was accepted
             self._good = self.rate
-            if self._is_vague or self.rate > _NEAR * self._known:
-                self._fresh_step = min(self._fresh_step * 2.0, _STEP_FRESH)
-                self._step = max(self._step, min(self._step * 2.0, _STEP_MAX))
-            else:
-                self._step = max(self._step, min(self._step * 2.0, _STEP))
-            self._rest.has_succeeded()
+            self._steps += 1
+            self._step = min(self._step * 2.0, _STEP_MAX)
+        else:
+            self._base = self._good = self.rate
+            self._steps = 0
         self.is_probing = True
         self.rate *= 1.0 + self._step
-        self._calls = 0
-        self._rest.due_s = now_s + min(max(_PROBE_S, 1.2 * self.round_s), _PROBE_MAX_S)
+        self._begin_step(now_s)
+
+    def _begin_step(self, now_s: float) -> None:
+        self._calls, self._step_s = 0, now_s
+        self._due_s = now_s + max(_STEP_S, 2.0 * self.refusal_s)
+
+    def _rest(self, now_s: float, calls: float, step: float = _STEP) -> None:
+        """Let so many calls go before the next step."""
+        assert self.rate is not None
+        self.is_probing = False
+        self._step = step
+        self._calls, self._step_s = 0, now_s
+        self._due_s = now_s + min(max(_REST_S, calls / self.rate), _REST_MAX_S)
+
+    # Downward ---------------------------------------------------------------------------------
 
     def refused(
         self, number: int, sent: int, sent_s: float, now_s: float, *, is_rate: bool
@@ -163,113 +199,108 @@ class Pace:
             self._bin -= 1
         elif sent_s >= self._bin_s - _BIN_S:
             self._bin_before -= 1
+        between = self._refill.refused(number, sent_s)
         if number <= self._last:
             if self.rate is not None and number >= self._first:
                 self._refused += 1
-                self._set(now_s)
+                self._lower(now_s)
         elif self.rate is None:
-            self._measure(number, sent, now_s)
-            self._step = self._fresh_step = _STEP_FRESH
+            self._measure(number, sent, now_s, float("inf"))
             self._is_fresh = True
         elif is_rate and not self.is_binding(sent_s):
-            self._step = _STEP
-            self._measure(number, sent, now_s)  # what was known is not the limit
+            self._measure(number, sent, now_s, self.rate * _CUT)  # what was known is not the limit
         elif is_rate:
-            self._event(number, sent, now_s)
+            self._exceeded(number, sent, now_s, between)
         elif self.is_probing and self.is_binding(sent_s):
-            self._step_back(now_s)  # it may have been this as well
+            self.rate = self._good  # it may have been this as well
+            self._rest(now_s, self._rest_calls)
 
-    def _step_back(self, now_s: float) -> None:
-        self.rate = self._good
-        self._step = _STEP
-        self.is_probing = False
-        self._calls = 0
-        self._rest.begin(now_s)
-
-    def _measure(self, number: int, sent: int, now_s: float) -> None:
-        self._rate_before = None
-        self._cap = float("inf") if self.rate is None else self.rate * _CUT
+    def _measure(self, number: int, sent: int, now_s: float, cap: float) -> None:
         self._held_back_s = now_s
-        self.is_probing = False
-        self._begin(number, sent, now_s)
+        self._begin(number, sent, now_s, cap)
+        self._lower(now_s)
 
-    def _event(self, number: int, sent: int, now_s: float) -> None:
+    def _exceeded(self, number: int, sent: int, now_s: float, between: Between) -> None:
+        """Decrease, since calls at this rate were too many."""
         assert self.rate is not None
+        rate, due_s = self.rate, self._due_s
+        shut = self._shut + 1 if number - self._last == 1 else 0
+        was_sure = self._is_sure and self._refill.most >= _FAR * rate
+        is_sure = between.is_exact and between.taken >= _SURE
+        cap = self._allowed(between, is_sure=is_sure, was_sure=was_sure)
+        is_vague = not is_sure and not was_sure and between.taken < _FEW
         has_failed_step = self.is_probing
-        is_fresh = is_vague = False
-        between = number - self._last
         if has_failed_step:
-            # The step went too far: half of it next time, and a longer rest before it.
-            self._rate_before = self.rate
-            self._cap = self._good
-            self._was_soon = False
-            self._fresh_step = max(_STEP, self._fresh_step / 2.0)
-            self._step = max(_STEP_MIN, min(self._step / 2.0, _STEP))
-            self._rest.has_failed()
-        else:
-            # The fewer were accepted since the last decrease, the further it was from enough. But a
-            # bucket is empty just after one, and a first refusal then says little.
-            is_soon = now_s - self._begun_s < _SOON_S and not self._was_soon
-            self._was_soon = is_soon
-            share = _CUT if is_soon else min(_CUT, between / (between + 1.0))
-            self._rate_before = self._cap = self.rate * share
-            # From few calls little is known: as fast as it fell it may rise again.
-            is_vague = between < _MANY and not is_soon
-            is_fresh = is_vague and self._fresh_step > _STEP
-            # Nor does that one tell more of a rate that was learned a moment before it.
-            self._step = self._fresh_step if is_fresh or (is_soon and self._is_fresh) else _STEP
-        shut = self._shut + 1 if between == 1 else 0
-        self._begin(number, sent, now_s)
-        self._shut = shut
-        self._has_failed_step = has_failed_step
-        self._is_fresh = is_fresh
-        self._is_vague = is_vague
+            if self._steps > _NEAR_STEPS:  # for most of this time it was far less
+                cap, is_sure = self._good / _SAVED, False
+            elif not between.is_exact:
+                cap = self._base
+            cap = max(cap, self._base)
+            is_vague = not self._is_sure or cap > _RISEN * self._base
+            self._rest_calls = min(_REST_GROWS * self._rest_calls, _REST_CALLS_MAX)
+        if is_vague:
+            self._rest_calls = _REST_CALLS
+        self._begin(number, sent, now_s, min(rate, cap), is_vague=is_vague)
+        self._is_measured, self._is_sure = True, is_sure or was_sure
+        self._shut, self._has_failed_step = shut, has_failed_step
+        self._lower(now_s)
+        if (is_sure or was_sure) and not has_failed_step:
+            self._due_s = due_s  # as much was accepted until now
 
-    def _begin(self, number: int, sent: int, now_s: float) -> None:
-        self._is_fresh = self.is_probing = self._has_failed_step = False
+    def _allowed(self, between: Between, *, is_sure: bool, was_sure: bool) -> float:
+        """Return calls a second that are allowed, as far as a refusal tells."""
+        assert self.rate is not None
+        if is_sure:
+            return between.taken / between.seconds
+        if was_sure and between.is_exact:
+            return _CUT_SURE * self.rate
+        share = (between.taken + 1) / (between.taken + 2)
+        return self.rate * min(_CUT if between.is_exact else _CUT_FULL, share)
+
+    def _begin(
+        self, number: int, sent: int, now_s: float, cap: float, *, is_vague: bool = True
+    ) -> None:
+        """Begin with the cohort of a decrease."""
+        self._cap, self._is_vague = cap, is_vague
+        self._is_fresh = self._is_measured = self._is_sure = self._has_failed_step = False
         self._shut = 0
-        self._calls_min = _PROBE_CALLS_MIN
-        self._first = number
-        self._last = sent - 1
-        self._begun_s = now_s
+        self._first, self._last = number, sent - 1
         self._refused = 1
-        self._calls = 0
-        self._rest.begin(now_s)
-        self._set(now_s)
 
-    def _set(self, now_s: float) -> None:
-        """Set the rate to what the cohort, or the last seconds, had accepted."""
-        if self._rate_before is None:
+    def _lower(self, now_s: float) -> None:
+        """Set the rate to what was measured, or accepted in the last seconds."""
+        if self._is_measured:
+            rate = self._cap = min(self._cap, self._refill.most)
+        else:
             # From little, much is not concluded: a first guess that is too low takes long to mend.
             rate = min(self._cap, max(_FIRST_MIN, self._recent(now_s)))
-        else:
-            size = self._last - self._first + 1
-            if size >= _MANY:
-                share = (size - self._refused + 1) / (size + 1)
-            else:
-                share = _CUT ** (self._refused - 1)
-            rate = min(self._cap, self._rate_before * share)
-        self.rate = self._good = self._known = max(_RATE_MIN, rate)
+        self.rate = self._good = max(_RATE_MIN, rate)
         self._is_paced = True
+        if self._is_vague:
+            self._rest(now_s, _FEW, _STEP_VAGUE)
+        else:
+            self._rest(now_s, self._rest_calls * min(self._refused, _REFUSED_MAX))
 
     def _recent(self, now_s: float) -> float:
         """Return calls a second in the last one or two seconds, less those known to be refused."""
-        seconds = max(_BIN_S, now_s - self._bin_s + (_BIN_S if self._bin_before else 0.0))
+        this_s = now_s - self._bin_s
+        if this_s >= _BIN_S / 2.0:
+            return self._bin / this_s
+        seconds = max(_BIN_S, this_s + (_BIN_S if self._bin_before else 0.0))
         return (self._bin + self._bin_before) / seconds
+
+    # What turned out differently --------------------------------------------------------------
 
     def taken(self, number: int, now_s: float) -> None:
         """Note an accepted call: after none was for long, a limit that was zero may be gone."""
-        if self._shut >= _SHUT and self.rate == _RATE_MIN and number > self._last:
+        if number > self._last and self._shut >= _SHUT and (self.rate or 0.0) <= _SHUT_RATE:
             self._shut = 0
             self.rise(now_s)
-            self._calls_min = 1
 
     def rise(self, now_s: float) -> None:
         """Go up quickly from what was learned: it may have been nothing."""
-        self._step = self._fresh_step = _STEP_FRESH
-        self._is_vague = True
-        self._rest.reset()
-        self._rest.due_s = now_s
+        self._step = _STEP_MAX
+        self._due_s = now_s
         self.is_probing = self._has_failed_step = False
 
     def doubt(self) -> None:
@@ -287,12 +318,14 @@ class Pace:
 
     def take_over(self, rate: float, now_s: float) -> None:
         """Go on from a rate that was learned, by others or with another part of the limit."""
-        self.rate = self._good = self._known = max(_RATE_MIN, rate)
-        self._is_paced, self.is_probing, self._step, self._calls = True, False, _STEP, 0
+        self.rate = self._good = max(_RATE_MIN, rate)
+        self._is_paced = True
         self._bin_s = self._held_back_s = now_s
-        self._rest.begin(now_s)
+        self._sent_s = _NEVER  # what was measured so far is of something else
+        self._rest(now_s, _REST_CALLS)
 
     def rest_at_least(self, seconds: float, now_s: float) -> None:
         """Put off the next step, since the last one made all calls wait."""
         if self._has_failed_step:
-            self._rest.at_least(seconds, now_s)
+            rest_s = _REST_VAGUE * seconds if self._is_vague else seconds
+            self._due_s = max(self._due_s, now_s + rest_s)

@@ -26,7 +26,7 @@ _DOUBLING_S = 1.0
 _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
 _FEW = 3  # calls beside a refused one, below which the rate is to blame
 _CUT_REST_S = 10.0  # after a decrease: calls from before it have that long to end
-_HELD_S = 5.0  # a call that is not refused in this time is accepted
+_HELD_S, _HELD_MAX_S = 0.2, 5.0  # a call that is not refused in this time is accepted
 _PEAK_S = 10.0  # how long the highest accepted concurrency is remembered, at least
 
 
@@ -52,6 +52,8 @@ class Window:
         """A concurrency that was refused with 429."""
         self._wall_call = -1
         """The number of the call that was refused at it."""
+        self.refusal_s = _HELD_MAX_S
+        """How long a refusal takes."""
         self.drift = Drift()
         self._is_slow_start = True
         self._was_away = False
@@ -143,7 +145,8 @@ class Window:
             return _ANSWER
         if self._above != self.size:
             self._above, self._above_s = self.size, now_s
-        left = self._above_s + _HELD_S - now_s
+        held_s = min(max(_HELD_S, 2.0 * self.refusal_s), _HELD_MAX_S)
+        left = self._above_s + held_s - now_s
         if left <= 0.0:
             self._pass_wall()
             return 0.0 if in_flight < int(self.size) else _ANSWER

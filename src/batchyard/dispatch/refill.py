@@ -1,0 +1,70 @@
+"""How fast an upstream lets calls in, measured between those that it refuses. Pure.
+
+A call is refused while the upstream's bucket is empty. So what was accepted between two refusals is
+what came in meanwhile, however large the bucket is, unless it overflowed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_NEVER = float("-inf")
+
+_RUN_CALLS = 16  # accepted calls between two refusals, which then are not of one run
+_RUN_S = 2.0
+_LONG_S = 5.0  # after which it matters little that the bucket was full at first
+
+
+class Between(NamedTuple):
+    """What was accepted between two refusals."""
+
+    taken: int
+    """Calls."""
+    seconds: float
+    is_exact: bool
+    """Whether as many came in; else they may have been saved up."""
+
+
+class Refill:
+    """Measures what is accepted from one refusal to the next, and over a run of them."""
+
+    def __init__(self) -> None:
+        # The last call that was refused, or the last one before a pause.
+        self._number = -1
+        self._sent_s = _NEVER
+        self._is_after_pause = False
+        # A run: refusals with few accepted calls between them.
+        self._run_number = -1
+        self._run_s = _NEVER
+        self._run_taken = 0
+
+    def resume(self, number: int, sent_s: float) -> None:
+        """Note a call that is sent after a pause, in which the bucket may have overflowed."""
+        self._number, self._sent_s, self._is_after_pause = number - 1, sent_s, True
+        self._run_number, self._run_s, self._run_taken = number - 1, sent_s, 0
+
+    def refused(self, number: int, sent_s: float) -> Between:
+        """Note a refused call; return what was accepted since the one before it.
+
+        Args:
+            number: of the call.
+            sent_s: when it was sent.
+        """
+        if number <= self._number:  # that one was answered sooner
+            self._run_taken -= number > self._run_number
+            return Between(0, 0.0, is_exact=False)
+        taken, seconds = number - self._number - 1, sent_s - self._sent_s
+        is_exact = seconds > 0.0 and (not self._is_after_pause or seconds >= _LONG_S)
+        is_old = sent_s - self._run_s > _RUN_S and self._run_taken + taken > 0
+        if taken >= _RUN_CALLS or is_old or self._run_s == _NEVER:
+            self._run_number, self._run_s, self._run_taken = number, sent_s, 0
+        else:
+            self._run_taken += taken
+        self._number, self._sent_s, self._is_after_pause = number, sent_s, False
+        return Between(taken, seconds, is_exact)
+
+    @property
+    def most(self) -> float:
+        """Calls a second that it allows at most, by the last run of refusals, and one call."""
+        seconds = self._sent_s - self._run_s
+        return (self._run_taken + 2) / seconds if seconds > 0.0 else float("inf")
