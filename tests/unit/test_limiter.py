@@ -232,6 +232,26 @@ def test_a_first_burst_that_was_refused_costs_seconds_also_if_the_next_call_is_r
     assert now_s < 12.0
 
 
+def test_a_call_from_before_a_rate_was_taken_over_measures_nothing_of_it() -> None:
+    limiter = Limiter(64)
+    permits = fill(limiter, 0.0)
+    limiter.pace.take_over(50.0, 0.1)
+    limiter.end(permits[40], 0.2, Signal.LIMITED)
+    assert limiter.pace.rate == pytest.approx(50.0 * 0.85)
+
+
+def test_a_refusal_that_took_minutes_does_not_put_off_the_next_steps_for_as_long() -> None:
+    pace = Pace()
+    pace.take_over(10.0, 0.0)
+    pace.refusal_s = 300.0
+    number, now_s = 0, 0.0
+    while pace.rate is not None and pace.rate < 40.0:
+        now_s += max(0.001, pace.wait_s(now_s))
+        pace.sent(number, now_s)
+        number += 1
+        assert now_s < 60.0
+
+
 @given(
     per_minute=st.integers(1, 100_000),
     steps=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=60),

@@ -47,3 +47,7 @@ def test_calls_of_the_same_moment_measure_nothing() -> None:
     refill = Refill()
     refill.refused(0, 1.0)
     assert not refill.refused(40, 1.0).is_exact
+
+
+def test_the_first_refusal_measures_nothing() -> None:
+    assert not Refill().refused(40, 1.0).is_exact

@@ -24,7 +24,7 @@ _CUT = 0.94  # for a refusal that measures nothing
 _CUT_SURE = 0.99  # also after one that did: the bucket is empty still
 _CUT_FULL = 0.85  # though it was full at first
 _STEP, _STEP_VAGUE, _STEP_MAX = 0.1, 0.25, 0.5
-_STEP_S = 0.1  # a step lasts as long at least, twice as long as a refusal takes,
+_STEP_S, _STEP_MAX_S = 0.1, 5.0  # a step lasts twice as long as a refusal takes, within these,
 _STEP_CALLS = 4  # and so many calls, or those of a second
 _NEAR_STEPS = 4  # accepted steps, up to which what came before counts as much
 _SAVED = 1.5  # times what is allowed, that a bucket may have let through for more steps than these
@@ -171,7 +171,7 @@ class Pace:
 
     def _begin_step(self, now_s: float) -> None:
         self._calls, self._step_s = 0, now_s
-        self._due_s = now_s + max(_STEP_S, 2.0 * self.refusal_s)
+        self._due_s = now_s + min(max(_STEP_S, 2.0 * self.refusal_s), _STEP_MAX_S)
 
     def _rest(self, now_s: float, calls: float, step: float = _STEP) -> None:
         """Let so many calls go before the next step."""

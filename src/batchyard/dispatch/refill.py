@@ -54,7 +54,8 @@ class Refill:
             self._run_taken -= number > self._run_number
             return Between(0, 0.0, is_exact=False)
         taken, seconds = number - self._number - 1, sent_s - self._sent_s
-        is_exact = seconds > 0.0 and (not self._is_after_pause or seconds >= _LONG_S)
+        is_exact = 0.0 < seconds < float("inf")
+        is_exact &= not self._is_after_pause or seconds >= _LONG_S
         is_old = sent_s - self._run_s > _RUN_S and self._run_taken + taken > 0
         if taken >= _RUN_CALLS or is_old or self._run_s == _NEVER:
             self._run_number, self._run_s, self._run_taken = number, sent_s, 0
