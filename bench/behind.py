@@ -68,8 +68,7 @@ def _behind(system: Service, large: Work, latency_s: float) -> dict[str, Any]:
         alone_s = _wait(system, started, ONE)
         before = yard.told(upstream, "calls")["calls"]
         system.create(started, system.prepare(large))
-        while yard.told(upstream, "calls")["calls"] < before + BEGUN:
-            time.sleep(0.005)
+        yard.wait_calls(upstream, before + BEGUN)
         system.tenant = "b"
         one_s = _wait(system, started, ONE)
         system.tenant = "c"

@@ -59,8 +59,7 @@ def _cancel(system: Service, work: Work, share: float, latency_s: float) -> dict
         system.start(upstream, Path(folder)) as started,
     ):
         batches = system.create(started, system.prepare(work))
-        while yard.told(upstream, "calls")["calls"] < work.size * share:
-            time.sleep(0.005)
+        yard.wait_calls(upstream, work.size * share)
         begun = time.perf_counter()
         system.cancel(started, batches)
         acknowledged = time.perf_counter() - begun

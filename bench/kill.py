@@ -88,8 +88,7 @@ def _kill(system: Service, place: Any, work: Work, options: argparse.Namespace) 
     ):
         with start(upstream) as started:  # leaving the block is the kill
             batches = system.create(started, system.prepare(work))
-            while (sent := yard.told(upstream, "calls")["calls"]) < work.size * share:
-                time.sleep(0.005)
+            sent = yard.wait_calls(upstream, work.size * share)
         begun = time.perf_counter()
         with start(upstream) as started:
             ready = time.perf_counter() - begun

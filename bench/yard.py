@@ -120,6 +120,13 @@ def told(port: int, what: str) -> Any:
         return json.load(answer)
 
 
+def wait_calls(port: int, least: float) -> int:
+    """Wait until the loopback upstream has been called so often; return how often it was."""
+    while (calls := int(told(port, "calls")["calls"])) < least:
+        time.sleep(0.005)
+    return calls
+
+
 @contextlib.contextmanager
 def upstream(*options: object) -> Iterator[int]:
     """Run the loopback upstream that behaves as real ones do; yield its port."""
