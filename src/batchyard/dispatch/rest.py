@@ -1,6 +1,6 @@
 """When the next step upward is due: rests grow while steps fail, shrink while they succeed. Pure.
 
-The window and the pace of a pool each take such steps, to find out whether a limit has moved.
+The window of a pool takes such steps, to find out whether a limit has moved.
 """
 
 from __future__ import annotations

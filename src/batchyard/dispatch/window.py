@@ -26,7 +26,7 @@ _DOUBLING_S = 1.0
 _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
 _FEW = 3  # calls beside a refused one, below which the rate is to blame
 _CUT_REST_S = 10.0  # after a decrease: calls from before it have that long to end
-_HELD_S, _HELD_MAX_S = 0.2, 5.0  # a call that is not refused in this time is accepted
+_HELD_S, _HELD_MAX_S = 0.2, 5.0  # not refused in twice the usual time, within these: accepted
 _PEAK_S = 10.0  # how long the highest accepted concurrency is remembered, at least
 
 
