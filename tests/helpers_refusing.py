@@ -26,12 +26,15 @@ class Refusing:
         """Bytes of the bodies that are refused, at the least."""
         self.times: int | None = None
         """How many calls are refused at the most; all if None."""
+        self.counted_from = ""
+        """Calls count as such from the first on whose method and path contain this."""
         self.is_silent = False
         """Whether those calls have no answer instead; they are passed on."""
         self.dropped: set[str] = set()
         """Headers, in lower case, that the server does not get to see."""
         self.seen: list[str] = []
         """Method and path of the calls that were refused."""
+        self._counts = False
         self._ending = threading.Event()
         target = urlsplit(endpoint).netloc
         refusing = self
@@ -88,7 +91,8 @@ class Refusing:
         """Return whether a call, by method and path, is one that is refused; count it."""
         if self.times == 0 or not any(each in what for each in self.refused):
             return False
-        if self.times is not None:
+        self._counts |= self.counted_from in what
+        if self.times is not None and self._counts:
             self.times -= 1
         self.seen.append(what)
         return True
