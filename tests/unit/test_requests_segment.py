@@ -59,8 +59,10 @@ def test_every_shard_reads_back_the_requests_of_its_pool_in_order(
     assert sum(shard.length for shard in shards) == len(data)
     read: list[tuple[str, bytes]] = []
     for shard in shards:
-        part = list(read_records(data[shard.offset : shard.offset + shard.length]))
+        cut = data[shard.offset : shard.offset + shard.length]
+        part = list(read_records(cut))
         assert len(part) == shard.requests
+        assert list(read_records(cut, is_proven=True)) == part
         for custom_id, params in part:
             index = int(custom_id.removeprefix("id-"))
             assert (params, pools[index]) == (requests[index][0], shard.pool)
@@ -147,6 +149,14 @@ DATA = written(make(b"{}", b'{"a":1}'), [0, 1])
 def test_a_damaged_segment_is_an_error_with_its_place(data: bytes) -> None:
     with pytest.raises(StoreError, match=r"damaged \d+ bytes into the shard"):
         list(read_records(data))
+
+
+@pytest.mark.parametrize(
+    "data", [b"x", b"id 5", b"id x\n{}\n", b"id 2\n{}", b"id 3\n{}\n", b"id -2\n{}\n", DATA + b"\n"]
+)
+def test_what_is_proven_and_no_segment_is_an_error_too(data: bytes) -> None:
+    with pytest.raises(StoreError, match=r"damaged \d+ bytes into the shard"):
+        list(read_records(data, is_proven=True))
 
 
 def test_a_segment_cut_anywhere_is_an_error_or_ends_between_records() -> None:

@@ -273,7 +273,9 @@ class Opening:
         records: Iterable[Record]
         lost = given_up(claim, has_gained=has_gained, damages=adopted.damages)  # not looked at
         if is_whole and lost < claim.requests:
-            records = unseen(read_records(data), lost, adopted.covered)
+            records = read_records(data, is_proven=claim.crc is not None)
+            if lost:
+                records = unseen(records, lost, adopted.covered)
         else:  # the ids suffice, and each has a check of its own
             records = [(name, b"{}") for name in read_ids(data, is_whole=is_whole)]
         requests = requests_of(records, claim.version, claim.workspace)

@@ -13,6 +13,7 @@ whole records.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -51,6 +52,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     """Of the params, in bytes."""
 
 
+_HEAD = re.compile(rb"([a-zA-Z0-9_-]+) ([0-9]+)(?: [0-9a-f]{8})?\n")
 _HEAD_BYTES_MAX = 100
 _HEAD_REST_BYTES = len("  01234567\n")  # beside id and length
 
@@ -229,14 +231,32 @@ def _sized(head: bytes) -> tuple[bytes, int, bool] | None:
     return custom_id, int(size), bool(check)
 
 
-def read_records(data: bytes) -> Iterator[Record]:
+def read_records(data: bytes, *, is_proven: bool = False) -> Iterator[Record]:
     """Yield the custom_id and params of each record of a shard's byte range.
+
+    Args:
+        data: the bytes.
+        is_proven: whether they are known to be what was accepted, so that no record of them needs
+            a check of its own.
 
     Raises:
         DamagedError: the bytes are not records.
     """
-    for custom_id, params, _ in _records(data):
-        yield custom_id, params
+    if not is_proven:
+        for custom_id, params, _ in _records(data):
+            yield custom_id, params
+        return
+    position = 0
+    while position < len(data):
+        head = _HEAD.match(data, position)
+        if head is None:
+            raise _damage(position)
+        start = head.end()
+        stop = start + int(head[2])
+        position = stop + 1
+        if data[stop:position] != b"\n":
+            raise _damage(start)
+        yield head[1].decode(), data[start:stop]
 
 
 def read_ids(data: bytes, *, is_whole: bool = False) -> list[str]:
@@ -264,14 +284,18 @@ def _records(data: bytes) -> Iterator[tuple[str, bytes, bool]]:
         end = data.find(b"\n", position, position + _HEAD_BYTES_MAX)
         head = None if end < 0 else _sized(data[position:end])
         if head is None:
-            raise DamagedError(f"the requests segment is damaged {position} bytes into the shard")
+            raise _damage(position)
         custom_id, size, is_proven = head
         start = end + 1
         stop = start + size
         position = stop + 1
         if data[stop:position] != b"\n":
-            raise DamagedError(f"the requests segment is damaged {start} bytes into the shard")
+            raise _damage(start)
         yield custom_id.decode(), data[start:stop], is_proven
+
+
+def _damage(position: int) -> DamagedError:
+    return DamagedError(f"the requests segment is damaged {position} bytes into the shard")
 
 
 def stream_records(read: Callable[[int, int], bytes], size: int) -> Iterator[list[Record]]:
