@@ -78,7 +78,7 @@ class Side:
     def __init__(self) -> None:
         self.given_back = 0
         self.wire = Wire()
-        self.connection = Connection(self._count)
+        self.connection = Connection(self._count, lambda _, data: self.wire.write(data))
         self.connection.connection_made(self.wire)  # type: ignore[arg-type]
 
     def _count(self, _connection: Connection) -> None:

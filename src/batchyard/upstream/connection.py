@@ -42,13 +42,19 @@ class Exchange(Protocol):
 class Connection(asyncio.Protocol):
     """One connection, open until either side closes it."""
 
-    def __init__(self, given_back: Callable[[Connection], None]) -> None:
+    def __init__(
+        self,
+        given_back: Callable[[Connection], None],
+        write: Callable[[asyncio.Transport, bytes], None],
+    ) -> None:
         """Prepare; the event loop connects it.
 
         Args:
             given_back: called when a reply was whole and another request may follow.
+            write: sends a request that is small; perhaps a moment later.
         """
         self._given_back = given_back
+        self._write = write
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._exchange: Exchange | None = None
@@ -85,7 +91,7 @@ class Connection(asyncio.Protocol):
         self._status = self._unparsed = self._interims = 0
         self._has_begun = self._ends_by_close = self._is_whole = False
         if len(body) < limits.DISK_CHUNK_BYTES:
-            self._transport.write(head + body)
+            self._write(self._transport, head + body)
         else:  # not worth a copy
             self._transport.writelines((head, body))
 
