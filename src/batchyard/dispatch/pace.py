@@ -8,6 +8,7 @@ bucket is empty, it tells at once whether more is allowed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchyard.dispatch.refill import Refill
@@ -48,6 +49,30 @@ _SOME = 4  # calls in a cohort that is doubted, when only a few of them were ref
 _FEW_SHARE = 0.1  # of a cohort; a limit that is exceeded by more refuses more
 
 
+@dataclass(slots=True)
+class _Cut:
+    """A decrease, and its cohort: the calls from the first that was refused to the last sent."""
+
+    first: int = -1
+    last: int = -1
+    cap: float = 0.0
+    """Calls a second, at most."""
+    refused: int = 1
+    """Calls of the cohort."""
+    is_fresh: bool = False
+    """Whether the rate was learned with it, when there was none."""
+    is_measured: bool = False
+    """Whether the rate falls to what refusals measure; else to what was accepted of late."""
+    is_sure: bool = False
+    """Whether that is precise, or was a moment before."""
+    is_vague: bool = True
+    """Whether little is known: then steps are larger, and rests short."""
+    is_of_step: bool = False
+    """Whether it was due to a step upward."""
+    shut: int = 0
+    """Decreases before it, one after the other, between which no call was accepted."""
+
+
 class Pace:
     """Calls a second, or None when no limit is known."""
 
@@ -77,22 +102,8 @@ class Pace:
         self._calls = 0
         """Since it began."""
         self._rest_calls = _REST_CALLS
-        # The cohort of the last decrease: from the first call that was refused to the last sent.
-        self._first = self._last = -1
-        self._refused = 0
-        self._cap = 0.0
-        self._is_fresh = False
-        """Whether the rate was learned with it, when there was none."""
-        self._is_measured = False
-        """Whether it falls to what refusals measure; else to what was accepted of late."""
-        self._is_sure = False
-        """Whether that is precise, or was a moment before."""
-        self._is_vague = False
-        """Whether little is known: then steps are larger, and rests short."""
-        self._has_failed_step = False
-        """Whether it was due to a step upward."""
-        self._shut = 0
-        """Decreases in a row between which no call was accepted."""
+        self._cut = _Cut()
+        """The last one."""
 
     def wait_s(self, now_s: float) -> float:
         """Return the seconds until a call may start, 0.0 for now."""
@@ -200,51 +211,57 @@ class Pace:
         elif sent_s >= self._bin_s - _BIN_S:
             self._bin_before -= 1
         between = self._refill.refused(number, sent_s)
-        if number <= self._last:
-            if self.rate is not None and number >= self._first:
-                self._refused += 1
+        cut = self._cut
+        if number <= cut.last:
+            if self.rate is not None and number >= cut.first:
+                cut.refused += 1
                 self._lower(now_s)
         elif self.rate is None:
-            self._measure(number, sent, now_s, float("inf"))
-            self._is_fresh = True
-        elif is_rate and not self.is_binding(sent_s):
-            self._measure(number, sent, now_s, self.rate * _CUT)  # what was known is not the limit
+            self._begin(_Cut(number, sent - 1, float("inf"), is_fresh=True), now_s)
+        elif is_rate and not self.is_binding(sent_s):  # what was known is not the limit
+            self._begin(_Cut(number, sent - 1, self.rate * _CUT), now_s)
         elif is_rate:
             self._exceeded(number, sent, now_s, between)
         elif self.is_probing and self.is_binding(sent_s):
             self.rate = self._good  # it may have been this as well
             self._rest(now_s, self._rest_calls)
 
-    def _measure(self, number: int, sent: int, now_s: float, cap: float) -> None:
+    def _begin(self, cut: _Cut, now_s: float) -> None:
+        """Decrease by what was accepted of late."""
         self._held_back_s = now_s
-        self._begin(number, sent, now_s, cap)
+        self._cut = cut
         self._lower(now_s)
 
     def _exceeded(self, number: int, sent: int, now_s: float, between: Between) -> None:
         """Decrease, since calls at this rate were too many."""
         assert self.rate is not None
-        rate, due_s = self.rate, self._due_s
-        shut = self._shut + 1 if number - self._last == 1 else 0
-        was_sure = self._is_sure and self._refill.most >= _FAR * rate
+        before, due_s = self._cut, self._due_s
+        was_sure = before.is_sure and self._refill.most >= _FAR * self.rate
         is_sure = between.is_exact and between.taken >= _SURE
         cap = self._allowed(between, is_sure=is_sure, was_sure=was_sure)
         is_vague = not is_sure and not was_sure and between.taken < _FEW
-        has_failed_step = self.is_probing
-        if has_failed_step:
+        if self.is_probing:
             if self._steps > _NEAR_STEPS:  # for most of this time it was far less
                 cap, is_sure = self._good / _SAVED, False
             elif not between.is_exact:
                 cap = self._base
             cap = max(cap, self._base)
-            is_vague = not self._is_sure or cap > _RISEN * self._base
+            is_vague = not before.is_sure or cap > _RISEN * self._base
             self._rest_calls = min(_REST_GROWS * self._rest_calls, _REST_CALLS_MAX)
         if is_vague:
             self._rest_calls = _REST_CALLS
-        self._begin(number, sent, now_s, min(rate, cap), is_vague=is_vague)
-        self._is_measured, self._is_sure = True, is_sure or was_sure
-        self._shut, self._has_failed_step = shut, has_failed_step
+        self._cut = cut = _Cut(
+            number,
+            sent - 1,
+            min(self.rate, cap),
+            is_measured=True,
+            is_sure=is_sure or was_sure,
+            is_vague=is_vague,
+            is_of_step=self.is_probing,
+            shut=before.shut + 1 if number - before.last == 1 else 0,
+        )
         self._lower(now_s)
-        if (is_sure or was_sure) and not has_failed_step:
+        if cut.is_sure and not cut.is_of_step:
             self._due_s = due_s  # as much was accepted until now
 
     def _allowed(self, between: Between, *, is_sure: bool, was_sure: bool) -> float:
@@ -257,29 +274,20 @@ class Pace:
         share = (between.taken + 1) / (between.taken + 2)
         return self.rate * min(_CUT if between.is_exact else _CUT_FULL, share)
 
-    def _begin(
-        self, number: int, sent: int, now_s: float, cap: float, *, is_vague: bool = True
-    ) -> None:
-        """Begin with the cohort of a decrease."""
-        self._cap, self._is_vague = cap, is_vague
-        self._is_fresh = self._is_measured = self._is_sure = self._has_failed_step = False
-        self._shut = 0
-        self._first, self._last = number, sent - 1
-        self._refused = 1
-
     def _lower(self, now_s: float) -> None:
         """Set the rate to what was measured, or accepted in the last seconds."""
-        if self._is_measured:
-            rate = self._cap = min(self._cap, self._refill.most)
+        cut = self._cut
+        if cut.is_measured:
+            rate = cut.cap = min(cut.cap, self._refill.most)
         else:
             # From little, much is not concluded: a first guess that is too low takes long to mend.
-            rate = min(self._cap, max(_FIRST_MIN, self._recent(now_s)))
+            rate = min(cut.cap, max(_FIRST_MIN, self._recent(now_s)))
         self.rate = self._good = max(_RATE_MIN, rate)
         self._is_paced = True
-        if self._is_vague:
+        if cut.is_vague:
             self._rest(now_s, _FEW, _STEP_VAGUE)
         else:
-            self._rest(now_s, self._rest_calls * min(self._refused, _REFUSED_MAX))
+            self._rest(now_s, self._rest_calls * min(cut.refused, _REFUSED_MAX))
 
     def _recent(self, now_s: float) -> float:
         """Return calls a second in the last one or two seconds, less those known to be refused."""
@@ -293,25 +301,27 @@ class Pace:
 
     def taken(self, number: int, now_s: float) -> None:
         """Note an accepted call: after none was for long, a limit that was zero may be gone."""
-        if number > self._last and self._shut >= _SHUT and (self.rate or 0.0) <= _SHUT_RATE:
-            self._shut = 0
+        cut = self._cut
+        if number > cut.last and cut.shut >= _SHUT and (self.rate or 0.0) <= _SHUT_RATE:
+            cut.shut = 0
             self.rise(now_s)
 
     def rise(self, now_s: float) -> None:
         """Go up quickly from what was learned: it may have been nothing."""
         self._step = _STEP_MAX
         self._due_s = now_s
-        self.is_probing = self._has_failed_step = False
+        self.is_probing = self._cut.is_of_step = False
 
     def doubt(self) -> None:
         """Forget what a single refusal said: it was of one request, not of the pool."""
-        if self._is_fresh and self._refused == 1:
+        if self._cut.is_fresh and self._cut.refused == 1:
             self.rate = None
 
     def doubt_cohort(self) -> bool:
         """Forget what few refusals among many calls said; return whether it did."""
-        calls = self._last - self._first + 1
-        if not self._is_fresh or calls < _SOME or self._refused > max(1.0, _FEW_SHARE * calls):
+        cut = self._cut
+        calls = cut.last - cut.first + 1
+        if not cut.is_fresh or calls < _SOME or cut.refused > max(1.0, _FEW_SHARE * calls):
             return False
         self.rate = None
         return True
@@ -326,6 +336,6 @@ class Pace:
 
     def rest_at_least(self, seconds: float, now_s: float) -> None:
         """Put off the next step, since the last one made all calls wait."""
-        if self._has_failed_step:
-            rest_s = _REST_VAGUE * seconds if self._is_vague else seconds
+        if self._cut.is_of_step:
+            rest_s = _REST_VAGUE * seconds if self._cut.is_vague else seconds
             self._due_s = max(self._due_s, now_s + rest_s)
