@@ -11,6 +11,8 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import msgspec
+
 from batchyard import limits
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ class Refused(NamedTuple):
     """The first time that was not counted as a try of the request."""
 
 
-class PutBack(NamedTuple):
-    """A request that was called, and what is known of that."""
+class PutBack(msgspec.Struct, eq=False):
+    """A request that is called, and what is known of earlier calls. Stays as it is while aside."""
 
     request: Request
     call: Call
+    """The next one."""
     tries: int = 0
     counted: int = 0
     """Those of them that use up a try of the request."""

@@ -102,9 +102,9 @@ class Caller:
         custom_id = request.custom_id
         account = self.accounts.of(shard.claim.batch)
         gate = pool.gate
-        _, call, tries, counted, failed, is_own, refused = back = self._resume(pool, shard, request)
+        back = self._resume(pool, shard, request)
         while True:
-            may_wait = tries or pool.pause_reason is not None or self.look_again is not None
+            may_wait = back.tries or pool.pause_reason is not None or self.look_again is not None
             if may_wait and not await self._may_call(pool, shard, back):
                 return
             if self._is_over(shard):
@@ -114,41 +114,39 @@ class Caller:
             crash.point("call")
             pool.sent(request)
             account.calls += 1
-            account.repeated += tries > 0
+            account.repeated += back.tries > 0
             permit = gate.start(request.params, request.max_tokens)
             try:
-                outcome = await upstream.send(call)
+                outcome = await upstream.send(back.call)
             except BaseException:
                 gate.end(permit, Signal.NOTHING)
                 raise
             finally:
                 shard.answered += 1
-            action, is_own = self._judge(pool, permit, outcome, back)
+            action = self._judge(pool, permit, outcome, back)
             crash.point("called")
-            tries += 1
+            back.tries += 1
             if type(action) is retry.Pause:
-                action, refused = self._refused(pool, request, outcome, action, permit, refused)
+                action = self._refused(pool, outcome, action, permit, back)
             if isinstance(action, _NO_RESULT):
                 if not action.is_sent:  # by then it was over, or nobody knew whether it was
-                    account.unsent(is_repeated=tries > 1)
-                    tries -= 1
-                    call = msgspec.structs.replace(
-                        call, anew=False
-                    )  # over the connection that it waited for
+                    account.unsent(is_repeated=back.tries > 1)
+                    back.tries -= 1
+                    # Over the connection that it waited for.
+                    back.call = msgspec.structs.replace(back.call, anew=False)
                     continue
-                account.failed(custom_id, tries, retry.reason(outcome), action.message)
-                counted += action.counted
-                failed = permit.number if failed is None else failed
-                if counted < limits.ATTEMPTS_MAX:
-                    call = _changed(call, outcome)
-                    back = PutBack(request, call, tries, counted, failed, is_own, refused)
+                account.failed(custom_id, back.tries, retry.reason(outcome), action.message)
+                back.counted += action.counted
+                back.failed = permit.number if back.failed is None else back.failed
+                if back.counted < limits.ATTEMPTS_MAX:
+                    back.call = _changed(back.call, outcome)
                     if not await self._before_again(pool, shard, back, outcome, action):
                         return
                     continue
                 shard.fail(custom_id, action.type, action.message, None)
             else:
                 _settle(pool, shard, request, action, permit.number)
-            if tries > 1:
+            if back.tries > 1:
                 account.over(custom_id)
             return
 
@@ -222,25 +220,20 @@ class Caller:
             await gate.wait_again(shard.stopped)
 
     def _refused(
-        self,
-        pool: Pool,
-        request: Request,
-        outcome: Outcome,
-        action: retry.Pause,
-        permit: Permit,
-        refused: Refused | None,
-    ) -> tuple[retry.Again | retry.Pause, Refused]:
-        """Return what it means that a request was refused, and when it was; may pause the pool."""
+        self, pool: Pool, outcome: Outcome, action: retry.Pause, permit: Permit, back: PutBack
+    ) -> retry.Again | retry.Pause:
+        """Return what it means that a request was refused, and note it; may pause the pool."""
         number, pausing = permit.number, pool.pausing
-        refused = refused or Refused(number, number)
+        back.refused = refused = back.refused or Refused(number, number)
         of_request = action.type == "permission_error"
         if pausing.is_own(number, refused, speaks_of_request=of_request):
-            return retry.own(action), Refused(refused.first, number)
+            back.refused = Refused(refused.first, number)
+            return retry.own(action)
         if not pausing.is_borne(number):
             until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
             reason = retry.told(outcome, action)
-            pool.pause(reason, until_s, request, speaks_of_request=of_request)
-        return action, refused
+            pool.pause(reason, until_s, back.request, speaks_of_request=of_request)
+        return action
 
     async def _before_again(
         self,
@@ -291,19 +284,14 @@ class Caller:
         pool.set_aside(shard, back, now_s + wait_s, retry.reason(outcome))
         return False
 
-    def _judge(
-        self, pool: Pool, permit: Permit, outcome: Outcome, back: PutBack
-    ) -> tuple[retry.Action, bool]:
-        """Return what an outcome means, and tell the gate.
+    def _judge(self, pool: Pool, permit: Permit, outcome: Outcome, back: PutBack) -> retry.Action:
+        """Return what an outcome means; tell the gate, and note a failure of the request's own.
 
         Args:
             pool: of the request.
             permit: of the call.
             outcome: of it.
             back: what is known of earlier calls for the request.
-
-        Returns:
-            What it means; and whether calls for this request fail for its own sake.
         """
         gate = pool.gate
         if type(outcome) is Reply and outcome.status == 200:
@@ -314,7 +302,7 @@ class Caller:
         if type(action) is retry.Done:
             used = _counted(action.message.usage) if gate.wants_usage else None
             gate.end(permit, Signal.TAKEN, used=used, headers=headers)
-            return action, back.is_own
+            return action
         signal = retry.signal(outcome, action)
         are_others_taken = back.failed is not None and pool.pausing.newest_taken > back.failed
         is_own = _is_own(signal, back.tries, are_others_taken=are_others_taken)
@@ -330,7 +318,8 @@ class Caller:
             is_invalid=is_invalid,
             headers=headers,
         )
-        return action, back.is_own or is_own
+        back.is_own |= is_own
+        return action
 
     def _left_s(self, shard: ShardRun) -> float:
         return (shard.claim.expires_us - self._clock.now_us()) / limits.SECOND_US
