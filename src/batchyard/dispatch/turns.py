@@ -240,13 +240,12 @@ class Turns:
     @property
     def fresh(self) -> int:
         """Return how many requests wait that were never sent."""
-        return sum(b.fresh for each in self._workspaces.values() for b in each.batches.values())
+        return sum(batch.fresh for batch in self._each())
 
     @property
     def has_again(self) -> bool:
         """Whether some of those that wait were sent before."""
-        batches = (b for each in self._workspaces.values() for b in each.batches.values())
-        return any(shard.put_back for batch in batches for shard in batch.shards)
+        return any(shard.put_back for batch in self._each() for shard in batch.shards)
 
     def ready(self, slots: int) -> int:
         """Return how many requests could be sent now, if slots were free; see `order`."""
@@ -295,11 +294,10 @@ class Turns:
     def tick(self) -> None:
         """Weigh the batches anew: the nearer their expiry is, the more urgent they are."""
         now_us = self._now_us()
-        for workspace in self._workspaces.values():
-            for batch in workspace.batches.values():
-                if batch.shards:
-                    claim = batch.shards[0].claim
-                    batch.weight = weight_of(claim.priority, claim.expires_us - now_us)
+        for batch in self._each():
+            if batch.shards:
+                claim = batch.shards[0].claim
+                batch.weight = weight_of(claim.priority, claim.expires_us - now_us)
 
     @property
     def batches(self) -> int:
@@ -334,8 +332,7 @@ class Turns:
     def turns(self) -> frozenset[Turn]:
         """Return the batches that may have more, as a claim asks for others."""
         self._forget()
-        batches = (b for each in self._workspaces.values() for b in each.batches.values())
-        return frozenset(batch.turn for batch in batches if not batch.is_only)
+        return frozenset(batch.turn for batch in self._each() if not batch.is_only)
 
     @property
     def served(self) -> frozenset[str]:
@@ -359,6 +356,10 @@ class Turns:
         """Whether the batch of a shard, which has a request in flight, has as little left."""
         claim = shard.claim
         return self._workspaces[claim.workspace].batches[claim.batch].is_lacking
+
+    def _each(self) -> Iterator[_Batch]:
+        for workspace in self._workspaces.values():
+            yield from workspace.batches.values()
 
     def _forget(self) -> None:
         for name, workspace in list(self._workspaces.items()):
