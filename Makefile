@@ -193,12 +193,14 @@ bench-peers: .venv/.ready $(PEERS)
 	@bench/peers/get-redis || true
 	@$(BIN)/python bench/compare.py --requests 1000
 	@$(BIN)/python bench/compare.py --requests 10000 --no-defaults
+	@$(BIN)/python bench/compare.py --requests 100000 --no-defaults --rounds 1
 	@$(BIN)/python bench/compare.py --requests 1000 --latency 0.2
 	@$(BIN)/python bench/accept.py
 	@$(BIN)/python bench/download.py
+	@$(BIN)/python bench/reading.py
 	@$(BIN)/python bench/kill.py
-	@$(BIN)/python bench/kill.py --at 0.1 --systems batchyard
-	@$(BIN)/python bench/kill.py --at 0.9 --systems batchyard
+	@$(BIN)/python bench/kill.py --at 0.1
+	@$(BIN)/python bench/kill.py --at 0.9
 	@$(BIN)/python bench/compare.py --requests 5000 --latency 0.2 --p99 2 --no-defaults --rounds 3
 	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --write
 	@$(BIN)/python bench/faults.py

@@ -1,22 +1,24 @@
-"""How long the largest batch takes to be accepted: the yard beside LiteLLM's pass-through.
+"""How long the largest batch takes to be accepted: the yard, LiteLLM's pass-through and AIBrix.
 
     python bench/accept.py [--requests 100000] [--rounds 5]
 
 100,000 requests, 246 MiB, the same body. The yard validates and stores it durably. The pass-through
-hands it on to a service that is there already: here the stub, which reads and forgets it. The stub
-alone is the floor: what it takes to send and read so many bytes.
+hands it on to a service that is there already: here the stub, which reads and forgets it. AIBrix
+takes the same requests as a file, and looks into it later. The stub alone is the floor: what it
+takes to send and read so many bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import time
 from pathlib import Path
 
 import yard
-from peers import litellm, record
+from peers import aibrix, litellm, record
 from peers.ours import Yard
 from peers.system import PeerError, Started, fresh_folder, sampled
 
@@ -31,24 +33,35 @@ def main() -> None:
     options = parser.parse_args()
     body = yard.body(options.requests, SIZE)
     ours = Yard()
-    executor = litellm.Executor()
+    executor, files = litellm.Executor(), aibrix.AIBrix()
     rows = {
         "ours": record.Row(ours.name, ours.version, "defaults", ours.durability),
         "pass": record.Row(
             "LiteLLM pass-through", executor.version, "defaults, one worker", "stores nothing"
+        ),
+        "upload": record.Row(
+            files.name, files.version, "upload of a file, not looked into", files.durability
         ),
         "sink": record.Row("the stub alone", ours.version, "-", "stores nothing"),
     }
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(yard.stub())
         folder = Path(stack.enter_context(fresh_folder()))
-        proxy = None
+        proxy = store = None
         rows["pass"].failure = executor.missing()
         if rows["pass"].failure is None:
             try:
                 proxy = stack.enter_context(litellm.pass_through(sink, folder))
             except PeerError as error:
                 rows["pass"].failure = str(error)
+        rows["upload"].failure = files.missing()
+        if rows["upload"].failure is None:
+            place = Path(stack.enter_context(fresh_folder()))
+            try:
+                store = stack.enter_context(files.start(sink, place))
+            except PeerError as error:
+                rows["upload"].failure = str(error)
+        form = aibrix.form(_lines(body))
         for _ in range(options.rounds):
             # An address that refuses connections: nothing is dispatched while we measure.
             with fresh_folder() as data, ours.start(9, Path(data)) as started:
@@ -58,8 +71,25 @@ def main() -> None:
                 key = f"Bearer {litellm.KEY}"
                 run = _create(proxy, f"/anthropic{BATCHES}", body, authorization=key)
                 rows["pass"].runs.append(run)
+            if store is not None:
+                run = _create(store, "/v1/files", form, content_type=aibrix.KIND)
+                rows["upload"].runs.append(run)
     about = {"kind": "accept", "requests": options.requests, "bytes": len(body)}
     print(f"raw: {record.write(f'accept-{options.requests}', about, list(rows.values())).name}")
+
+
+def _lines(body: bytes) -> bytes:
+    """Return the same requests as a file of the other dialect."""
+    call = {"method": "POST", "url": "/v1/chat/completions"}
+    return b"".join(
+        json.dumps(
+            {"custom_id": request["custom_id"]} | call | {"body": request["params"]},
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ).encode()
+        + b"\n"
+        for request in json.loads(body)["requests"]
+    )
 
 
 def _create(started: Started, path: str, body: bytes, **headers: str) -> dict[str, float]:
@@ -68,7 +98,7 @@ def _create(started: Started, path: str, body: bytes, **headers: str) -> dict[st
         answer = started.request("POST", path, body, **headers)
         seconds = time.perf_counter() - begun
         cpu = started.cpu_s() - cpu
-    if answer["type"] != "message_batch":
+    if answer.get("type", answer.get("object")) not in {"message_batch", "file"}:
         raise PeerError(f"{path}: {answer}")
     print(f"{path:<36} {seconds:6.2f} s  {max(samples) / 1e6:6.0f} MB", flush=True)
     return {

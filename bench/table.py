@@ -241,6 +241,16 @@ def downloads(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ]
 
 
+def readings(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    return [
+        _named(row),
+        row["setting"],
+        spread(row, "seconds", lambda value: f"{value:.3f}"),
+        f"{median(row, 'mb_per_s'):,.0f}",
+        f"{median(row, 'results_per_s'):,.0f}",
+    ]
+
+
 def short(files: list[dict[str, Any]]) -> Table:
     """Yield a row for each work and peer, in the setting in which the peer is fastest."""
     for file in files:
@@ -326,6 +336,11 @@ KINDS: dict[str, tuple[str, list[str], Cells]] = {
         "Results, {bytes:,} bytes",
         ["system", "setting", "MB/s", "CPU s", "MB above idle, at most", "ours is"],
         downloads,
+    ),
+    "reading": (
+        "Reading results, answers of {answer} bytes",
+        ["system", "results", "seconds", "MB/s", "results/s"],
+        readings,
     ),
     "kill": (
         "Killed at {at:.0%} of {requests:,} requests, upstream {latency_ms} ms",

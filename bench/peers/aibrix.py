@@ -1,7 +1,8 @@
 """AIBrix batch: files and batches in the other dialect, state in Redis, objects in local files.
 
 Redis is the one of Debian with its own settings; it runs on the same core as the service, and its
-processor time and memory count. By default AIBrix finds its concurrency itself, from 8 on.
+processor time and memory count. By default AIBrix finds its concurrency itself, from 8 on. It
+refuses more than 50,000 requests, so more are made into several batches, all created at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peers import locked
-from peers.system import PeerError, Service, Started, free_port, launched, pauses, wait_ready
+from peers.system import HttpService, PeerError, Started, free_port, launched, pauses, wait_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from peers.work import Work
 
 LAUNCH = Path(__file__).with_name("programs") / "aibrix_launch.py"
+MOST = 50_000  # requests of a batch
 BOUNDARY = "batchyardbench"
+KIND = f"multipart/form-data; boundary={BOUNDARY}"
 
 
-class AIBrix(Service):
+class AIBrix(HttpService):
     name = "AIBrix with Redis"
     version = locked.version("aibrix", "aibrix")
     durability = "survives a kill of the service"
@@ -44,13 +47,13 @@ class AIBrix(Service):
         return work.lines()
 
     def create(self, started: Started, prepared: bytes) -> list[str]:
-        """Upload a file and make a batch of it."""
-        part = '--{}\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
-        form = part.format(BOUNDARY, "purpose", "") + "batch\r\n"
-        form += part.format(BOUNDARY, "file", '; filename="requests.jsonl"')
-        body = form.encode() + prepared + f"\r\n--{BOUNDARY}--\r\n".encode()
-        kind = f"multipart/form-data; boundary={BOUNDARY}"
-        file = started.request("POST", "/v1/files", body, content_type=kind)
+        """Upload files, and make a batch of each."""
+        lines = prepared.splitlines(keepends=True)
+        parts = [b"".join(lines[at : at + MOST]) for at in range(0, len(lines), MOST)]
+        return [self._create(started, part) for part in parts]
+
+    def _create(self, started: Started, part: bytes) -> str:
+        file = started.request("POST", "/v1/files", form(part), content_type=KIND)
         batch: dict[str, Any] = {
             "input_file_id": file["id"],
             "endpoint": "/v1/chat/completions",
@@ -63,10 +66,18 @@ class AIBrix(Service):
             client["request_timeout_seconds"] = self.timeout_s
         if client:
             batch["aibrix"] = {"client": client}
-        return [started.request("POST", "/v1/batches", json.dumps(batch).encode())["id"]]
+        return str(started.request("POST", "/v1/batches", json.dumps(batch).encode())["id"])
 
-    def finish(self, started: Started, batches: list[str]) -> bytes:
-        return b"\n".join(_finish(started, batch) for batch in batches)
+    def results(self, started: Started, batch: str) -> list[str]:
+        shown: dict[str, Any] = {}
+        for _ in pauses():
+            shown = started.request("GET", f"/v1/batches/{batch}")
+            if shown["status"] in {"completed", "cancelled"}:
+                break
+            if shown["status"] in {"failed", "expired"}:
+                raise PeerError(f"{shown['status']}: {shown.get('errors')}")
+        files = [shown[name] for name in ("output_file_id", "error_file_id") if shown.get(name)]
+        return [f"/v1/files/{file}/content" for file in files]
 
     def cancel(self, started: Started, batches: list[str]) -> None:
         for batch in batches:
@@ -76,16 +87,12 @@ class AIBrix(Service):
         return bool((line.get("response") or {}).get("status_code") == 200)
 
 
-def _finish(started: Started, batch: str) -> bytes:
-    shown: dict[str, Any] = {}
-    for _ in pauses():
-        shown = started.request("GET", f"/v1/batches/{batch}")
-        if shown["status"] in {"completed", "cancelled"}:
-            break
-        if shown["status"] in {"failed", "expired"}:
-            raise PeerError(f"{shown['status']}: {shown.get('errors')}")
-    files = [shown[name] for name in ("output_file_id", "error_file_id") if shown.get(name)]
-    return b"\n".join(started.read("GET", f"/v1/files/{file}/content") for file in files)
+def form(lines: bytes) -> bytes:
+    """Return the body of an upload of these requests."""
+    part = '--{}\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
+    start = part.format(BOUNDARY, "purpose", "") + "batch\r\n"
+    start += part.format(BOUNDARY, "file", '; filename="requests.jsonl"')
+    return start.encode() + lines + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
 
-    from peers.system import Service
+    from peers.system import HttpService, Service
 
-SERVICES: dict[str, type[Service]] = {"batchyard": Yard, "ogx": Ogx, "aibrix": AIBrix}
+SERVICES: dict[str, type[HttpService]] = {"batchyard": Yard, "ogx": Ogx, "aibrix": AIBrix}
 
 
 def add_systems(

@@ -90,7 +90,7 @@ class Started:
         try:
             connection.request(method, path, body=body or None, headers=yard.HEADERS | named)
             response = connection.getresponse()
-            if response.status != 200:
+            if response.status not in {200, 206}:
                 raise PeerError(f"{method} {path}: {response.status} {response.read()[:300]!r}")
             yield response
         finally:
@@ -141,7 +141,7 @@ class System(ABC):
 
 
 class Service(System):
-    """A system that takes batches over HTTP, and answers while it works on them."""
+    """A system that takes batches, and answers while it works on them."""
 
     timeout_s: int | None = None
     """How long an answer of the upstream may take; None: as it comes."""
@@ -162,6 +162,25 @@ class Service(System):
 
     def run(self, started: Started, prepared: bytes) -> bytes:
         return self.finish(started, self.create(started, prepared))
+
+
+class HttpService(Service):
+    """One whose results are read over HTTP."""
+
+    @abstractmethod
+    def results(self, started: Started, batch: str) -> list[str]:
+        """Wait until a batch has ended; return the paths of its results."""
+
+    def headers(self) -> dict[str, str]:
+        """Return headers that name the tenant."""
+        return {}
+
+    def finish(self, started: Started, batches: list[str]) -> bytes:
+        return b"\n".join(
+            started.read("GET", path, **self.headers())
+            for batch in batches
+            for path in self.results(started, batch)
+        )
 
 
 @dataclass

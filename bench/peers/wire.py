@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from peers.system import PeerError, Service, Started, pauses
+from peers.system import HttpService, PeerError, Started, pauses
 
 if TYPE_CHECKING:
     from peers.work import Work
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BATCHES = "/v1/messages/batches"
 
 
-class MessageBatches(Service):
+class MessageBatches(HttpService):
     """A server of the Message Batches API."""
 
     def prepare(self, work: Work) -> bytes:
@@ -22,12 +22,12 @@ class MessageBatches(Service):
     def create(self, started: Started, prepared: bytes) -> list[str]:
         return [started.request("POST", BATCHES, prepared, **self.headers())["id"]]
 
-    def headers(self) -> dict[str, str]:
-        """Return headers that name the tenant."""
-        return {}
-
-    def finish(self, started: Started, batches: list[str]) -> bytes:
-        return b"\n".join(_finish(started, batch, self.headers()) for batch in batches)
+    def results(self, started: Started, batch: str) -> list[str]:
+        path = f"{BATCHES}/{batch}"
+        for _ in pauses():
+            if started.request("GET", path, **self.headers())["processing_status"] == "ended":
+                break
+        return [f"{path}/results"]
 
     def cancel(self, started: Started, batches: list[str]) -> None:
         for batch in batches:
@@ -36,11 +36,3 @@ class MessageBatches(Service):
 
     def succeeded(self, line: dict[str, Any]) -> bool:
         return bool(line["result"]["type"] == "succeeded")
-
-
-def _finish(started: Started, batch: str, headers: dict[str, str]) -> bytes:
-    path = f"{BATCHES}/{batch}"
-    for _ in pauses():
-        if started.request("GET", path, **headers)["processing_status"] == "ended":
-            break
-    return started.read("GET", f"{path}/results", **headers)
