@@ -7,9 +7,11 @@ are. Knows nothing of prompts or batches.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -205,9 +207,10 @@ def _besides(paths: Sequence[Path]) -> str:
     if not paths:
         return ""
     first = paths[0]
-    what = f"; the first file of another kind is {shown(str(first))}"
-    if first.suffix.lower() in MEDIA_SUFFIXES | ROW_SUFFIXES:
-        what += f", which '{shown(str(first.parent))}/*{first.suffix}' would name"
+    what = f"; the first file of another kind is {shown(str(first), 300)}"
+    pattern = f"{glob.escape(str(first.parent))}/*{glob.escape(first.suffix)}"
+    if first.suffix.lower() in MEDIA_SUFFIXES | ROW_SUFFIXES and pattern.isprintable():
+        what += f", which {shlex.quote(pattern)} would name"  # as one would type it: never cut
     return what
 
 
