@@ -23,7 +23,7 @@ PY_SPY = yard.HERE.parent / ".bench" / "where" / "bin" / "py-spy"
 # The innermost frame, in `function (file:line)`, and of what it is; the first that fits.
 AREAS = (
     (r"^Runner\.run |^run \(uvloop", "event loop, and receiving from the kernel"),
-    (r"^Outbox\._send \(batchyard/upstream", "sending: one call of the kernel each"),
+    (r"^Connection\._send_now \(batchyard/upstream", "sending: one call of the kernel each"),
     (r"\(batchyard/upstream/", "HTTP client: heads, bodies, kept connections"),
     (r"\(batchyard/(dispatch/(loading|opening)|segments/requests|validate/)", "opening shards"),
     (r"\(batchyard/(dispatch/recorder|segments/)", "recording: writes and syncs, in threads"),

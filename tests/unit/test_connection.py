@@ -13,7 +13,7 @@ from batchyard.upstream import Failure, FailureKind
 from batchyard.upstream.connection import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
@@ -77,12 +77,26 @@ class Side:
 
     def __init__(self) -> None:
         self.given_back = 0
+        self.held: list[Callable[[], None]] | None = None
+        """What is to be done soon; None if that is at once."""
         self.wire = Wire()
-        self.connection = Connection(self._count, lambda _, data: self.wire.write(data))
+        self.connection = Connection(self._count, self._soon)
         self.connection.connection_made(self.wire)  # type: ignore[arg-type]
 
     def _count(self, _connection: Connection) -> None:
         self.given_back += 1
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if self.held is None:
+            call()
+        else:
+            self.held.append(call)
+
+    def go_on(self) -> None:
+        """Let happen what was to be done soon."""
+        held, self.held = self.held or [], None
+        for call in held:
+            call()
 
     def ask(self, *pieces: bytes, then_close: bool = False) -> Heard:
         heard = Heard()
@@ -109,6 +123,51 @@ def test_a_reply_is_the_same_wherever_the_network_cuts_it(
 
     assert side.given_back == 2
     assert side.wire.written == b"POST / HTTP/1.1\r\n\r\nbody" * 2
+
+
+def test_a_request_is_sent_a_moment_later_unless_it_was_given_up() -> None:
+    side = Side()
+    side.held = []
+    heard = side.ask()
+    assert not side.wire.written
+    side.go_on()
+    assert side.wire.written == b"POST / HTTP/1.1\r\n\r\nbody"
+    side.connection.data_received(OK)
+    assert (heard.body, side.given_back) == (b"ok", 1)
+
+    side.held = []
+    given_up = side.ask()
+    side.connection.drop(given_up)
+    side.go_on()
+    assert side.wire.written == b"POST / HTTP/1.1\r\n\r\nbody"
+    assert side.wire.aborted
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_reply_that_comes_before_its_request_was_sent_is_none(is_used: bool) -> None:
+    side = Side()
+    if is_used:
+        side.ask(OK)
+    given_back, written = side.given_back, side.wire.written
+    side.held = []
+    heard = side.ask(OK)
+    side.go_on()
+
+    assert isinstance(heard.ended, Failure)
+    assert heard.ended.kind is (FailureKind.STALE if is_used else FailureKind.BROKEN)
+    assert heard.status == 0
+    assert side.wire.aborted
+    assert (side.given_back, side.wire.written) == (given_back, written)
+
+
+def test_a_connection_whose_server_waited_too_long_carries_nothing_more() -> None:
+    """The reply to the request may still come, and would be taken for that to the next one."""
+    side = Side()
+    heard = side.ask(OK.replace(b"200 OK", b"408 Request Timeout"))
+
+    assert (heard.status, heard.ended) == (408, True)
+    assert side.wire.aborted
+    assert not side.given_back
 
 
 def test_a_body_without_a_length_ends_with_the_connection() -> None:

@@ -22,7 +22,6 @@ from batchyard.errors import BadGateway
 from batchyard.upstream import Failure, FailureKind, Reply
 from batchyard.upstream.connection import Connection
 from batchyard.upstream.exchanges import Folded, Passed, Whole
-from batchyard.upstream.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -80,7 +79,6 @@ class HttpClient:
         self._stream_timeouts = stream_timeouts or StreamTimeouts()
         shortest = min(timeout_s, self._stream_timeouts.first_byte_s, self._stream_timeouts.idle_s)
         self._sweep_s = min(_SWEEP_S, shortest / 5)
-        self._outbox = Outbox()
         self._idle: list[Connection] = []
         self._waiting: dict[Whole, Connection] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -235,7 +233,7 @@ class HttpClient:
         seconds = limits.UPSTREAM_CONNECT_TIMEOUT_S
         try:
             async with asyncio.timeout(seconds):
-                made = partial(Connection, self._give_back, self._outbox.add)
+                made = partial(Connection, self._give_back, loop.call_soon)
                 _, connection = await loop.create_connection(made, host, port, ssl=self._tls)
         except TimeoutError:
             raise _NotConnectedError(f"no connection in {seconds:g} s") from None
