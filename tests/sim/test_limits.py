@@ -146,6 +146,18 @@ def test_refusals_for_no_reason_cost_next_to_nothing(
     assert traffic.refused > 3
 
 
+@pytest.mark.parametrize("seed", range(max(2, SEEDS // 3)))
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.2])
+def test_many_refusals_for_no_reason_leave_most_of_what_the_slots_can_do(
+    share: float, seed: int
+) -> None:
+    """Of what is not refused, in the minutes after the first."""
+    rng = random.Random(seed)
+    allowed = Allowed("nothing", [0.0], phase_s=240.0, latency_s=0.3, stray=share, stray_rng=rng)
+    traffic = run(allowed, "never", 64, seed)
+    assert traffic.share_of_slots(64, 60.0, allowed.end_s) >= 0.5 * (1.0 - share)
+
+
 @pytest.mark.parametrize("limit", [50.0, 200.0])
 def test_a_limit_is_found_among_refusals_for_no_reason(limit: float) -> None:
     """Half of it is used at least, and no more refused than that share and a few percent."""

@@ -24,6 +24,29 @@ def test_refusals_close_to_the_last_decrease_are_those_of_a_limit() -> None:
     assert not any(strays.unexplained(7, float(second)) for second in range(20))
 
 
+def falling(apart: list[int], rates: list[float]) -> Strays:
+    strays = Strays()
+    for number, rate in enumerate(rates):
+        if strays.fell(apart[number % len(apart)], rate, float(number)):
+            break
+    return strays
+
+
+def test_refusals_as_frequent_at_a_fourth_of_the_rate_are_those_of_no_limit() -> None:
+    rates = [100.0 * 0.85**number for number in range(30)]
+    assert falling([2, 6], rates).share == 1 / 5
+
+
+def test_a_limit_far_below_the_rate_refuses_most_calls_and_is_believed() -> None:
+    rates = [100.0 * 0.85**number for number in range(60)]
+    assert falling([0, 1, 0, 4], rates).share == 0.0
+
+
+def test_a_limit_that_falls_now_and_then_is_believed() -> None:
+    rates = [100.0 * 0.85**number for number in range(60)]
+    assert falling([3, 2, 4, 40, 3, 5], rates).share == 0.0
+
+
 def test_old_refusals_prove_nothing() -> None:
     strays = Strays()
     assert not any(strays.unexplained(100, 40.0 * turn) for turn in range(10))

@@ -374,9 +374,12 @@ class Limiter:
         """Note a 429 that no step upward explains; return whether a trial has begun."""
         if not self.strays.unexplained(apart, now_s, names_time=names_time):
             return False
+        self._begin_trial(now_s)
+        return True
+
+    def _begin_trial(self, now_s: float) -> None:
         self.window.drop_wall()
         self.pace.rise(now_s)
-        return True
 
     def _limited(self, permit: Permit, now_s: float, *, names_time: bool) -> None:
         by_window = self.window.is_new_height(permit)
@@ -392,6 +395,10 @@ class Limiter:
         apart, self._cut = permit.number - self._cut, self._sent
         self.window.forget_peak()
         if not is_step and self._unexplained(apart, now_s, names_time=names_time):
+            return
+        rate = self.pace.rate
+        if rate is not None and self.strays.fell(apart, rate, now_s):
+            self._begin_trial(now_s)
             return
         if by_window:
             self.window.refuse(permit, now_s)

@@ -5,6 +5,10 @@ decreases all the same, each far from the next. So after some refusals that noth
 begins: refusals are taken for strays, as long as they are about as rare as those were, and the load
 rises quickly. If they become more frequent meanwhile, there is a limit: the trial has failed, and
 the next one comes later. If not, strays they are, until they become more frequent after all.
+
+Frequent ones come soon after decreases, as those of a limit do. But where no more than a third of
+the calls is refused, a limit is not far below the rate. So when as many are still refused at a
+fourth of that rate, it was no limit.
 """
 
 from __future__ import annotations
@@ -17,9 +21,13 @@ _EVIDENCE = 3  # refusals that nothing explains, before a trial
 _EVIDENCE_TOLD = 6  # where they name a time to wait: then there mostly is a limit
 _EVIDENCE_S = 60.0  # within about so long
 _APART = 8  # calls between one and the decrease before it, at least
-_SHARE_MAX = 0.1
-_SCORE_MAX = 5.0  # each refusal adds one, less what each call may; a chance of one in 30,000 calls
-_FREE_TIMES, _FREE = 2.0, 0.02  # strays may become so many times as frequent, and this more
+_SHARE_MAX = 1.0 / 3.0
+_FALLS, _FALLEN = 6, 0.25  # decreases one after the other, and what they have left of the rate
+_FALL_CALLS = 32  # calls without a refusal: what is left is accepted
+# Each refusal adds one, less what each call may. One in 30,000 calls brings a trial to its end by
+# chance; once it has stood, next to none does.
+_SCORE_MAX, _SCORE_STOOD_MAX = 5.0, 8.0
+_FREE_TIMES, _FREE_MAX, _FREE = 2.0, 0.1, 0.02  # how much more frequent strays may become
 _TRIAL_CALLS = 200  # after which it has not failed
 _GONE_TIMES = 20.0  # when so many times the usual calls bring no stray, there are none any more
 _REST_S, _REST_MAX_S = 15.0, 120.0  # after a trial that failed
@@ -33,6 +41,10 @@ class Strays:
         self.share = 0.0
         """Of all calls, what strays are taken to be; 0.0 while every refusal counts."""
         self._gaps: list[int] = []
+        self._falls: list[int] = []
+        """The calls between the last decreases of the rate, which came soon after one another."""
+        self._fallen_from = 0.0
+        """The highest rate meanwhile at which most calls were accepted."""
         self._since_s = _NEVER
         self._rest_s = _REST_S
         self._rests_until_s = _NEVER
@@ -57,11 +69,39 @@ class Strays:
         enough = _EVIDENCE_TOLD if names_time else _EVIDENCE
         if len(self._gaps) < enough or now_s < self._rests_until_s:
             return False
-        self._set(1.0 / statistics.median(self._gaps))
-        self._gaps.clear()
-        self._score = 0.0
-        self._calls = self._refused = self._quiet = 0
+        self._begin(1.0 / statistics.median(self._gaps))
         return True
+
+    def fell(self, apart: int, rate: float, now_s: float) -> bool:
+        """Note a decrease where a rate is known; return whether a trial begins.
+
+        Args:
+            apart: calls sent since the last one.
+            rate: calls a second, after it.
+            now_s: the time.
+        """
+        falls = self._falls
+        if apart >= _FALL_CALLS:
+            falls.clear()
+            self._fallen_from = 0.0
+        falls.append(apart)
+        del falls[:-_FALLS]
+        between = statistics.fmean(falls)
+        if len(falls) < _FALLS or between < 1.0 / _SHARE_MAX - 1.0:
+            return False  # or so many are those of a limit that has become lower
+        self._fallen_from = max(self._fallen_from, rate)
+        if rate > _FALLEN * self._fallen_from or now_s < self._rests_until_s:
+            return False
+        self._begin(1.0 / (1.0 + between))
+        return True
+
+    def _begin(self, share: float) -> None:
+        """Begin a trial."""
+        self._set(share)
+        self._gaps.clear()
+        self._falls.clear()
+        self._fallen_from = self._score = 0.0
+        self._calls = self._refused = self._quiet = 0
 
     def taken(self) -> None:
         """Note an accepted call, while there are strays."""
@@ -77,19 +117,20 @@ class Strays:
         self._refused += 1
         self._quiet = 0
         self._score += 1.0 - self._free
-        if self._score <= _SCORE_MAX:
-            if self._calls >= _TRIAL_CALLS:
+        has_stood = self._calls >= _TRIAL_CALLS
+        if self._score <= (_SCORE_STOOD_MAX if has_stood else _SCORE_MAX):
+            if has_stood:
                 self._set(max(self.share, self._refused / self._calls))
             return True
         self.share = 0.0
-        if self._calls < _TRIAL_CALLS:
-            self._rests_until_s = now_s + self._rest_s
-            self._rest_s = min(self._rest_s * 2.0, _REST_MAX_S)
-        else:
+        if has_stood:
             self._rests_until_s = now_s + _SHORT_REST_S
             self._rest_s = _REST_S
+        else:
+            self._rests_until_s = now_s + self._rest_s
+            self._rest_s = min(self._rest_s * 2.0, _REST_MAX_S)
         return False
 
     def _set(self, share: float) -> None:
         self.share = min(share, _SHARE_MAX)
-        self._free = self.share * _FREE_TIMES + _FREE
+        self._free = min(self.share * _FREE_TIMES, self.share + _FREE_MAX) + _FREE
