@@ -47,6 +47,7 @@ class Echo:
     name: str = "up"
     billing: Billing = "standard"
     fetches_urls: bool = True
+    unset_key: str | None = None
     called: set[str] = field(default_factory=set)
 
     async def send(self, call: Call) -> Outcome:

@@ -53,7 +53,8 @@ def test_there_is_no_estimate_while_one_of_two_pools_stands_still(
     )
     assert told["estimate"] == {
         "ends_at": None,
-        "basis": "not while it stands still: up/refused: HTTP 401 authentication_error",
+        "basis": "not while it stands still: up/refused: no key for upstream up: "
+        "set BATCHYARD_UPSTREAM_UP_KEY (HTTP 401 authentication_error)",
     }
     yard.post(f"{BATCHES}/{batch['id']}/cancel", b"")
     yard.wait_ended(batch["id"])

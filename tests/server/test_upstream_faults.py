@@ -239,7 +239,11 @@ def test_a_401_pauses_until_the_upstream_accepts_again(yard: Yard, upstream: Ups
     first = upstream.number("key-")
     upstream.wait_until(lambda: upstream.number("key-") > first + ATTEMPTS, "single calls try")
     progress = yard.progress(batch["id"])
-    assert progress["paused"]["up/locked"] == "HTTP 401 authentication_error"
+    why = "no key for upstream up: set BATCHYARD_UPSTREAM_UP_KEY (HTTP 401 authentication_error)"
+    assert progress["paused"]["up/locked"] == why
+    assert f"paused pool=up/locked: {why}" in yard.read_log()
+    (wait,) = [wait for wait in progress["waiting"] if wait["reason"] == "paused"]
+    assert wait["detail"] == why
     assert progress["results"] == 0
     # Another model of the same upstream goes on.
     assert_answered(yard.run(["unlocked"]), ["unlocked"])

@@ -76,6 +76,7 @@ class Watched:
     name: str = "sim"
     billing: str = "simulated"
     fetches_urls: bool = True
+    unset_key: str | None = None
     _here: int = 0
 
     async def send(self, call: Call) -> Outcome:

@@ -43,6 +43,7 @@ class Host:
     name = "up"
     billing = "simulated"
     fetches_urls = True
+    unset_key = None
 
     def __init__(self, pair: Pair, owner: str, slots: int) -> None:
         self._pair = pair

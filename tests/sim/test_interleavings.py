@@ -63,6 +63,7 @@ class HeldUpstream:
     name: str = "one"
     billing: Billing = "simulated"
     fetches_urls: bool = True
+    unset_key: str | None = None
     waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
     early: set[str] = field(default_factory=set)
     """Requests whose reply is there before their call."""

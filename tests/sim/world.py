@@ -188,6 +188,7 @@ class ScriptedUpstream:
     chances: Chances
     billing: Billing = "simulated"
     fetches_urls: bool = True
+    unset_key: str | None = None
 
     async def send(self, call: Call) -> Outcome:
         world, rng, chances = self.world, self.world.rng, self.chances

@@ -64,6 +64,7 @@ class Slow:
 
     billing = "simulated"
     fetches_urls = True
+    unset_key = None
     name = "up"
     clock: ManualClock
 

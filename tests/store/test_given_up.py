@@ -38,6 +38,7 @@ class Deadly:
     name = "up"
     billing = "simulated"
     fetches_urls = True
+    unset_key = None
 
     def __init__(self) -> None:
         self.has_killed = asyncio.Event()

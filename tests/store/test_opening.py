@@ -41,6 +41,7 @@ class Silent:
     name = "up"
     billing = "simulated"
     fetches_urls = True
+    unset_key = None
 
     def __init__(self) -> None:
         self.called = asyncio.Event()

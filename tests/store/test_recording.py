@@ -155,6 +155,7 @@ class Answering:
     name = "up"
     billing = "simulated"
     fetches_urls = True
+    unset_key = None
 
     async def send(self, call: Call) -> Outcome:
         return Reply(200, message(call.custom_id))

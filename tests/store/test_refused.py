@@ -46,6 +46,7 @@ class Answering:
     name = "up"
     billing = "simulated"
     fetches_urls = True
+    unset_key = None
 
     def __init__(self) -> None:
         self.calls = 0

@@ -14,6 +14,7 @@ from batchyard.dispatch import retry
 from batchyard.dispatch.limiter import Signal
 from batchyard.dispatch.retry import Again, Done, Fail, Pause, backoff_s, decide
 from batchyard.upstream import Failure, FailureKind, Reply
+from batchyard.upstream.messages import MessagesUpstream
 
 NOW = 1_790_000_000_000_000  # 2026-09-21T14:13:20Z
 MESSAGE = (
@@ -256,6 +257,36 @@ def test_an_account_without_credit_is_no_fault_of_the_request() -> None:
 def test_all_who_were_told_the_same_time_do_not_come_back_at_once() -> None:
     rng = random.Random(1)
     assert len({backoff_s(1, 10.0, rng) for _ in range(100)}) > 90
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, error("authentication_error", "no"), "HTTP 401 authentication_error"),
+        (401, b'{"error":"Unauthorized"}', "HTTP 401 authentication_error"),
+        (403, error("permission_error", "no"), "HTTP 403 permission_error"),
+        (403, error("authentication_error", "no"), "HTTP 403 authentication_error"),
+    ],
+)
+def test_a_pause_for_want_of_a_key_names_the_variable_first(
+    status: int, body: bytes, said: str
+) -> None:
+    reply = Reply(status, body)
+    action = decide(reply, NOW)
+    assert isinstance(action, Pause)
+    without = MessagesUpstream("emu", "http://127.0.0.1:1", None, unset_key="EMU_KEY")
+    why = retry.why_paused(reply, action, without)
+    assert why == f"no key for upstream emu: set EMU_KEY ({said})"
+    with_key = MessagesUpstream("emu", "http://127.0.0.1:1", "sk-1")
+    assert retry.why_paused(reply, action, with_key) == retry.told(reply, action)
+
+
+@pytest.mark.parametrize("reply", [Reply(402, error("billing_error", "no")), Reply(404, b"")])
+def test_a_pause_for_something_else_says_nothing_of_a_key(reply: Reply) -> None:
+    action = decide(reply, NOW)
+    assert isinstance(action, Pause)
+    without = MessagesUpstream("emu", "http://127.0.0.1:1", None, unset_key="EMU_KEY")
+    assert retry.why_paused(reply, action, without) == retry.told(reply, action)
 
 
 def test_a_pause_and_a_wait_are_told_apart_for_every_status() -> None:

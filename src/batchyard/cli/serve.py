@@ -110,18 +110,17 @@ def keyless(config: Config) -> list[tuple[int, str]]:
     """
     found = []
     for each in config.upstreams:
-        if each.key is not None or each.is_simulated or each.engine is not None:
+        variable = each.unset_key
+        if variable is None:
             continue
         host = urlsplit(each.url).hostname or ""
-        variable = f"BATCHYARD_UPSTREAM_{each.name.upper().replace('-', '_')}_KEY"
         if _is_near(host):
             text = f"upstream {each.name} has no key, and is called without ({variable} sets one)"
             found.append((logging.INFO, text))
             continue
-        own = f"{variable} or ANTHROPIC_API_KEY" if host == "api.anthropic.com" else variable
         text = (
-            f"upstream {each.name} has no key: set {own} and start again, or {host} will refuse "
-            "the calls; requests wait meanwhile, and expire after 24 hours"
+            f"upstream {each.name} has no key: set {variable} and start again, or {host} will "
+            "refuse the calls; requests wait meanwhile, and expire after 24 hours"
         )
         found.append((logging.WARNING, text))
     return found

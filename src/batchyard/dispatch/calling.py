@@ -231,7 +231,8 @@ class Caller:
             return retry.own(action)
         if not pausing.is_borne(number):
             until_s = self._clock.monotonic_s() + limits.UPSTREAM_PAUSE_S
-            reason = retry.told(outcome, action)
+            assert pool.upstream is not None  # it has just answered
+            reason = retry.why_paused(outcome, action, pool.upstream)
             pool.pause(reason, until_s, back.request, speaks_of_request=of_request)
         return action
 

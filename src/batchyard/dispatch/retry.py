@@ -17,6 +17,8 @@ from batchyard.upstream import Failure, FailureKind, Outcome, Reply, Verdict
 if TYPE_CHECKING:
     import random
 
+    from batchyard.upstream import Upstream
+
 
 class Done(msgspec.Struct, frozen=True, gc=False):
     """A finished message."""
@@ -83,6 +85,7 @@ _TYPE_OF_STATUS = {
     529: "overloaded_error",
 }
 _PAUSE = frozenset({401, 402, 403})
+_OF_KEY = frozenset({"authentication_error", "permission_error"})  # what a missing key may meet
 _WAIT = frozenset({429, 529})
 _UNAVAILABLE = 503  # to wait as well, if it says how long
 _BAD_REQUEST = 400
@@ -180,6 +183,18 @@ def told(outcome: Outcome, action: Pause | Again) -> str:
     if isinstance(outcome, Reply) and _read_error(outcome) is not None:
         return f"HTTP {outcome.status} {action.type}"
     return action.message
+
+
+def why_paused(outcome: Outcome, action: Pause, upstream: Upstream) -> str:
+    """Return why a pool pauses, as `told`; where the call had no key, how to set one.
+
+    That comes first: what shows it may cut the end.
+    """
+    variable = upstream.unset_key
+    if variable is None or action.type not in _OF_KEY or not isinstance(outcome, Reply):
+        return told(outcome, action)
+    refused = f"HTTP {outcome.status} {action.type}"
+    return f"no key for upstream {upstream.name}: set {variable} ({refused})"
 
 
 def reason(outcome: Outcome) -> str:

@@ -67,6 +67,7 @@ class ScriptedModel:
         self.name: str = simulated.name
         self.billing: Billing = simulated.billing
         self.fetches_urls: bool = simulated.fetches_urls
+        self.unset_key: str | None = simulated.unset_key
         self._simulated = simulated
         self._clock = clock
         self._seed = seed

@@ -295,4 +295,5 @@ def _upstream(config: UpstreamConfig, clock: Clock, *, works: bool = True) -> Up
         stream_above_tokens=config.stream_above_tokens,
         stream_timeouts=timeouts,
         fetches_urls=config.fetches_urls,
+        unset_key=config.unset_key,
     )

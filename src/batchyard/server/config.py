@@ -98,6 +98,14 @@ class UpstreamConfig:
         return urlsplit(self.url).scheme == SIMULATED
 
     @property
+    def unset_key(self) -> str | None:
+        """Return which variable would set its key; None where it has one, or wants none."""
+        if self.key is not None or self.is_simulated or self.engine is not None:
+            return None
+        own = _key_variable(self.name)
+        return f"{own} or ANTHROPIC_API_KEY" if _is_hosted(urlsplit(self.url)) else own
+
+    @property
     def gpus(self) -> int:
         """How many GPUs it needs in the process that calls it."""
         return self.engine.tensor_parallel_size if self.engine is not None else 0
@@ -527,10 +535,14 @@ def _key(entry: _Upstream, url: SplitResult, environment: Mapping[str, str]) -> 
         if not key:
             raise ConfigError(f"upstream {entry.name}: {entry.key_env} is not set")
         return key
-    own = f"BATCHYARD_UPSTREAM_{entry.name.upper().replace('-', '_')}_KEY"
+    own = _key_variable(entry.name)
     if environment.get(own):
         return environment[own]
     return environment.get("ANTHROPIC_API_KEY") if _is_hosted(url) else None
+
+
+def _key_variable(name: str) -> str:
+    return f"BATCHYARD_UPSTREAM_{name.upper().replace('-', '_')}_KEY"
 
 
 def _is_hosted(url: SplitResult) -> bool:

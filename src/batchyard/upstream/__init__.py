@@ -119,6 +119,8 @@ class Upstream(Protocol):
     billing: Billing
     fetches_urls: bool
     """Whether it may be sent URLs of images and documents, which it will fetch."""
+    unset_key: str | None
+    """The variable that would set its key, where it has none; None where it has, or wants none."""
 
     def send(self, call: Call) -> Coroutine[None, None, Outcome]:
         """Make one call of `POST /v1/messages` and return what came back. Raises nothing."""

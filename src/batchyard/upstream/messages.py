@@ -81,6 +81,7 @@ class MessagesUpstream:
         stream_above_tokens: int | None = limits.STREAM_ABOVE_TOKENS,
         stream_timeouts: StreamTimeouts | None = None,
         fetches_urls: bool = False,
+        unset_key: str | None = None,
     ) -> None:
         """Make an upstream.
 
@@ -92,9 +93,11 @@ class MessagesUpstream:
             stream_above_tokens: a call whose `max_tokens` is larger is streamed; None streams none.
             stream_timeouts: of a streamed call; None for the usual ones.
             fetches_urls: whether it may be sent URLs of images and documents.
+            unset_key: the variable that would set the key, where there is none.
         """
         self.name = name
         self.fetches_urls = fetches_urls
+        self.unset_key = unset_key
         headers = {"content-type": "application/json", "accept": "application/json"}
         if key:
             headers["x-api-key"] = key

@@ -63,6 +63,7 @@ class EngineUpstream:
 
     billing: Billing = "standard"
     fetches_urls = False
+    unset_key: str | None = None
 
     def __init__(
         self,

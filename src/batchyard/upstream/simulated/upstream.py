@@ -128,6 +128,7 @@ class Simulated:
 
     billing: Billing = "simulated"
     fetches_urls = True  # it fetches nothing
+    unset_key: str | None = None
 
     def __init__(self, name: str, settings: Settings, clock: Clock) -> None:
         self.name = name
