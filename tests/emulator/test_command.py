@@ -15,6 +15,7 @@ import anthropic
 import pytest
 
 from helpers_upstream import DEADLINE_S
+from helpers_yard import Yard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,3 +154,36 @@ def test_the_example_of_the_fixture_runs_as_a_user_would_run_it(tmp_path: Path) 
     )
     assert done.returncode == 0, done.stdout
     assert "4 passed" in done.stdout
+
+
+class _Shown(Yard):
+    """A yard before the emulator, as the docs start it, but for ports and folders."""
+
+    def __init__(self, data: Path, url: str, *, has_key: bool) -> None:
+        text = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text(encoding="utf-8")
+        block = text.partition("### Behind a yard")[2].split("```")[1]
+        emulate, serve = block.strip().splitlines()
+        assert emulate == "batchyard emulate --port 18700 &"
+        words = serve.split()
+        self.variable, _, key = words[0].partition("=")
+        assert words[words.index("--upstream") + 1] == "emu=http://127.0.0.1:18700"
+        super().__init__(data, url, environment={self.variable: key} if has_key else None)
+
+    def command(self) -> list[str]:
+        return [word.replace("up=", "emu=") for word in super().command()]
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_a_yard_in_front_of_it_wants_the_key_that_the_docs_show(
+    tmp_path: Path, has_key: bool
+) -> None:
+    with running() as (_, ready), _Shown(tmp_path / "y", ready["url"], has_key=has_key) as yard:
+        batch = create(yard.url)
+        if has_key:
+            assert yard.wait_ended(batch.id)["request_counts"]["succeeded"] == 1
+            return
+        told = yard.wait_progress(batch.id, lambda progress: progress["paused"])
+        refused = "HTTP 401 authentication_error"
+        why = f"no key for upstream emu: set {yard.variable} ({refused})"
+        assert list(told["paused"].values()) == [why]
+        assert why in yard.read_log()
