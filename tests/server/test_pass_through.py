@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers_upstream import SSE, Upstream, message
+from helpers_upstream import SSE, Upstream, message, refuse
 from helpers_yard import HEADERS, KEY, QUICK, Yard, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from helpers_upstream import Exchange
 
@@ -58,6 +59,48 @@ def test_an_error_of_the_upstream_has_one_request_id_in_head_and_body(yard: Yard
         }
         assert answer.headers["request-id"].startswith("req_01")
         assert answer.headers["upstream-request-id"] == "req_upstream"
+
+
+PASSED_ON = [
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/scripted"),
+]
+
+
+async def want_another_key(exchange: Exchange) -> None:
+    """Refuse every call as a server of the dialect does."""
+    await refuse(exchange, 401, "")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (None, "No key for upstream up: set BATCHYARD_UPSTREAM_UP_KEY for the yard"),
+        ("sk-up-wrong", "Upstream up refuses the key of the yard"),
+    ],
+)
+def test_a_401_of_the_upstream_is_not_told_of_the_key_of_the_client(
+    tmp_path: Path, key: str | None, message: str
+) -> None:
+    """Official clients raise AuthenticationError at 401, and people change the wrong key."""
+    environment = {} if key is None else {"BATCHYARD_UPSTREAM_UP_KEY": key}
+    with (
+        Upstream(want_another_key) as upstream,
+        Yard(tmp_path / "data", upstream.url, bounds=QUICK, environment=environment) as yard,
+    ):
+        for method, path in PASSED_ON:
+            body = json.dumps(params("sync-10")).encode() if method == "POST" else None
+            answer = yard.request(method, path, body)
+            assert answer.status == 502
+            assert answer.json() == {
+                "type": "error",
+                "error": {"type": "api_error", "message": f"{message} (HTTP 401)"},
+                "request_id": answer.headers["request-id"],
+            }
+            assert answer.headers["x-should-retry"] == "false"
+            assert answer.headers["upstream-request-id"] == "req_upstream"
 
 
 def envelope(message: str) -> bytes:

@@ -1,7 +1,8 @@
 """What passes straight through to the upstream: messages, token counts, models.
 
 So that one base URL serves everything. The yard keeps nothing of these, and changes nothing but the
-request id: in the header and in the body of an error it is the yard's own.
+request id: in the header and in the body of an error it is the yard's own. Only 401, which would
+speak of the client's key, is 502: it was the yard's that the upstream has refused.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from batchyard import limits
-from batchyard.errors import InvalidRequest, NotFound, shown
-from batchyard.server.guard import read_body
+from batchyard.errors import BadGateway, InvalidRequest, NotFound, Unauthenticated, shown
+from batchyard.server.guard import error_response, read_body
 from batchyard.server.streaming import while_connected
 from batchyard.upstream import Forward
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
     from batchyard.server.auth import Caller
@@ -92,7 +94,7 @@ class Messages:
 
 
 class ForwardedResponse:
-    """The upstream's answer, as it comes; an error with our request id."""
+    """The upstream's answer, as it comes; an error with our request id, and 401 as ours."""
 
     def __init__(self, upstream: Upstream, forward: Forward) -> None:
         self._upstream = upstream
@@ -100,10 +102,14 @@ class ForwardedResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the call and send its answer; end it when the client has gone."""
-        await while_connected(receive, self._send(send, scope["state"]["request_id"]))
+        await while_connected(receive, self._send(scope, receive, send))
 
-    async def _send(self, send: Send, request_id: str) -> None:
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = scope["state"]["request_id"]
         async with self._upstream.forward(self._forward) as reply:
+            if reply.status == Unauthenticated.status:
+                await self._refused(reply, request_id)(scope, receive, send)
+                return
             # `request-id` is ours; the upstream's own goes beside it.
             headers = [
                 (b"upstream-request-id" if name == "request-id" else name.encode(), value.encode())
@@ -113,6 +119,19 @@ class ForwardedResponse:
             async for chunk in _body(reply, request_id):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+    def _refused(self, reply: Forwarded, request_id: str) -> Response:
+        """Return what a 401 of the upstream means to a client, who has no part in that key."""
+        name, variable = self._upstream.name, self._upstream.unset_key
+        if variable is None:
+            why = f"Upstream {name} refuses the key of the yard"
+        else:
+            why = f"No key for upstream {name}: set {variable} for the yard"
+        error = BadGateway(f"{why} (HTTP {reply.status})", should_retry=False)
+        response = error_response(error, request_id)
+        if "request-id" in reply.headers:
+            response.headers["upstream-request-id"] = reply.headers["request-id"]
+        return response
 
 
 async def _body(reply: Forwarded, request_id: str) -> AsyncIterator[bytes]:
