@@ -478,7 +478,7 @@ def test_status_why_says_what_a_shard_waits_for_to_people_and_to_programs(
     plain = batchyard("status", "reports", "--json")
 
     assert "retrying: 1 request waits (up/m)\n" in shown.stdout
-    assert r"failing: c1 after 2 tries: 429: slow\x1b[2J" in shown.stdout
+    assert r"failed 2 times: c1: 429: slow\x1b[2J" in shown.stdout
     why = json.loads(lines.stdout)["why"]
     assert (why["waiting"], why["failing"]) == ([wait], [failing])
     assert (why["calls"], why["unknown_calls"]) == (5, 1)

@@ -179,7 +179,7 @@ def test_status_says_it_a_sentence_a_line() -> None:
             "1,200 calls, 7 of them repeated (3 after the end of a process); "
             "failed: 429 (5x), connect (2x)"
         ),
-        r"failing: a\x1b[31m after 1 try: 500: " + "x" * 119 + "…",
+        r"failed once: a\x1b[31m: 500: " + "x" * 119 + "…",
         "end not known: no basis",
     ]
 
@@ -187,9 +187,9 @@ def test_status_says_it_a_sentence_a_line() -> None:
 def test_status_names_a_few_of_many_that_fail() -> None:
     failing = [{"custom_id": f"c{n}", "tries": 2, "reason": "500"} for n in range(20)]
     told = msgspec.convert({"processing_status": "in_progress", "failing": failing}, Progress)
-    said = [line for line in lines(told) if line.startswith("failing")]
-    assert said[0] == "failing: c15 after 2 tries: 500: "
-    assert said[-1] == "failing: 15 more of late"
+    said = [line for line in lines(told) if line.startswith("failed")]
+    assert said[0] == "failed 2 times: c15: 500: "
+    assert said[-1] == "failed: 15 more of late"
     assert len(said) == 6
 
 

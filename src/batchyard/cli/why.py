@@ -97,11 +97,14 @@ def lines(progress: Progress) -> Sequence[str]:
 
 
 def _failing(progress: Progress) -> Iterator[str]:
-    """Return the last requests without a result of which a call failed, a sentence each."""
+    """Return the last requests of which calls failed and no result is known, a sentence each.
+
+    In the past tense: all may go well by now, and after a restart they may have their results.
+    """
     open_ = [each for each in progress.failing if not each.is_over]
     for each in open_[-_FAILING_MAX:]:
-        tries = f"{each.tries:,} tr{'y' if each.tries == 1 else 'ies'}"
+        often = "once" if each.tries == 1 else f"{each.tries:,} times"
         said = shown(each.message, _MESSAGE_CHARS_MAX)
-        yield f"failing: {shown(each.custom_id)} after {tries}: {shown(each.reason)}: {said}"
+        yield f"failed {often}: {shown(each.custom_id)}: {shown(each.reason)}: {said}"
     if len(open_) > _FAILING_MAX:
-        yield f"failing: {len(open_) - _FAILING_MAX:,} more of late"
+        yield f"failed: {len(open_) - _FAILING_MAX:,} more of late"
