@@ -71,6 +71,32 @@ def test_a_template_that_uses_no_document_is_said(documents: Path, server: FakeA
     assert "no template uses" not in plan(server)
 
 
+def test_a_parameter_that_is_not_known_is_said(documents: Path, server: FakeApi):
+    rows = [{"id": "a", "text": "x", "own": {"top_q": 3}}, {"id": "b", "text": "y", "own": None}]
+    (documents / "docs" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("--param", "temprature=0.5", "--param", "zzz=1")
+
+    notes = _notices(plan(server, *options, "--json"))
+    of_rows = batchyard(
+        "plan", "docs/rows.jsonl", "--prompt", "p.j2", "--model", "claude-opus-4-8", "--max-tokens",
+        "50", "--override", "own", "--out", "x", "--base-url", server.url, "--sample", "0",
+        "--json",
+    )  # fmt: skip
+    assert of_rows.returncode == 0, of_rows.stderr
+
+    refused = "is not a known parameter; the hosted API refuses it unless a beta adds it"
+    assert notes[:2] == [f"temprature {refused}; the closest is temperature", f"zzz {refused}"]
+    assert _notices(of_rows.stdout)[0] == f"top_q {refused}; the closest is top_p"
+    assert "temprature is not a known parameter" in plan(server, *options)
+    known = plan(server, "--param", "temperature=1", "--param", 'service_tier="auto"')
+    assert "is not a known parameter" not in known
+
+
+def _notices(events: str) -> list[str]:
+    planned = map(json.loads, events.splitlines())
+    return next(event for event in planned if event["event"] == "plan")["notices"]
+
+
 def test_counts_say_what_is_saved_but_cut(documents: Path, server: FakeApi):
     server.outcomes = {"a_Dmd": CUT, "b_Dmd": succeeded("", stop="refusal")}
     run_documents(server, "--retries", "0")

@@ -16,11 +16,13 @@ from batchyard.validate.decide import check, examine, model_of
 from batchyard.validate.ordinary import is_fine as is_plain
 from batchyard.validate.ordinary import read as read_ordinary
 from batchyard.validate.problem import Problem
+from batchyard.validate.rules import KNOWN as KNOWN_MEMBERS
 from batchyard.validate.tools import FORCED as FORCED_CHOICES
 from batchyard.validate.urls import names_url
 
 __all__ = [
     "FORCED_CHOICES",
+    "KNOWN_MEMBERS",
     "Problem",
     "check",
     "examine",

@@ -37,8 +37,8 @@ _TYPES: Mapping[str, Callable[[object, str], object]] = {
     "output_config": shapes.mapping,
 }
 
-# All top-level keys of the Messages API, for strict checks only.
-_KNOWN = frozenset({*_TYPES, *_UNSUPPORTED}) | {
+# All top-level keys of the Messages API, for strict checks and for what people are told.
+KNOWN = frozenset({*_TYPES, *_UNSUPPORTED}) | {
     "model", "max_tokens", "messages", "billing_policy", "cache_control", "compaction",
     "container", "context_management", "diagnostics", "fallback_credit_token", "fallbacks",
     "inference_geo", "mcp_servers", "research_preview_2026_02", "service_tier", "speed", "thread",
@@ -60,7 +60,7 @@ def apply(fields: object, *, version: str, betas: tuple[str, ...], strict: bool)
             if key in request:
                 shapes.refuse(key, "Extra inputs are not permitted")
     if strict:
-        shapes.no_extras(request, "", _KNOWN)
+        shapes.no_extras(request, "", KNOWN)
     model = models.find(name)
     if model is None:
         return

@@ -21,6 +21,7 @@ from batchyard.client.planning.spool import Spool, Spooled
 from batchyard.client.problems import InputError
 from batchyard.client.results.names import names_by
 from batchyard.client.results.outputs import output_names
+from batchyard.errors import shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -235,7 +236,7 @@ def make(
         outlines=outlines,
         empty=[doc.key for doc in documents if _is_empty(doc)],
         unbounded=list(making.unbounded),
-        notices=_notices(documents, templates, settings),
+        notices=[*_notices(documents, templates, settings), *map(_unknown, making.unknown)],
     )
 
 
@@ -251,6 +252,15 @@ def _notices(
     ]
 
 
+def _unknown(name: str) -> str:
+    """Say that a parameter is probably misspelled; no error, for other servers know more."""
+    text = (
+        f"{shown(name)} is not a known parameter; the hosted API refuses it unless a beta adds it"
+    )
+    closest = difflib.get_close_matches(name, sorted(validate.KNOWN_MEMBERS), 1)
+    return f"{text}; the closest is {closest[0]}" if closest else text
+
+
 class _Making:
     """The requests of a plan, one document after the other."""
 
@@ -264,6 +274,7 @@ class _Making:
         self._tools = _counted_tools(settings.params)
         self.problems: dict[str, list[str]] = {}
         self.unbounded: dict[str, None] = {}
+        self.unknown: dict[str, None] = {}
         self.measures = Measures()
         self.shared = caching.Shared(settings.model)
 
@@ -292,6 +303,7 @@ class _Making:
             Request(custom_id, document.key, document.sha256, output, body, digest)
         )
         self.unbounded.update(dict.fromkeys(server_tools.unbounded(fields)))
+        self.unknown.update((name, None) for name in fields if name not in validate.KNOWN_MEMBERS)
         self.shared.add(fields)
         system_text = fields.get("system") or ""
         text = user + (system_text if isinstance(system_text, str) else "")
