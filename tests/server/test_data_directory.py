@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from batchyard.server import place
 from helpers_upstream import DEADLINE_S
 from helpers_yard import Yard
 
@@ -91,6 +92,57 @@ def test_what_is_no_directory_is_refused(
 ) -> None:
     data = make(tmp_path)
     assert f"cannot use data directory {data}: {why}" in refused(data)
+
+
+def documents(root: Path, count: int = 3) -> Path:
+    for number in range(count):
+        (root / f"{number}.md").write_bytes(b"a report")
+    return root
+
+
+def output_of_a_run(root: Path) -> Path:
+    (root / ".batchyard").mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (documents, "3 documents, such as 0.md, and no yard"),
+        (output_of_a_run, "the output of a run (.batchyard) and no yard"),
+    ],
+)
+def test_a_folder_of_documents_is_refused_and_stays_as_it_is(
+    tmp_path: Path, make: Callable[[Path], Path], what: str
+) -> None:
+    data = make(tmp_path)
+    before = sorted(data.iterdir())
+    said = refused(data)
+    assert f"cannot use data directory {data}: it holds {what}" in said
+    assert f"such as --data {data / 'batchyard-data'}" in said
+    assert sorted(data.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [".gitkeep", ".snapshot", "lost+found"],
+        ["batchyard.toml", "models.toml", "yard.log", "nohup.out", "README.md", "requests.jsonl"],
+        ["0.md", "1.md", "2.md", ".batchyard", "lock"],
+        ["0.md", "1.md", "2.md", "ledger.db-wal"],
+        ["0.md", "1.md", "2.md", "segments"],
+    ],
+)
+def test_a_mount_and_what_is_left_of_a_yard_are_never_refused(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        if "." in name or name == "lock":
+            (tmp_path / name).touch()
+        else:
+            (tmp_path / name).mkdir()
+    place.lock(tmp_path).close()
+    assert (tmp_path / "spool").is_dir()
 
 
 def test_a_file_in_the_place_of_the_segments_is_refused(tmp_path: Path) -> None:

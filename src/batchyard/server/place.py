@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from batchyard import wire
 from batchyard.disk import sync_names, with_room
-from batchyard.errors import ConfigError, DataDirectoryInUse
+from batchyard.errors import ConfigError, DataDirectoryInUse, shown
 from batchyard.server import orphans
 from batchyard.server.disk import give_up_ballast
 
@@ -34,8 +34,9 @@ def lock(data: Path) -> TextIO:
 
     Raises:
         DataDirectoryInUse: another process has it.
-        ConfigError: it cannot be made or written.
+        ConfigError: it cannot be made or written, or is a folder of something else.
     """
+    _refuse_others(data)
     try:
         _make(data)
         file = _with_room(data, lambda: (data / "lock").open("a+", encoding="utf-8"))
@@ -63,6 +64,45 @@ def lock(data: Path) -> TextIO:
             file.close()
         raise _unusable(data, error) from None
     return file
+
+
+# What a yard has made in its directory, the ledger's files besides.
+_YARD = {"ballast", "lock", "segments", "server.json", "spool", "workers"}
+_RUN = ".batchyard"  # in the output folder of a run
+_DOCUMENTS = {
+    ".adoc", ".asciidoc", ".csv", ".docx", ".gif", ".html", ".jpeg", ".jpg", ".jsonl", ".markdown",
+    ".md", ".ndjson", ".org", ".parquet", ".pdf", ".png", ".rst", ".tex", ".text", ".tsv", ".txt",
+    ".webp",
+}  # fmt: skip
+_DOCUMENTS_MIN = 3  # a note, or requests to try a yard with, may well lie beside its settings
+
+
+def _refuse_others(data: Path) -> None:
+    """Refuse a folder of documents or reports, so that nothing of a yard is mixed into it.
+
+    Only what is surely one: a directory of a yard, however little is left of it, and a mount must
+    never be refused.
+
+    Raises:
+        ConfigError: it is such a folder.
+    """
+    try:
+        paths = list(data.iterdir())
+    except OSError:  # the start says it in its own words
+        return
+    if any(path.name in _YARD or path.name.startswith("ledger.") for path in paths):
+        return
+    found = [path.name for path in paths if path.suffix.lower() in _DOCUMENTS]
+    if data / _RUN in paths:
+        what = f"the output of a run ({_RUN})"
+    elif len(found) >= _DOCUMENTS_MIN:
+        what = f"{len(found):,} documents, such as {shown(min(found))},"
+    else:
+        return
+    raise ConfigError(
+        f"cannot use data directory {data}: it holds {what} and no yard; "
+        f"name a folder of its own, such as --data {data / 'batchyard-data'}"
+    )
 
 
 def _with_room(data: Path, write: Callable[[], T]) -> T:
