@@ -113,7 +113,9 @@ def test_a_port_that_is_taken_is_refused(upstream: Upstream, tmp_path: Path) -> 
     command[command.index("--port") + 1] = str(upstream.port)
     done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=False, text=True)
     assert done.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{upstream.port}" in done.stderr
+    assert f"cannot listen on 127.0.0.1:{upstream.port}: Address already in use" in done.stderr
+    assert "; --port takes another, 0 a free one" in done.stderr
+    assert not yard.data.exists(), "nothing is left of a start that failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -99,6 +99,7 @@ def _serve(file: Path | None, flags: dict[str, Any], lifeline: bool) -> None:
         uvloop.run(run.work(loaded, lifeline=lifeline, announce=render.emit))
         return
     run.check(loaded)
+    run.check_address(loaded.host, loaded.port, loaded.data)
     with place.lock(loaded.data) as lock:
         uvloop.run(run.serve(loaded, lock, lifeline=lifeline, announce=render.emit))
 

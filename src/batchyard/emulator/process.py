@@ -12,7 +12,7 @@ from batchyard.emulator.run import emulate
 from batchyard.errors import ConfigError
 from batchyard.server import place
 from batchyard.server.guard import LOOPBACK_HOSTS
-from batchyard.server.run import leave_on_end_of_input, leave_on_signals
+from batchyard.server.run import check_address, leave_on_end_of_input, leave_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,5 +51,6 @@ def serve(
             leave_on_end_of_input(leaving)
         await emulate(what, leaving=leaving, tell=tell)
 
+    check_address(what.host, what.port, what.data)
     with place.lock(what.data):
         uvloop.run(main())

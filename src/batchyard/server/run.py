@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import faulthandler
 import gc
 import logging
@@ -29,6 +30,7 @@ from batchyard.server.place import published
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from pathlib import Path
 
     from starlette.types import ASGIApp
 
@@ -265,6 +267,22 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address cannot be used.
     """
+    listener = _bound(host, port)
+    listener.listen(2048)
+    return listener
+
+
+def check_address(host: str, port: int, data: Path) -> None:
+    """Refuse an address in use while there is no data directory that a failed start would leave.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    if not data.exists():
+        _bound(host, port).close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -272,8 +290,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    listener.listen(2048)
+        how = "; --port takes another, 0 a free one" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}{how}") from None
     return listener
 
 
