@@ -237,6 +237,15 @@ def test_the_command_shows_the_report_to_people_and_programs(client: Client) -> 
     assert json.loads(out) | {"type": "message_batch_cache"} == report
 
 
+def test_the_id_of_a_batch_alone_is_enough_to_say_how_far_it_is(client: Client) -> None:
+    batch_id = client.run([params([text("Be brief.", FIVE)], "Q")])
+    asked = (batch_id, "--base-url", client.url)
+    code, out, err = _command(*asked)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{batch_id}: 1 of 1 done")
+    assert out == _command("--why", *asked)[1]
+
+
 class _Elsewhere(BaseHTTPRequestHandler):
     """Another server of the API, which knows no such path."""
 
@@ -261,4 +270,4 @@ def test_the_command_says_what_is_wrong(client: Client) -> None:
         server.shutdown()
     assert (code, "is not a batchyard server" in err) == (2, True)
     code, _, err = _command("--base-url", client.url)
-    assert (code, "--base-url goes with --cache" in err) == (2, True)
+    assert (code, "--base-url goes with a batch" in err) == (2, True)

@@ -28,7 +28,7 @@ def show(batch_id: str, base_url: str | None, *, as_json: bool) -> None:
     from batchyard.client.api import Api  # noqa: PLC0415
     from batchyard.client.problems import InputError  # noqa: PLC0415
 
-    api = Api(base_url, _key(base_url or os.environ.get("ANTHROPIC_BASE_URL", "")))
+    api = Api(base_url, key_for(base_url))
     try:
         report = api.cache_report(batch_id)
     except ApiError as error:
@@ -47,11 +47,11 @@ def show(batch_id: str, base_url: str | None, *, as_json: bool) -> None:
         render.say(line)
 
 
-def _key(url: str) -> str | None:
+def key_for(base_url: str | None) -> str | None:
     """Return a key for servers of this machine, where any will do; None takes the usual one."""
     if os.environ.get("ANTHROPIC_API_KEY"):
         return None
-    host = urlsplit(url).hostname or ""
+    host = urlsplit(base_url or os.environ.get("ANTHROPIC_BASE_URL", "")).hostname or ""
     try:
         is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

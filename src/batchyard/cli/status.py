@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from batchyard.client.running.journal import Shard, State
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of the run.")]
+RunOrBatch = Annotated[
+    Path,
+    typer.Argument(help="Output folder of the run, or the id of a batch of a batchyard server."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 Cache = Annotated[
     str | None,
@@ -38,23 +42,22 @@ Why = Annotated[
     bool,
     typer.Option(
         "--why",
-        help="Say what is waited for, and when it ends; in place of the folder, "
-        "the id of a batch of a batchyard server can be given.",
+        help="Say what is waited for, and when it ends; for the id of a batch always.",
     ),
 ]
 _PATH_CHARS_MAX = 60  # a longer one is shown whole, and moves what follows
 
 
 def status(
-    folder: Folder = Path(),
+    folder: RunOrBatch = Path(),
     as_json: Json = False,
     cache: Cache = None,
     base_url: BaseUrl = None,
     why: Why = False,
 ) -> None:
-    """Show how far a run is, without changing anything."""
+    """Show how far a run is, or what a batch waits for, without changing anything."""
     with guarded():
-        if why and folder.name.startswith("msgbatch_") and not folder.exists():
+        if cache is None and folder.name.startswith("msgbatch_") and not folder.exists():
             from batchyard.cli import why as explaining  # noqa: PLC0415
 
             explaining.show(folder.name, base_url, as_json=as_json)
@@ -68,9 +71,7 @@ def status(
         from batchyard.client.results import classes  # noqa: PLC0415
 
         if base_url is not None:
-            raise InputError(
-                "--base-url goes with --cache, or with --why and a batch; a run knows its server"
-            )
+            raise InputError("--base-url goes with a batch; a run knows its server")
         files, state = opened(folder)
         live = {} if state.finished_us is not None else _live(files, state)
         is_running = files.is_running()

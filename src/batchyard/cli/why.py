@@ -34,10 +34,11 @@ _MESSAGE_CHARS_MAX = 120
 
 def show(batch_id: str, base_url: str | None, *, as_json: bool) -> None:
     """Ask a yard of a batch, and print what it waits for."""
+    from batchyard.cli.caching import key_for  # noqa: PLC0415
     from batchyard.client.api import Api  # noqa: PLC0415 - so that other commands start quickly
     from batchyard.client.problems import InputError  # noqa: PLC0415
 
-    api = Api(base_url, None, pause=lambda _: True)
+    api = Api(base_url, key_for(base_url), pause=lambda _: True)
     try:
         api.retrieve(batch_id)
         progress = api.progress(batch_id)
