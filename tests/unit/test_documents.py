@@ -178,6 +178,23 @@ def test_a_folder_without_text_says_how_to_name_what_it_holds(tmp_path: Path, fo
     assert document.fields["name"] == "a"
 
 
+def test_a_folder_without_documents_says_why(tmp_path: Path):
+    def said(out: Path | None = None) -> str:
+        with pytest.raises(InputError) as caught:
+            files(tmp_path).read(outside=out)
+        return caught.value.message.removeprefix(f"{tmp_path} matches no document")
+
+    (tmp_path / "empty").mkdir()
+    write(tmp_path, _hidden="x")
+    assert said() == said(tmp_path / "out") == ": the folder is empty, hidden files aside"
+    write(tmp_path, a_log="x")
+    assert "a.log; of a folder those count that end in .adoc, " in said()
+    other = f" outside the output folder: name another --out than {tmp_path}"
+    assert said(tmp_path) == other
+    write(tmp_path, b_md="x")
+    assert said(tmp_path) == other
+
+
 def test_files_in_another_encoding_are_read_when_it_is_named(tmp_path: Path):
     write(tmp_path, a_md="grüße".encode("latin-1"), b_csv="id,text\n1,süß\n".encode("latin-1"))
 

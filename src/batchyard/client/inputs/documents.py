@@ -190,12 +190,17 @@ def _match(patterns: Sequence[str], outside: Path | None) -> _Match:
     others: dict[Path, None] = {}
     roots: list[Path] = []
     for pattern in patterns:
-        root, matches, besides = _expand(pattern)
+        root, matches, found = _expand(pattern)
         kept = [path for path in matches if not _is_inside(path, outside)]
-        besides = [path for path in besides if not _is_inside(path, outside)]
+        besides = [path for path in found if not _is_inside(path, outside)]
         if not kept:
-            where = " outside the output folder" if matches else ""
-            raise InputError(f"{shown(pattern, 300)} matches no document{where}{_besides(besides)}")
+            where = " outside the output folder" if matches or (found and not besides) else ""
+            why = _besides(besides)
+            if where and not besides:
+                why = f": name another --out than {shown(str(outside), 300)}"
+            elif not found and Path(pattern).is_dir():
+                why = ": the folder is empty, hidden files aside"
+            raise InputError(f"{shown(pattern, 300)} matches no document{where}{why}")
         roots.append(root)
         paths.update(dict.fromkeys(kept))
         others.update(dict.fromkeys(besides))
@@ -211,7 +216,8 @@ def _besides(paths: Sequence[Path]) -> str:
     pattern = f"{glob.escape(str(first.parent))}/*{glob.escape(first.suffix)}"
     if first.suffix.lower() in MEDIA_SUFFIXES | ROW_SUFFIXES and pattern.isprintable():
         what += f", which {shlex.quote(pattern)} would name"  # as one would type it: never cut
-    return what
+        return what
+    return f"{what}; of a folder those count that end in {', '.join(sorted(TEXT_SUFFIXES))}"
 
 
 def _from_paths(match: _Match, id_field: str | None, encoding: str | None) -> Iterator[Document]:
