@@ -224,6 +224,8 @@ def test_status_without_a_key_shows_what_the_journal_says(
     assert done.returncode == 0
     assert "shard 0   2 requests   at the server   msgbatch_01" in done.stdout
     assert "the server was not asked: there is no API key" in done.stderr
+    assert batchyard("ls").stdout.endswith("  at the server, 2 documents, cost not known yet\n")
+    assert json.loads(batchyard("ls", "--json").stdout)["paid_micros"] is None
 
 
 def test_a_signal_leaves_the_run_and_attach_finishes_it(documents: Path, server: FakeApi):

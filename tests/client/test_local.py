@@ -44,7 +44,7 @@ def test_a_local_run_needs_no_key_and_says_what_it_is(documents: Path):
     lines = done.stdout.splitlines()
     assert "no API key: using the simulated model; reports are placeholders" in lines
     assert "done reports   12 saved" in lines
-    assert lines[-1].startswith("simulated, nothing was charged; at list prices: paid $")
+    assert lines[-1].startswith("simulated, nothing was charged; at list prices: would have paid $")
     assert len(list((documents / "reports").glob("*.md"))) == 12
 
 

@@ -80,7 +80,8 @@ def test_one_answer_without_usage_makes_the_sum_unknown():
 def test_a_simulated_run_says_first_that_nothing_was_charged():
     line = receipt.money_line(made("simulated"))
 
-    assert line.startswith("simulated, nothing was charged; at list prices: paid $12.50")
+    assert line.startswith("simulated, nothing was charged; at list prices: would have paid $12.50")
+    assert "    would have saved $12.50 (50.0 %)" in line
 
 
 def test_an_unknown_basis_is_the_dearer_one():

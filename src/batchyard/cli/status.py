@@ -134,7 +134,8 @@ def ls(as_json: Json = False) -> None:
                 parts.append(render.count(each.documents, "document"))
                 parts += each.told
                 cost = each.paid_micros
-                parts.append("cost unknown" if cost is None else f"paid {dollars(cost)}")
+                unknown = "cost unknown" if each.told else "cost not known yet"
+                parts.append(unknown if cost is None else f"paid {dollars(cost)}")
             line = ", ".join(parts)
             render.fitted(f"{each.known.started_at[:16]}Z  {each.known.path!s:<{width}}  {line}")
 

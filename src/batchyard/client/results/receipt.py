@@ -290,9 +290,10 @@ def money_line(receipt: Receipt) -> str:
         return f"simulated, nothing was charged; {line}" if is_simulated else line
     saved = synchronous - paid
     percent = (2_000 * saved + synchronous) // (2 * synchronous) if synchronous else 0
+    was = "would have " if is_simulated else ""
     line = (
-        f"paid {price.dollars(paid)}    synchronous would have been "
-        f"{price.dollars(synchronous)}    saved {price.dollars(saved)} "
+        f"{was}paid {price.dollars(paid)}    synchronous would have been "
+        f"{price.dollars(synchronous)}    {was}saved {price.dollars(saved)} "
         f"({percent // 10}.{percent % 10} %)"
     )
     match receipt.basis:

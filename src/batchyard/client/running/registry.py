@@ -101,7 +101,9 @@ def look(known: Known) -> Listed:
         if not state.run:
             return Listed(known, "gone")
         costs = [shard.cost_micros for shard in state.shards if shard.phase == "collected"]
-        paid = None if None in costs else sum(cost or 0 for cost in costs)
+        # What is at a server costs something, but nobody knows how much before it is collected.
+        is_early = not costs and state.finished_us is None and not state.nothing_sent
+        paid = None if None in costs or is_early else sum(cost or 0 for cost in costs)
         is_running = state.finished_us is None and files.is_running()
         return Listed(
             known, word(state, is_running=is_running), state.documents,
