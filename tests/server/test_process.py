@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -105,6 +106,21 @@ def test_a_ledger_of_another_program_is_refused_and_left_alone(
     assert code == 2
     assert "not a ledger" in said
     assert (data / "ledger.db").read_bytes() == before
+
+
+def test_a_person_at_a_terminal_is_told_the_base_url(upstream: Upstream, tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        Yard(tmp_path / "data", upstream.url).command(),
+        stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(follower)
+    with os.fdopen(leader, encoding="utf-8") as terminal, process:
+        url = json.loads(terminal.readline())["url"]
+        process.terminate()
+        _, said = process.communicate(timeout=DEADLINE_S)
+    assert f"\nready: base_url is {url}; Ctrl-C ends it\n" in said
+    assert process.returncode == 0
 
 
 def test_a_port_that_is_taken_is_refused(upstream: Upstream, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def emulate(  # noqa: PLR0913, PLR0917 - the options of the command
                     models=models,
                 ),
                 lifeline=lifeline,
-                announce=render.emit,
+                announce=render.ready,
             )
     except DataDirectoryInUse as error:
         render.complain(error.message)

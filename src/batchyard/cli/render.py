@@ -85,6 +85,13 @@ def emit(event: Mapping[str, object]) -> None:
     print(wire.encode(event).decode(), flush=True)  # noqa: T201
 
 
+def ready(event: Mapping[str, object]) -> None:
+    """Print where a server answers: as a JSON line, and on a terminal also for a person."""
+    emit(event)
+    if is_terminal():
+        aside(f"ready: base_url is {event['url']}; Ctrl-C ends it")
+
+
 def notice(text: str, *, as_json: bool) -> None:
     """Print what people should know: as a line, or as an event."""
     if as_json:

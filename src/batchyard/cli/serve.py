@@ -101,7 +101,7 @@ def _serve(file: Path | None, flags: dict[str, Any], lifeline: bool) -> None:
     run.check(loaded)
     run.check_address(loaded.host, loaded.port, loaded.data)
     with place.lock(loaded.data) as lock:
-        uvloop.run(run.serve(loaded, lock, lifeline=lifeline, announce=render.emit))
+        uvloop.run(run.serve(loaded, lock, lifeline=lifeline, announce=render.ready))
 
 
 def keyless(config: Config) -> list[tuple[int, str]]:
