@@ -278,8 +278,9 @@ def check_address(host: str, port: int, data: Path) -> None:
     Raises:
         ConfigError: the address cannot be used.
     """
-    if not data.exists():
-        _bound(host, port).close()
+    with contextlib.suppress(OSError):  # of a name that cannot be: the start says it
+        if not data.exists():
+            _bound(host, port).close()
 
 
 def _bound(host: str, port: int) -> socket.socket:
