@@ -111,6 +111,7 @@ def test_what_was_counted_of_calls_is_told_after_an_orderly_restart(tmp_path: Pa
         upstream.wait_calls("open-1", 3)
         told = yard.wait_progress(open_["id"], lambda p: p["calls"] == 4)
         assert told["unknown_calls"] == 0, "its last call had been answered"
+        assert told["repeated_calls"] == 2, "of one request, the last after the restart"
         assert told["failed_calls"] == {"500": 1, "429": 2}
         yard.post(f"{BATCHES}/{open_['id']}/cancel", b"")
         yard.wait_ended(open_["id"])

@@ -175,7 +175,8 @@ def _calls(account: Account | None, batch: Batch) -> dict[str, object]:
         }
     return {
         "calls": account.calls,
-        "repeated_calls": account.repeated + account.unknown,
+        # A process that ends takes with it for which requests it had called without a result.
+        "repeated_calls": max(account.repeated + account.unknown, account.calls - batch.requests),
         "unknown_calls": account.unknown,
         "failed_calls": dict(account.reasons),
         "failing": [
