@@ -193,7 +193,7 @@ bench-peers: .venv/.ready $(PEERS)
 	@bench/peers/get-redis || true
 	@$(BIN)/python bench/compare.py --requests 1000
 	@$(BIN)/python bench/compare.py --requests 10000 --no-defaults
-	@$(BIN)/python bench/compare.py --requests 100000 --no-defaults --rounds 3 --systems batchyard script ogx
+	@$(BIN)/python bench/compare.py --requests 100000 --no-defaults --rounds 3
 	@$(BIN)/python bench/compare.py --requests 1000 --latency 0.2
 	@$(BIN)/python bench/accept.py
 	@$(BIN)/python bench/download.py
@@ -206,6 +206,7 @@ bench-peers: .venv/.ready $(PEERS)
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/cancel.py
 	@$(BIN)/python bench/behind.py --requests 20000
+	@$(BIN)/python bench/behind.py
 	@$(BIN)/python bench/table.py --write
 
 # New locks from pyproject.toml, with hashes and without registry addresses.
