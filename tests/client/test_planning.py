@@ -11,7 +11,7 @@ from batchyard import Run, files, price
 from batchyard.client.api import Api
 from batchyard.client.inputs.documents import Sources
 from batchyard.client.inputs.template import Template
-from batchyard.client.planning import counting, preview
+from batchyard.client.planning import counting, earlier, preview
 from batchyard.client.planning.advice import explain
 from batchyard.client.planning.caching import Mode
 from batchyard.client.planning.plan import Plan, Settings, make, subset, with_cache
@@ -243,6 +243,36 @@ def test_the_likely_output_is_that_of_earlier_answers_to_the_same_prompt(
     assert "likely (as in reports, 3 answers)" in same.stdout
     assert "300 low · 300 likely" in same.stdout, "the server answers with 100 tokens"
     assert "likely (a guess)" in longer.stdout
+
+
+def test_a_trial_of_few_documents_is_seen_together_with_the_runs_before_it(
+    documents: Path, server: FakeApi
+):
+    run(server, "--yes", "--out", "first")
+    (documents / "docs" / "b.md").unlink()
+    run(server, "--yes", "--out", "second")
+
+    planned = run(server, "--out", "third", command="plan")
+
+    assert "likely (as in second and 1 more run, 3 answers)" in planned.stdout
+
+
+@pytest.mark.parametrize("enough", [1, 2])
+def test_runs_from_before_there_were_enough_answers_are_not_looked_at(
+    documents: Path, server: FakeApi, monkeypatch: pytest.MonkeyPatch, enough: int
+):
+    monkeypatch.setattr(earlier, "_ANSWERS_ENOUGH", enough)
+    monkeypatch.setattr(earlier, "_ANSWERS_MIN", 1)
+    run(server, "--yes", "--out", "first")
+    (documents / "docs" / "b.md").unlink()
+    run(server, "--yes", "--out", "second")
+    config = Files(documents / "second").read_state().config
+    assert config is not None
+
+    seen = earlier.look(config, documents / "third")
+
+    assert seen is not None
+    assert (seen.runs, seen.answers) == [(("second",), 1), (("second", "first"), 3)][enough - 1]
 
 
 # What is shown -----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""How long the answers of an earlier run of the same prompt were: a better view than a guess.
+"""How long the answers of earlier runs of the same prompt were: a better view than a guess.
 
-Reads the list of this user's runs and the files of those that match. Only a run of the same
-templates, model and output limit is taken, and only when its model was a real one.
+Reads the list of this user's runs and the files of those that match. Only runs of the same
+templates, model and output limit are taken, and only when their model was a real one: the latest
+ones, until there are enough answers. So a trial of three documents does not outweigh five hundred.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from batchyard.client.running import registry
 from batchyard.client.running.folder import Files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from batchyard.client.planning.plan import Plan
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _RUNS_MAX = 30  # looked at, the latest first
 _ANSWERS_MAX = 20_000  # of one run
-_ANSWERS_MIN = 3
+_ANSWERS_ENOUGH, _ANSWERS_MIN = 100, 3
 _SIMULATED = "simulated"
 
 
@@ -36,7 +37,8 @@ class Seen:
     low: float
     likely: float
     answers: int
-    name: str
+    runs: tuple[str, ...]
+    """Their names, the latest first."""
 
 
 def with_earlier(plan: Plan, config: Config, out: Path) -> Plan:
@@ -53,27 +55,40 @@ def with_earlier(plan: Plan, config: Config, out: Path) -> Plan:
     basis = replace(
         plan.basis,
         output_tokens=(seen.low, seen.likely),
-        output_source=f"as in {seen.name}, {seen.answers:,} answers",
+        output_source=f"as in {_named(seen.runs)}, {seen.answers:,} answers",
     )
     return planning.repriced(plan, basis)
 
 
 def look(config: Config, out: Path) -> Seen | None:
-    """Return what the answers of the latest run of the same prompt were like."""
-    folders = [out, *(known.path for known in islice(registry.known(), _RUNS_MAX))]
+    """Return what the answers of the latest runs of the same prompt were like."""
+    folders = [out.resolve(), *(known.path for known in islice(registry.known(), _RUNS_MAX))]
+    tokens: list[int] = []
+    runs: list[str] = []
     for folder in dict.fromkeys(folders):
         files = Files(folder)
         try:
             state = files.read_state()
             if state.config is None or not _is_alike(state.config, config):
                 continue
-            tokens = sorted(islice(_output_tokens(files, state), _ANSWERS_MAX))
+            found = list(islice(_output_tokens(files, state), _ANSWERS_MAX))
         except (JournalError, OSError, ValueError):
             continue  # a run that cannot be read is no reason not to plan another one
-        if len(tokens) >= _ANSWERS_MIN:
-            low = tokens[len(tokens) // 4]
-            return Seen(low, sum(tokens) / len(tokens), len(tokens), folder.name)
-    return None
+        if found:
+            tokens += found
+            runs.append(folder.name)
+        if len(tokens) >= _ANSWERS_ENOUGH:
+            break
+    if len(tokens) < _ANSWERS_MIN:
+        return None
+    tokens.sort()
+    low = tokens[len(tokens) // 4]
+    return Seen(low, sum(tokens) / len(tokens), len(tokens), tuple(runs))
+
+
+def _named(runs: Sequence[str]) -> str:
+    more = len(runs) - 1
+    return f"{runs[0]} and {more} more run{'s' if more > 1 else ''}" if more else runs[0]
 
 
 def _is_alike(one: Config, other: Config) -> bool:
