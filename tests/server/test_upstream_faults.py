@@ -94,13 +94,14 @@ def test_every_kind_of_fault_passes_at_every_position(yard: Yard, position: str)
 
 
 def test_the_operator_sees_which_calls_failed_and_why(yard: Yard) -> None:
-    batch = yard.create([request("seen-1|500,429:0,message"), request("seen-2")])
+    batch = yard.create([request("seen-1|500,429:0,500,message"), request("seen-2")])
     yard.wait_ended(batch["id"])
     progress = yard.progress(batch["id"])
-    assert (progress["calls"], progress["repeated_calls"]) == (4, 2)
-    assert progress["failed_calls"] == {"500": 1, "429": 1}
+    assert (progress["calls"], progress["repeated_calls"]) == (5, 3)
+    assert progress["failed_calls"] == {"500": 2, "429": 1}
     (failing,) = progress["failing"]
-    assert (failing["custom_id"], failing["tries"], failing["reason"]) == ("seen-1", 2, "429")
+    assert (failing["custom_id"], failing["tries"], failing["reason"]) == ("seen-1", 3, "500")
+    assert failing["reasons"] == {"500": 2, "429": 1}
     assert failing["is_over"]
     assert progress["estimate"] is None
 

@@ -191,6 +191,19 @@ def test_accounts_of_several_workers_are_added_up() -> None:
     assert accounts.merge([]) is None
 
 
+def test_of_a_request_that_fails_each_kind_of_reason_is_counted_up_to_a_bound() -> None:
+    account = Account()
+    for tries in range(1, 30):
+        account.failed("a", tries, f"HTTP {500 + tries % 12}", "m")
+
+    told = accounts.merge([accounts.dump(account)])
+
+    assert told is not None
+    assert told.failing["a"].reasons == {f"HTTP {500 + n}": 3 - (n > 5) for n in range(1, 9)}
+    account.failed("a", 1, "HTTP 429", "m")
+    assert account.failing["a"].reasons == {"HTTP 429": 1}, "it was taken up anew"
+
+
 def test_an_account_is_told_with_the_own_one_and_what_was_in_flight_when_processes_ended() -> None:
     earlier, own = filled(), filled(3)
     earlier.unknown = 2

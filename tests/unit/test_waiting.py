@@ -168,6 +168,13 @@ def test_status_says_it_a_sentence_a_line() -> None:
         "failing": [
             {"custom_id": "over", "tries": 2, "reason": "429", "message": "m", "is_over": True},
             {"custom_id": "a\x1b[31m", "tries": 1, "reason": "500", "message": "x" * 500},
+            {
+                "custom_id": "b",
+                "tries": 3,
+                "reason": "500",
+                "reasons": {"500": 2, "429": 1},
+                "message": "m",
+            },
         ],
         "estimate": {"ends_at": None, "basis": "no basis"},
     }
@@ -180,6 +187,7 @@ def test_status_says_it_a_sentence_a_line() -> None:
             "failed: 429 (5x), connect (2x)"
         ),
         r"failed once: a\x1b[31m: 500: " + "x" * 119 + "…",
+        "failed 3 times, 500 (2x), 429 (1x): b: 500: m",
         "end not known: no basis",
     ]
 

@@ -8,7 +8,7 @@ from batchyard.cli import render
 from batchyard.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from batchyard.client.answers import Progress
 
@@ -85,7 +85,7 @@ def lines(progress: Progress) -> Sequence[str]:
         repeated = f"{progress.calls:,} calls, {progress.repeated_calls or 0:,} of them repeated"
         if progress.unknown_calls:
             repeated += f" ({progress.unknown_calls:,} after the end of a process)"
-        reasons = ", ".join(f"{why} ({count:,}x)" for why, count in progress.failed_calls.items())
+        reasons = _counted(progress.failed_calls)
         found.append(f"{repeated}; failed: {reasons}" if reasons else repeated)
     found += _failing(progress)
     estimate = progress.estimate
@@ -97,6 +97,10 @@ def lines(progress: Progress) -> Sequence[str]:
     return found
 
 
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{shown(why)} ({count:,}x)" for why, count in reasons.items())
+
+
 def _failing(progress: Progress) -> Iterator[str]:
     """Return the last requests of which calls failed and no result is known, a sentence each.
 
@@ -105,6 +109,8 @@ def _failing(progress: Progress) -> Iterator[str]:
     open_ = [each for each in progress.failing if not each.is_over]
     for each in open_[-_FAILING_MAX:]:
         often = "once" if each.tries == 1 else f"{each.tries:,} times"
+        if len(each.reasons) > 1:
+            often += f", {_counted(each.reasons)}"
         said = shown(each.message, _MESSAGE_CHARS_MAX)
         yield f"failed {often}: {shown(each.custom_id)}: {shown(each.reason)}: {said}"
     if len(open_) > _FAILING_MAX:

@@ -114,6 +114,8 @@ class Failing(msgspec.Struct, frozen=True):
     reason: str = ""
     message: str = ""
     is_over: bool = False
+    reasons: dict[str, int] = {}
+    """How often each; a server of an earlier version does not tell."""
 
 
 class Progress(msgspec.Struct, frozen=True):

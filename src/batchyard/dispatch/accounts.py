@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BATCHES_MAX = 1_000
 _FAILING_MAX = 20
 _REASONS_MAX = 50
+_REASONS_OF_ONE_MAX = 8
 _TEXT_CHARS_MAX = 200
 _TOLD_REASONS_MAX = 12
 _TOLD_PER_ROUND = 256
@@ -42,9 +43,17 @@ class Failing:
 
     tries: int
     reason: str
+    """Of the last one that failed."""
     message: str
     is_over: bool = False
     """Whether it has a result by now."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """How often each, the first ones."""
+
+    def note(self, reason: str) -> None:
+        """Count why a call failed."""
+        if reason in self.reasons or len(self.reasons) < _REASONS_OF_ONE_MAX:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
 @dataclass(slots=True)
@@ -71,7 +80,12 @@ class Account:
         """Note a call that came to nothing."""
         if reason in self.reasons or len(self.reasons) < _REASONS_MAX:
             self.reasons[reason] += 1
-        self.failing[custom_id] = Failing(tries, reason, message[:_TEXT_CHARS_MAX])
+        before = self.failing.get(custom_id)
+        failing = Failing(tries, reason, message[:_TEXT_CHARS_MAX])
+        if before is not None and tries > 1:  # else who has taken it up counts anew
+            failing.reasons = before.reasons
+        failing.note(reason)
+        self.failing[custom_id] = failing
         self.failing.move_to_end(custom_id)
         if len(self.failing) > _FAILING_MAX:
             self.failing.popitem(last=False)
@@ -175,6 +189,7 @@ class _Failing(msgspec.Struct, array_like=True):
     reason: str
     message: str
     is_over: bool
+    reasons: dict[str, int] = {}
 
 
 class _Told(msgspec.Struct):
@@ -195,7 +210,7 @@ def dump(account: Account) -> str:
     The commonest reasons come along, and as many of the last failing requests as find room.
     """
     failing = [
-        _Failing(custom_id, each.tries, each.reason, each.message, each.is_over)
+        _Failing(custom_id, each.tries, each.reason, each.message, each.is_over, each.reasons)
         for custom_id, each in account.failing.items()
     ]
     reasons = dict(account.reasons.most_common(_TOLD_REASONS_MAX))
@@ -247,7 +262,10 @@ def _load(text: str) -> Account | None:
     if isinstance(told, int):
         return Account(unknown=told)
     failing = OrderedDict(
-        (each.custom_id, Failing(each.tries, each.reason, each.message, each.is_over))
+        (
+            each.custom_id,
+            Failing(each.tries, each.reason, each.message, each.is_over, each.reasons),
+        )
         for each in told.failing
     )
     reasons = Counter(told.reasons)

@@ -184,6 +184,7 @@ def _calls(account: Account | None, batch: Batch) -> dict[str, object]:
                 "custom_id": custom_id,
                 "tries": failing.tries,
                 "reason": failing.reason,
+                "reasons": dict(failing.reasons),
                 "message": failing.message,
                 "is_over": failing.is_over or batch.ended_us is not None,
             }
