@@ -64,8 +64,9 @@ def run_virtually(story: Coroutine[None, None, None]) -> None:
 class Allowed:
     """An upstream that allows so many calls a second, or the concurrency that brings as many."""
 
-    kind: Literal["rate", "concurrency", "nothing"]
-    """What is limited; where nothing is, calls may be refused all the same."""
+    kind: Literal["rate", "window", "concurrency", "nothing"]
+    """What is limited; where nothing is, calls may be refused all the same. A window counts the
+    calls of each time of `burst_s`."""
     phases: Sequence[float]
     """What it allows, in calls a second, one after the other; 0.0 where it does not look."""
     phase_s: float = 100.0
@@ -101,11 +102,22 @@ class Allowed:
                 return 1.0
             self._busy += 1
             return None
+        if self.kind == "window":
+            return self._admit_by_window(limit, now_s)
         most = max(1.0, limit * self.burst_s)
         self._level = min(most, self._level + (now_s - self._at_s) * limit)
         self._at_s = now_s
         if self._level < 1.0:
             return (1.0 - self._level) / limit
+        self._level -= 1.0
+        return None
+
+    def _admit_by_window(self, limit: float, now_s: float) -> float | None:
+        end_s = (now_s // self.burst_s + 1.0) * self.burst_s
+        if end_s != self._at_s:
+            self._at_s, self._level = end_s, limit * self.burst_s
+        if self._level < 1.0:
+            return end_s - now_s
         self._level -= 1.0
         return None
 

@@ -78,24 +78,39 @@ def test_calls_go_out_as_before_soon_after_all_were_refused_for_a_while(refuses_
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_small_bucket_that_asks_for_whole_seconds_is_used_as_far_as_they_allow(seed: int) -> None:
-    """Each second that is obeyed loses five times what the bucket holds."""
-    allowed = Allowed("rate", PHASES, burst_s=0.2)
-    traffic = run(allowed, "in whole seconds", 64, seed)
-    begins = [phase * allowed.phase_s for phase in range(len(PHASES))]
-    used = [traffic.goodput(begin + ADAPT_S, begin + allowed.phase_s) for begin in begins]
-    assert min(used) >= 0.6, used
-    assert sum(used) >= 0.8 * len(used), used
+@pytest.mark.parametrize("burst_s", [0.2, 0.5])
+def test_a_small_bucket_that_asks_for_whole_seconds_is_used_as_one_that_names_no_time(
+    burst_s: float, seed: int
+) -> None:
+    """Each second that all calls waited would lose more than the bucket holds."""
+    traffic = run(Allowed("rate", PHASES, burst_s=burst_s), "in whole seconds", 64, seed)
+    used = [traffic.goodput(begin + ADAPT_S, begin + 100.0) for begin in (0.0, 100.0, 200.0)]
+    assert min(used) >= 0.9, used
     assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
+
+
+@pytest.mark.parametrize("says_when", ["in whole seconds", "never"])
+@pytest.mark.parametrize(
+    ("window_s", "limit", "least"), [(1.0, 50.0, 0.7), (1.0, 5.0, 0.9), (10.0, 50.0, 0.85),
+                                     (10.0, 5.0, 0.8), (60.0, 50.0, 0.95), (60.0, 5.0, 0.95)]
+)  # fmt: skip
+def test_a_limit_that_is_counted_by_fixed_times_is_used(
+    window_s: float, limit: float, least: float, says_when: Says
+) -> None:
+    """Each second, ten or minute anew: after so many calls, nothing is accepted until its end."""
+    allowed = Allowed("window", [limit], phase_s=300.0, burst_s=window_s)
+    traffic = run(allowed, says_when, 64, 1)
+    assert traffic.goodput(60.0, allowed.end_s) >= least
+    assert traffic.refused / traffic.sent < (0.06 if limit >= 50.0 else 0.25)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_any_limit_is_found_and_nothing_ever_stalls(seed: int) -> None:
     """From 1 to 500 a second, in buckets of 0.2 to 5 s, with answers that take 10 ms to 2 s.
 
-    At least 80 % are used within half a minute. Where refusals ask for whole seconds, and the
-    bucket holds less than that, each one that is obeyed costs more than the bucket can make up for:
-    70 % then.
+    At least 80 % are used within half a minute. Where refusals ask for more than one whole second,
+    and the bucket holds less than that, each one that is obeyed costs more than the bucket can make
+    up for: 70 % then.
     """
     rng = random.Random(seed)
     limit = 500.0 ** rng.random()

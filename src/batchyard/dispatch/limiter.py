@@ -43,6 +43,7 @@ _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wa
 _DOUBT = 2.0  # as many 429s at once that name a time are borne, where no limit is known
 _DOUBT_FIRST = 1.5  # before the first call
 _DOUBT_LESS = 1.0 / 5.0  # for each accepted call
+_LEAST_S = 1.0  # whole seconds cannot say less: it says no more than that the call was refused
 _REFUSAL_KEPT = 0.9  # of how long a refusal took, with the next one
 
 
@@ -259,6 +260,8 @@ class Limiter:
             tells: whether a failure tells of others, too, not of its request only.
             is_invalid: whether it was refused for what it asked, so that no output came of it.
         """
+        if signal is Signal.LIMITED and retry_after_s == _LEAST_S:
+            retry_after_s = None
         self.in_flight -= 1
         self.window.drift.ended(permit.number, now_s, is_taken=signal is Signal.TAKEN)
         if self.ceilings:
@@ -394,10 +397,11 @@ class Limiter:
             return
         apart, self._cut = permit.number - self._cut, self._sent
         self.window.forget_peak()
-        if not is_step and self._unexplained(apart, now_s, names_time=names_time):
+        is_row = self.pace.is_closed  # of a limit: strays do not come so
+        if not (is_step or is_row) and self._unexplained(apart, now_s, names_time=names_time):
             return
         rate = self.pace.rate
-        if rate is not None and self.strays.fell(apart, rate, now_s):
+        if rate is not None and not is_row and self.strays.fell(apart, rate, now_s):
             self._begin_trial(now_s)
             return
         if by_window:

@@ -3,7 +3,9 @@
 Until a call is refused there is no rate. Then it is what was accepted in the last seconds, and
 sends are spaced evenly. It falls to what refusals measure (`refill.py`). After a rest it rises in
 steps, which double while they are accepted and end at the first refusal: since that comes while the
-bucket is empty, it tells at once whether more is allowed.
+bucket is empty, it tells at once whether more is allowed. Where for a while nothing is accepted at
+all, as at the end of each second that an upstream counts, it goes on afterwards as before
+(`closing.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchyard.dispatch.closing import Closing
 from batchyard.dispatch.refill import Refill
 
 if TYPE_CHECKING:
@@ -104,12 +107,13 @@ class Pace:
         self._rest_calls = _REST_CALLS
         self._cut = _Cut()
         """The last one."""
+        self._closing = Closing()
 
     def wait_s(self, now_s: float) -> float:
         """Return the seconds until a call may start, 0.0 for now."""
         if not self._is_paced or now_s >= self._next_s:
             if self.rate is not None and now_s - self._bin_s > _IDLE_S:
-                self.rate = None
+                self.rate, self._closing = None, Closing()
             return 0.0
         self._held_back_s = now_s
         return self._next_s - now_s
@@ -120,9 +124,13 @@ class Pace:
             self._bin_before = self._bin if now_s - self._bin_s < 2 * _BIN_S else 0
             self._bin = 0
             self._bin_s = now_s
+            self._closing.begin(number, now_s)
         self._bin += 1
         if not self._is_paced:
             return
+        closing = self._closing
+        if closing.is_closed:
+            self._reopen(closing.sent(number, now_s, 2.0 * self.refusal_s), now_s)
         if self.rate is not None and now_s - self._sent_s > _PAUSE_S + 2.0 / self.rate:
             self._refill.resume(number, now_s)
         self._sent_s = now_s
@@ -138,7 +146,7 @@ class Pace:
             self._is_paced = False
             return
         base = now_s - _LATE_S if late > _LATE_S else self._next_s
-        self._next_s = base + 1.0 / rate
+        self._next_s = base + (closing.pause_s(now_s) if closing.is_closed else 1.0 / rate)
 
     def known(self, now_s: float) -> float | None:
         """Return calls a second: what was learned or what the upstream told, the lower one."""
@@ -147,6 +155,11 @@ class Pace:
         self._told = {kind: told for kind, told in self._told.items() if now_s < told[1]}
         rates = [rate for rate, _ in self._told.values()]
         return min(rates if self.rate is None else [*rates, self.rate], default=None)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is accepted for a while."""
+        return self._closing.is_closed
 
     def is_binding(self, now_s: float) -> bool:
         """Whether it has held calls back of late."""
@@ -211,6 +224,7 @@ class Pace:
         elif sent_s >= self._bin_s - _BIN_S:
             self._bin_before -= 1
         between = self._refill.refused(number, sent_s)
+        self._closing.refused(number, sent_s, self.rate)
         cut = self._cut
         if number <= cut.last:
             if self.rate is not None and number >= cut.first:
@@ -301,10 +315,19 @@ class Pace:
 
     def taken(self, number: int, now_s: float) -> None:
         """Note an accepted call: after none was for long, a limit that was zero may be gone."""
+        if self._closing.is_closed:
+            self._reopen(self._closing.taken(number), now_s)
         cut = self._cut
         if number > cut.last and cut.shut >= _SHUT and (self.rate or 0.0) <= _SHUT_RATE:
             cut.shut = 0
             self.rise(now_s)
+
+    def _reopen(self, rate: float | None, now_s: float) -> None:
+        """Go on at a rate where calls are accepted again, if it is more than refusals have left."""
+        if rate is not None and self.rate is not None and rate > self.rate:
+            self.rate = self._good = rate
+            self._next_s = min(self._next_s, now_s + 1.0 / rate)
+            self._rest(now_s, self._rest_calls * min(self._cut.refused, _REFUSED_MAX))
 
     def rise(self, now_s: float) -> None:
         """Go up quickly from what was learned: it may have been nothing."""
