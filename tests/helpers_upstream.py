@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 import struct
@@ -475,6 +476,27 @@ async def _huge_chunked(exchange: Exchange, _: str) -> None:
         await exchange.send(piece)
 
 
+async def _no_content(exchange: Exchange, _: str) -> None:
+    await exchange.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+
+async def _gzip(exchange: Exchange, _: str) -> None:
+    """Send a message in a coding that was not asked for."""
+    body = gzip.compress(message(exchange.call.prompt))
+    await exchange.reply(200, body, headers=("content-encoding: gzip",))
+
+
+async def _hints(exchange: Exchange, _: str) -> None:
+    """Send interim replies until the connection is closed."""
+    while True:
+        await exchange.send(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 100)
+
+
+async def _silent(exchange: Exchange, _: str) -> None:
+    """Answer nothing until the connection is closed."""
+    await asyncio.Event().wait()
+
+
 async def _endless(exchange: Exchange, _: str) -> None:
     """Send chunks without the last one, then close."""
     body = message(exchange.call.prompt)
@@ -551,6 +573,10 @@ STEPS: dict[str, Callable[[Exchange, str], Awaitable[Any]]] = {
     "redirect": _redirect,
     "huge": _huge,
     "hugechunked": _huge_chunked,
+    "nocontent": _no_content,
+    "gzip": _gzip,
+    "hints": _hints,
+    "silent": _silent,
     "endless": _endless,
     "sse": _sse,
     "ssecut": _sse_cut,

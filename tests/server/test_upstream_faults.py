@@ -80,19 +80,6 @@ def test_a_long_retry_after_is_waited_for(yard: Yard, upstream: Upstream) -> Non
     assert upstream.counts["wait-long"] == 1
 
 
-@pytest.mark.parametrize("position", ["first", "middle", "last"])
-def test_every_kind_of_fault_passes_at_every_position(yard: Yard, position: str) -> None:
-    """One batch for each kind: the others are answered, and the one that met it as well."""
-    faults = ["429:0", "500", "529:0", "html", "html200", "empty", "nobody", "truncated"]
-    faults += ["nolength", "endless", "close", "reset", "garbage"]
-    for fault in faults:
-        name = re.sub(r"\W", "-", f"{position}-{fault}")
-        prompts = [f"{name}-{n}" for n in range(8)]
-        place = {"first": 0, "middle": 4, "last": 8}[position]
-        prompts.insert(place, f"{name}-bad|{fault},message")
-        assert_answered(yard.run(prompts), prompts)
-
-
 def test_the_operator_sees_which_calls_failed_and_why(yard: Yard) -> None:
     batch = yard.create([request("seen-1|500,429:0,500,message"), request("seen-2")])
     yard.wait_ended(batch["id"])
