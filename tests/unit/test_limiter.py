@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,8 @@ from batchyard.dispatch.pace import Pace
 
 if TYPE_CHECKING:
     from batchyard.dispatch.window import Permit
+
+    Used = tuple[int, int]
 
 
 def fill(limiter: Limiter, now_s: float) -> list[Permit]:
@@ -293,6 +295,83 @@ def test_tokens_never_exceed_a_ceiling_by_more_than_one_request(
     for begin_s, _ in charged:
         inside = sum(amount for at_s, amount in charged if begin_s <= at_s <= begin_s + 60.0)
         assert inside <= per_minute + max(1.0, per_minute / 60.0) + largest + 1e-3
+
+
+# What the upstream may have taken nothing of, so that its tokens are given back.
+UNUSED = {Signal.LIMITED, Signal.OVERLOADED, Signal.UNREACHABLE, Signal.BARRED, Signal.UNSENT}
+
+
+class Watched:
+    """Two pools that share a ceiling, what they were charged, and the calls that are out."""
+
+    def __init__(self, slots: int, per_minute: tuple[int, int, int]) -> None:
+        self.per_minute = per_minute
+        of_pool = Ceilings({"up": [Limit(("*",), *per_minute)]}).of_pool
+        self.pools = [Limiter(slots, of_pool("up", model)) for model in ("a", "b")]
+        self.out: list[tuple[Limiter, Permit]] = []
+        self.charged: list[tuple[float, float, float, float]] = []
+        """When, and requests, input and output tokens; what was given back is below zero."""
+
+    def start(self, limiter: Limiter, now_s: float, size: int, output_max: int) -> None:
+        """Start a call, before which no time had all of the ceiling and a second of it."""
+        for kind, per_minute in enumerate(self.per_minute):
+            second, had = per_minute / 60.0, 0.0
+            room = max(1.0, second) - 1.0 + 1e-6 * per_minute
+            for at_s, *amounts in reversed(self.charged):
+                had += amounts[kind]
+                what = ("requests", "input tokens", "output tokens")[kind]
+                assert had <= (now_s - at_s) * second + room, what
+        permit = limiter.start(now_s, size, output_max)
+        assert limiter.in_flight <= limiter.slots
+        self.out.append((limiter, permit))
+        self.charged.append((now_s, 1.0, *permit.tokens))
+
+    def end(self, number: int, now_s: float, signal: Signal, used: Used | None) -> None:
+        limiter, permit = self.out.pop(number % len(self.out))
+        limiter.end(permit, now_s, signal, None, used)
+        is_unsent = used is None and signal is Signal.UNSENT
+        tokens = used or ((0, 0) if signal in UNUSED else permit.tokens)
+        more = (tokens[0] - permit.tokens[0], tokens[1] - permit.tokens[1])
+        self.charged.append((now_s, -1.0 if is_unsent else 0.0, *more))
+        assert [each.in_flight for each in self.pools] == [
+            sum(limiter is each for limiter, _ in self.out) for each in self.pools
+        ]
+
+
+TOKENS = st.integers(0, 20_000)
+USED = st.none() | st.tuples(TOKENS, TOKENS)
+A_MINUTE = st.integers(1, 5_000) | st.integers(1, 10**6)
+ENDS = st.tuples(st.integers(0, 99), st.sampled_from(Signal), USED)
+STARTS = st.tuples(
+    st.integers(1, 30),
+    st.integers(0, 1),
+    st.integers(0, 100) | st.integers(0, 50_000),
+    st.integers(1, 100) | st.integers(1, 64_000),
+)
+STEPS = st.tuples(st.floats(0.0, 20.0), st.lists(STARTS, max_size=3), st.lists(ENDS, max_size=8))
+
+
+@given(
+    slots=st.integers(1, 100),
+    per_minute=st.tuples(st.integers(1, 1_000), A_MINUTE, A_MINUTE),
+    steps=st.lists(STEPS, max_size=20),
+)
+def test_whatever_answers_say_no_call_starts_beyond_the_slots_or_a_ceiling(
+    slots: int,
+    per_minute: tuple[int, int, int],
+    steps: list[tuple[float, list[Any], list[Any]]],
+) -> None:
+    """Tokens are charged by an estimate; what a call used above it holds back later ones."""
+    watched, now_s = Watched(slots, per_minute), 0.0
+    for pause_s, starts, ends in steps:
+        now_s += pause_s
+        for calls, pool, size, output_max in starts:
+            limiter = watched.pools[pool]
+            for _ in range(calls):
+                if limiter.wait_s(now_s) <= 0.0:
+                    watched.start(limiter, now_s, size, output_max)
+        for number, signal, used in ends[: len(watched.out)]:
+            watched.end(number, now_s, signal, used)
 
 
 @given(
