@@ -58,6 +58,19 @@ def test_a_cohort_decreases_the_window_once(signal: Signal) -> None:
     assert limiter.window.size == pytest.approx(7.0)
 
 
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("refused", [1, 2, 12, 24])
+def test_a_cohort_that_meets_a_limit_decreases_to_what_it_accepted(refused: int, step: int) -> None:
+    """With 429. In another order the rate only looks higher, until calls at it are refused."""
+    limiter = Limiter(64)
+    permits = fill(limiter, 0.0)
+    accepted = len(permits) - refused
+    end(limiter, permits[accepted:][::step], 1.0, Signal.LIMITED)
+    end(limiter, permits[:accepted], 1.0, Signal.TAKEN)
+    assert limiter.window.size == accepted
+    assert limiter.pace.rate == pytest.approx(accepted if step == 1 else len(permits) - 1)
+
+
 def test_a_retry_after_holds_all_calls_unless_a_later_one_is_accepted() -> None:
     limiter = Limiter(4)
     refused, later = limiter.start(0.0), limiter.start(0.1)
