@@ -10,19 +10,20 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 
 import pytest
 
+from batchyard.server import cache_report
 from batchyard.testing import Emulator
-from helpers_yard import BATCHES, HEADERS, request
+from helpers_upstream import Upstream, message, refuse
+from helpers_yard import BATCHES, HEADERS, QUICK, Yard, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from helpers_upstream import Upstream
-    from helpers_yard import Yard
+    from helpers_upstream import Exchange
 
 MODEL = "claude-opus-5-5"
 LONG = "The yard keeps what it was given and answers when it is asked to. " * 60
@@ -152,6 +153,50 @@ def test_why_a_group_could_not_hit(client: Client, reason: str) -> None:
         assert (report["saved_micros"], report["tokens"]["cacheable"]) == (0, 0)
     elif reason != "no_answers":
         assert report["saved_micros"] < 0, "writing what nobody reads costs more"
+
+
+async def _caches(exchange: Exchange) -> None:
+    """Answer with usage as of an upstream that writes to a cache, and never reads from it."""
+    name, body = exchange.call.name, message(exchange.call.prompt)
+    written = b'"cache_creation_input_tokens": %d'
+    if name.startswith("wrote"):
+        await exchange.reply(200, body.replace(written % 0, written % 900))
+    elif name.startswith("plain"):
+        await exchange.reply(200, body)
+    else:
+        await refuse(exchange, 400, "")
+
+
+ELSEWHERE: dict[str, tuple[list[str], int, str | None]] = {
+    "each wrote": (["wrote-1", "wrote-2", "wrote-3"], 3, "never_read"),
+    "one wrote, and the others failed": (["wrote-4", "refused-1", "refused-2"], 1, None),
+    "none wrote or read": (["plain-1", "plain-2"], 0, "not_cached"),
+}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    data = tmp_path_factory.mktemp("elsewhere") / "data"
+    with Upstream(_caches) as upstream, Yard(data, upstream.url, bounds=QUICK) as yard:
+        yield yard
+
+
+@pytest.mark.parametrize(("prompts", "writes", "reason"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_why_a_group_did_not_hit_at_an_upstream_that_never_reads(
+    elsewhere: Yard, prompts: list[str], writes: int, reason: str | None
+) -> None:
+    system = [text(LONG, FIVE)]
+    batch = elsewhere.create([request(prompt, system=system) for prompt in prompts])
+    elsewhere.wait_ended(batch["id"])
+    (group,) = elsewhere.get(f"{BATCHES}/{batch['id']}/cache").json()["groups"]
+    assert (group["requests"], group["hits"], group["writes"]) == (len(prompts), 0, writes)
+    assert group["reason"] == reason
+    assert bool(group["explanation"]) == bool(reason)
+
+
+def test_every_reason_has_a_case() -> None:
+    met = {reason for *_, reason in ELSEWHERE.values()} | set(_cases())
+    assert met - {None} == set(get_args(cache_report.Reason))
 
 
 def test_a_shared_prefix_counts_though_each_request_marks_more(client: Client) -> None:
