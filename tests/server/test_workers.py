@@ -305,6 +305,26 @@ def test_a_cancel_reaches_the_workers(tmp_path: Path) -> None:
         assert len(upstream.calls) == 2
 
 
+def test_no_worker_begins_a_call_after_a_cancel_was_answered(tmp_path: Path) -> None:
+    """All slots of both are taken, and all become free at the moment of the answer."""
+    slow, prompts = Slow(), prompts_of("late", 1_500)
+    with (
+        Upstream(slow) as upstream,
+        workers_yard(tmp_path / "data", upstream.url, bounds=LASTING) as yard,
+    ):
+        wait_workers(yard)
+        batch = yard.create([request(prompt) for prompt in prompts])
+        hold_shared(yard, slow)
+        answer = yard.post(f"{BATCHES}/{batch['id']}/cancel", b"")
+        begun = len(upstream.calls)
+        upstream.gate("held").open()
+        assert answer.status == 200
+        counts = yard.wait_ended(batch["id"])["request_counts"]
+        assert len(upstream.calls) == begun < len(prompts)
+        assert (counts["succeeded"], counts["canceled"]) == (begun, len(prompts) - begun)
+        assert repeated(upstream) == 0
+
+
 def test_progress_says_why_requests_wait_in_a_worker(tmp_path: Path) -> None:
     with (
         Upstream() as upstream,
