@@ -24,7 +24,7 @@ from batchyard.server.byte_range import Span
 from batchyard.server.results import ResultsResponse
 from helpers_raw import head
 from helpers_upstream import DEADLINE_S, Upstream, follow_prompt
-from helpers_yard import BATCHES, HEADERS, QUICK, Yard, answer_text, request
+from helpers_yard import BATCHES, HEADERS, QUICK, Yard, answer_text, assert_answered, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +38,14 @@ WAIT = 3_600.0
 
 def private_bytes(yard: Yard) -> int:
     """Return the memory of a yard that is its own, mapped files not among it."""
+    return bytes_of(yard, "RssAnon")
+
+
+def bytes_of(yard: Yard, what: str) -> int:
+    """Return a figure that the kernel keeps of a yard's memory."""
     assert yard.process is not None
     status = Path(f"/proc/{yard.process.pid}/status").read_text("ascii")
-    return int(status.partition("RssAnon:")[2].split()[0]) * 1_024
+    return int(status.partition(f"{what}:")[2].split()[0]) * 1_024
 
 
 # Connections -----------------------------------------------------------------------------------
@@ -149,16 +154,22 @@ def test_the_memory_for_a_create_does_not_grow_with_its_body(
 # Replies of upstreams ---------------------------------------------------------------------------
 
 
+async def send_bomb(exchange: Exchange, how: str, bomb: bytes) -> None:
+    """Answer with what would be much larger."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+    if how == "coded":
+        coding = b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(bomb)
+        await exchange.send(head + coding + bomb)
+    else:
+        coding = b"transfer-encoding: gzip, chunked\r\n\r\n%x\r\n" % len(bomb)
+        await exchange.send(head + coding + bomb + b"\r\n0\r\n\r\n")
+
+
 async def bombs(exchange: Exchange) -> None:
     """Answer with what would be much larger, or endless."""
     name = exchange.call.name
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-    if name == "coded":
-        coding = b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(BOMB)
-        await exchange.send(head + coding + BOMB)
-    elif name == "transferred":
-        coding = b"transfer-encoding: gzip, chunked\r\n\r\n%x\r\n" % len(BOMB)
-        await exchange.send(head + coding + BOMB + b"\r\n0\r\n\r\n")
+    if name in {"coded", "transferred"}:
+        await send_bomb(exchange, name, BOMB)
     elif name == "hints":
         while True:  # until the connection is closed
             await exchange.send(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 100)
@@ -191,6 +202,43 @@ def test_a_compressed_reply_is_not_blown_up(bombed: Yard, how: str, said: str) -
     assert said in results[how]["error"]["error"]["message"]
     assert answer_text(results[f"{how}-beside"])
     assert private_bytes(bombed) - before < len(BOMB) + 8 * MIB
+
+
+async def many_bombs(exchange: Exchange) -> None:
+    """Answer with what would be 64 MiB each, all at once; some of it only once."""
+    name, number = exchange.call.name, exchange.call.number
+    if name.startswith("once") and number > 1:
+        await follow_prompt(exchange)
+        return
+    if number == 1:
+        await exchange.upstream.gate("lit").wait()
+    await send_bomb(exchange, name.rpartition("-")[2], BOMB_64)
+
+
+BOMB_64 = gzip.compress(b'{"type":"message"}' + b" " * (64 * MIB))
+
+
+def test_a_hundred_compressed_replies_at_once_are_not_blown_up(tmp_path: Path) -> None:
+    """The most memory that the process ever had, all that it maps among it."""
+    names = [f"{n}-{how}" for n in range(25) for how in ("coded", "transferred")]
+    bounds = QUICK | {"limits:ATTEMPTS_MAX": 2, "limits:WINDOW_START": 100}
+    with (
+        Upstream(many_bombs) as upstream,
+        Yard(tmp_path / "data", upstream.url, bounds=bounds, slots=100) as yard,
+    ):
+        once, twice = [[f"{times}-{name}" for name in names] for times in ("once", "twice")]
+        batch = yard.create([request(prompt) for prompt in (*once, *twice)])
+        upstream.wait_calls("", 100)
+        upstream.gate("lit").open()
+        yard.wait_ended(batch["id"])
+        results = yard.results(batch["id"])
+        most = bytes_of(yard, "VmHWM")
+
+    assert_answered({name: results.pop(name) for name in once}, once)
+    found = {name: result["type"] for name, result in results.items()}
+    assert found == dict.fromkeys(twice, "errored")
+    assert set(upstream.counts.values()) == {2}
+    assert most < 512 * MIB, f"{most:,} bytes"
 
 
 def test_interim_replies_without_end_are_cut_off(bombed: Yard) -> None:
