@@ -23,7 +23,15 @@ from batchyard.segments.directory import DirectorySegments
 from batchyard.server.byte_range import Span
 from batchyard.server.results import ResultsResponse
 from helpers_raw import head
-from helpers_upstream import DEADLINE_S, Upstream, follow_prompt
+from helpers_upstream import (
+    DEADLINE_S,
+    Upstream,
+    follow_prompt,
+    message,
+    sse,
+    streamed,
+    text_of,
+)
 from helpers_yard import BATCHES, HEADERS, QUICK, Yard, answer_text, assert_answered, request
 
 if TYPE_CHECKING:
@@ -149,6 +157,59 @@ def test_the_memory_for_a_create_does_not_grow_with_its_body(
     assert lean.request("POST", BATCHES, pieces()).status == status
     grown = max(peak, private_bytes(lean)) - before
     assert grown < len(body) / 2, f"{grown:,} bytes for a body of {len(body):,}"
+
+
+TOKENS, STREAMS = 300_000, 8
+PART = " part"
+PIECES = 100
+
+
+class Together:
+    """Streams long answers, none of which ends before all have come that far."""
+
+    def __init__(self) -> None:
+        delta = {"type": "text_delta", "text": PART}
+        event = sse({"type": "content_block_delta", "index": 0, "delta": delta})
+        self._piece = event * (TOKENS // PIECES)
+        self._left = STREAMS
+
+    async def __call__(self, exchange: Exchange) -> None:
+        start, block, text, *end = streamed(message(exchange.call.prompt), step=1_000)
+        await exchange.begin_stream()
+        await exchange.send_piece(start + block + text)
+        if exchange.call.name.startswith("tokens"):
+            for _ in range(PIECES):
+                await exchange.send_piece(self._piece)
+            self._left -= 1
+            gate = exchange.upstream.gate("end")
+            if not self._left:
+                gate.open()
+            await gate.wait()
+        await exchange.send_piece(b"".join(end))
+        await exchange.end_stream()
+
+
+def test_long_answers_that_are_streamed_at_once_take_four_times_their_size(tmp_path: Path) -> None:
+    """At most, in the most memory that the process ever had; as the documentation says."""
+    prompts = [f"tokens-{n}" for n in range(STREAMS)]
+    with (
+        Upstream(Together()) as upstream,
+        Yard(tmp_path / "data", upstream.url, bounds=QUICK) as yard,
+    ):
+        yard.wait_ended(yard.create([request("first", max_tokens=TOKENS)])["id"])
+        before = bytes_of(yard, "VmRSS")
+        batch = yard.create([request(prompt, max_tokens=TOKENS) for prompt in prompts])
+        yard.wait_ended(batch["id"])
+        grown = bytes_of(yard, "VmHWM") - before
+        results = yard.results(batch["id"])
+
+    text = PART * TOKENS
+    assert sorted(results) == prompts
+    # A text that differs is not shown: it takes minutes to say where.
+    wrong = [name for name in prompts if answer_text(results[name]) != text_of(name) + text]
+    assert wrong == []
+    assert set(upstream.counts.values()) == {1}
+    assert grown < 4 * STREAMS * len(text), f"{grown:,} bytes for {STREAMS * len(text):,}"
 
 
 # Replies of upstreams ---------------------------------------------------------------------------
