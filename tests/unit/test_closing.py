@@ -17,7 +17,9 @@ def closed(calls: int = 50, refused: int = 3, rate: float | None = None) -> Clos
 
 
 @pytest.mark.parametrize(("refused", "is_closed"), [(2, False), (3, True)])
-def test_several_refusals_in_a_row_mean_that_nothing_is_accepted(refused: int, is_closed: bool):
+def test_several_refusals_in_a_row_mean_that_nothing_is_accepted(
+    refused: int, is_closed: bool
+) -> None:
     assert closed(refused=refused).is_closed == is_closed
 
 
@@ -89,5 +91,5 @@ def test_a_bucket_that_fills_is_no_pause() -> None:
 
 
 @pytest.mark.parametrize(("now_s", "pause_s"), [(0.5, 0.1), (0.9, 0.2), (2.5, 1.0), (99.0, 5.0)])
-def test_one_looks_the_more_rarely_the_longer_it_lasts(now_s: float, pause_s: float):
+def test_one_looks_the_more_rarely_the_longer_it_lasts(now_s: float, pause_s: float) -> None:
     assert closed().pause_s(now_s) == pytest.approx(pause_s)

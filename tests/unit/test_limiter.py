@@ -339,9 +339,11 @@ class Watched:
         self.out.append((limiter, permit))
         self.charged.append((now_s, 1.0, *permit.tokens))
 
-    def end(self, number: int, now_s: float, signal: Signal, used: Used | None) -> None:
+    def end(
+        self, number: int, now_s: float, signal: Signal, after_s: float | None, used: Used | None
+    ) -> None:
         limiter, permit = self.out.pop(number % len(self.out))
-        limiter.end(permit, now_s, signal, None, used)
+        limiter.end(permit, now_s, signal, after_s, used)
         is_unsent = used is None and signal is Signal.UNSENT
         tokens = used or ((0, 0) if signal in UNUSED else permit.tokens)
         more = (tokens[0] - permit.tokens[0], tokens[1] - permit.tokens[1])
@@ -354,7 +356,8 @@ class Watched:
 TOKENS = st.integers(0, 20_000)
 USED = st.none() | st.tuples(TOKENS, TOKENS)
 A_MINUTE = st.integers(1, 5_000) | st.integers(1, 10**6)
-ENDS = st.tuples(st.integers(0, 99), st.sampled_from(Signal), USED)
+AFTER = st.none() | st.floats(0.0, 100.0)
+ENDS = st.tuples(st.integers(0, 99), st.sampled_from(Signal), AFTER, USED)
 STARTS = st.tuples(
     st.integers(1, 30),
     st.integers(0, 1),
@@ -383,8 +386,8 @@ def test_whatever_answers_say_no_call_starts_beyond_the_slots_or_a_ceiling(
             for _ in range(calls):
                 if limiter.wait_s(now_s) <= 0.0:
                     watched.start(limiter, now_s, size, output_max)
-        for number, signal, used in ends[: len(watched.out)]:
-            watched.end(number, now_s, signal, used)
+        for number, signal, after_s, used in ends[: len(watched.out)]:
+            watched.end(number, now_s, signal, after_s, used)
 
 
 @given(

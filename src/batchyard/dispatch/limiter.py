@@ -194,7 +194,10 @@ class Limiter:
         cool_down = self._cool_down
         if cool_down.until_s is not None:
             if now_s < cool_down.until_s:
-                return cool_down.wait_s(now_s)
+                if self.in_flight >= self.slots:
+                    return _ANSWER
+                waits = [ceiling.wait_s(now_s) for ceiling in self.ceilings]
+                return max(cool_down.wait_s(now_s), *waits, 0.0)
             self._end_cool_down(now_s)
         if self.in_flight >= self.slots:
             return _ANSWER
