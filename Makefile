@@ -201,7 +201,8 @@ bench-peers: .venv/.ready $(PEERS)
 	@$(BIN)/python bench/kill.py
 	@$(BIN)/python bench/kill.py --at 0.1
 	@$(BIN)/python bench/kill.py --at 0.9
-	@$(BIN)/python bench/compare.py --requests 5000 --latency 0.2 --p99 2 --no-defaults --rounds 3
+	@$(BIN)/python bench/compare.py --requests 1000 --latency 0.2 --p99 2 --no-defaults --rounds 3
+	@$(BIN)/python bench/compare.py --requests 10000 --latency 0.2 --p99 2 --no-defaults --rounds 3
 	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --write
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/cancel.py

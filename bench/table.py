@@ -131,6 +131,7 @@ def runs(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
         _share(file["work"], median(row, "seconds")),
         f"{median(row, 'cpu_s') / size * 1000:.2f}",
         f"{median(row, 'private_mb'):.0f}",
+        f"{median(row, 'written_mb') / size * 1000:.1f}",
         "" if row["system"] == OURS else f"{times(ratio)} as fast",
     ]
 
@@ -314,7 +315,15 @@ SHORT: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 KILLED_AT = 0.5
 _FIRST = ["system", "setting", "durability"]
-_RUN = [*_FIRST, "requests/s", "of ideal", "CPU s per 1,000", "private MB", "ours is"]
+_RUN = [
+    *_FIRST,
+    "requests/s",
+    "of ideal",
+    "CPU s per 1,000",
+    "private MB",
+    "kB written for each",
+    "ours is",
+]
 Cells = Callable[[dict[str, Any], dict[str, Any]], list[str]]
 KINDS: dict[str, tuple[str, list[str], Cells]] = {
     "run": (

@@ -64,6 +64,16 @@ class Started:
                         total += int(line.split()[1]) * 1024
         return total
 
+    def written_bytes(self) -> int:
+        """Return what the processes have written to files, as the kernel accounts it."""
+        total = 0
+        for pid in self._tree():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+                    if line.startswith("write_bytes"):
+                        total += int(line.split()[1])
+        return total
+
     def _tree(self) -> list[int]:
         found = [process.pid for process in self.processes]
         for pid in found:  # grows meanwhile
@@ -190,6 +200,7 @@ class Measured:
     seconds: float
     cpu_s: float
     private_mb: float
+    written_mb: float
     load: float = field(default_factory=lambda: os.getloadavg()[0])
 
 
@@ -201,6 +212,7 @@ def measure(system: System, started: Started, work: Work) -> Measured:
     """
     prepared = system.prepare(work)
     with sampled(started) as samples:
+        written = started.written_bytes()
         cpu, begun = started.cpu_s(), time.perf_counter()
         try:
             results = system.run(started, prepared)
@@ -208,8 +220,10 @@ def measure(system: System, started: Started, work: Work) -> Measured:
             raise PeerError(repr(error)) from error
         seconds = time.perf_counter() - begun
         cpu = started.cpu_s() - cpu
+    written = started.written_bytes() - written
     system.check(work, results)
-    return Measured(round(seconds, 4), round(cpu, 3), round(max(samples) / 1e6, 1))
+    private_mb, written_mb = round(max(samples) / 1e6, 1), round(written / 1e6, 2)
+    return Measured(round(seconds, 4), round(cpu, 3), private_mb, written_mb)
 
 
 @contextlib.contextmanager
