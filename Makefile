@@ -153,18 +153,19 @@ format: .venv/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Figures of this machine; ratios are measured side by side in one run.
+# Figures of this machine, and what is behind them as raw results; ratios are measured side by side
+# in one run.
 bench: .venv/.ready
 	@$(BIN)/python -c 'import sys; sys.path.insert(0, "bench"); import yard; print(yard.machine())'
-	@$(BIN)/python bench/dispatch.py
-	@$(BIN)/python bench/dispatch.py --requests 100000 --rounds 1
-	@$(BIN)/python bench/dispatch.py --requests 10000 --latency 0.2 --rounds 1
-	@$(BIN)/python bench/inflight.py
-	@$(BIN)/python bench/create.py
+	@$(BIN)/python bench/dispatch.py --write
+	@$(BIN)/python bench/dispatch.py --requests 100000 --rounds 1 --write
+	@$(BIN)/python bench/dispatch.py --requests 10000 --latency 0.2 --rounds 1 --write
+	@$(BIN)/python bench/inflight.py --write
+	@$(BIN)/python bench/create.py --write
 	@$(BIN)/python bench/cache.py
-	@$(BIN)/python bench/limits.py
-	@$(BIN)/python bench/ready.py
-	@$(BIN)/python bench/run.py --documents 20000
+	@$(BIN)/python bench/limits.py --write
+	@$(BIN)/python bench/ready.py --write
+	@$(BIN)/python bench/run.py --documents 20000 --write
 
 # Where the processor time of dispatch goes. py-spy is installed under .bench; it may look into
 # another process of the same user where the system lets it, and as root.

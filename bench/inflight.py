@@ -1,6 +1,6 @@
 """How many slow requests one process holds at once: the most at once, requests/s, and memory.
 
-    python bench/inflight.py [--slots 10000] [--latency 4] [--requests 80000]
+    python bench/inflight.py [--slots 10000] [--latency 4] [--requests 80000] [--write]
 
 Everything is durable. The most at once is what the upstream has counted. The ideal is `slots`
 requests in each time that the upstream takes; the first calls of a batch begin at fewer and double
@@ -13,6 +13,7 @@ import argparse
 import resource
 import time
 
+import raw
 import yard
 
 
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=4.0)
     parser.add_argument("--requests", type=int, default=80_000)
     parser.add_argument("--size", type=int, default=2_500)
+    raw.add_write(parser)
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a socket each; children inherit it
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -37,15 +39,30 @@ def main() -> None:
         ended = yard.wait_ended(server, batch["id"])
         seconds = time.perf_counter() - started
         assert ended["request_counts"]["succeeded"] == options.requests, ended
-        cpu = (server.cost().cpu_s - before.cpu_s) / options.requests * 1_000
-        at_once = yard.told(port, "most")["most"]
-        peak, whole = max(memory), yard.peak_rss(server.process.pid)
-    rate, ideal = options.requests / seconds, options.slots / options.latency
+        run = {
+            "seconds": round(seconds, 2),
+            "cpu_s": round(server.cost().cpu_s - before.cpu_s, 2),
+            "most_at_once": yard.told(port, "most")["most"],
+            "peak_rss_mb": round(yard.peak_rss(server.process.pid) / 1e6, 1),
+            "private_mb": round(max(memory) / 1e6, 1),
+            "above_idle_mb": round((max(memory) - idle.rss_anon) / 1e6, 1),
+            "load": raw.load(),
+        }
+    _show(options, run)
+    if options.write:
+        about = {"slots": options.slots, "latency_s": options.latency}
+        about |= {"requests": options.requests, "request_bytes": options.size}
+        raw.keep(f"inflight-{options.slots}", about, runs=[run])
+
+
+def _show(options: argparse.Namespace, run: dict[str, float]) -> None:
+    rate, ideal = options.requests / run["seconds"], options.slots / options.latency
     print(
         f"inflight  {options.requests:,} requests, upstream {options.latency:g} s, "
-        f"{options.slots:,} slots: {at_once:,} at once, {rate:,.0f} requests/s of {ideal:,.0f}, "
-        f"{cpu:.3f} CPU s per 1,000, peak RSS {whole / 1e6:.0f} MB, of it private "
-        f"{peak / 1e6:.0f} MB ({(peak - idle.rss_anon) / 1e6:.0f} MB above idle)"
+        f"{options.slots:,} slots: {run['most_at_once']:,} at once, {rate:,.0f} requests/s of "
+        f"{ideal:,.0f}, {run['cpu_s'] / options.requests * 1_000:.3f} CPU s per 1,000, peak RSS "
+        f"{run['peak_rss_mb']:.0f} MB, of it private {run['private_mb']:.0f} MB "
+        f"({run['above_idle_mb']:.0f} MB above idle)"
     )
 
 

@@ -1,7 +1,7 @@
 """How much of a limit that moves is used, in real time.
 
     python bench/limits.py [--seconds 20] [--latency 0.2] [--retry-after] [--stray 0.03]
-                           [--systems batchyard ogx aibrix --write]
+                           [--systems batchyard ogx aibrix] [--write]
 
 The upstream allows 50 calls a second, then 200, then 20, from a bucket of half a second, and
 refuses the others with 429. There are as many requests as it allows in that time. Told are, for
@@ -22,8 +22,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import raw
 import yard
-from peers import services
+from peers import record, services
 from peers.aibrix import AIBrix
 from peers.system import IN_FLIGHT, fresh_folder
 from peers.work import SEED, Work
@@ -44,25 +45,33 @@ def main() -> None:
     parser.add_argument("--retry-after", action="store_true", help="tell when to come again")
     parser.add_argument("--stray", type=float, default=0.0, help="share refused for no reason")
     services.add_systems(parser, default=["batchyard"])
-    parser.add_argument("--write", action="store_true", help="keep the raw results")
+    raw.add_write(parser)
     options = parser.parse_args()
     systems = [services.SERVICES[name]() for name in options.systems]
     if "aibrix" in options.systems:
         systems.append(AIBrix(None))  # which finds the number of calls itself
-    if not options.write:
-        for system in systems:
-            print(told(system, measure(system, options), options))
-        return
-    about = {
-        "kind": "limits",
+    about: dict[str, Any] = {
         "requests": _size(options),
         "seconds": options.seconds,
         "latency_ms": round(options.latency * 1000),
         "says_when": options.retry_after,
         "seed": SEED,
     }
-    name = "limits-retry-after" if options.retry_after else "limits"
-    services.each(name, about, systems, lambda system: measure(system, options))
+    name = "limits-stray" if options.stray else "limits"
+    name += "-retry-after" if options.retry_after else ""
+    if options.write and len(systems) > 1 and not options.stray:
+        about["kind"] = "limits"
+        services.each(name, about, systems, lambda system: measure(system, options))
+        return
+    rows = []
+    for system in systems:
+        run = measure(system, options)
+        print(told(system, run, options))
+        rows.append(record.Row.of(system))
+        rows[-1].runs.append(run | {"load": raw.load()})
+    if options.write:
+        about["stray"] = options.stray
+        record.write(f"{name}-alone" if len(systems) == 1 else name, about, rows)
 
 
 def _size(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """How soon a yard that was killed with much open work answers again.
 
-    python bench/ready.py [--batches 10] [--requests 100000] [--rounds 5]
+    python bench/ready.py [--batches 10] [--requests 100000] [--rounds 5] [--write]
 
 An upstream that never answers holds the work open. The yard is killed (SIGKILL) and started again,
 round after round, on the same directory; beside it, in the same run, one without any work: the time
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import raw
 import yard
 
 if TYPE_CHECKING:
@@ -40,13 +41,11 @@ def start(data: Path, upstream: int) -> tuple[yard.Running, float]:
     return yard.Running(int(ready["url"].rpartition(":")[2]), process), seconds
 
 
-def rounds(
-    data: Path, upstream: int, number: int, open_requests: int
-) -> list[tuple[float, float, float]]:
+def rounds(data: Path, upstream: int, number: int, open_requests: int) -> list[dict[str, float]]:
     """Kill and start a yard again and again.
 
     Returns:
-        Of each start: seconds to the ready line, to the first answer, and of processor time.
+        Of each start the seconds to the ready line, to the first answer, and of processor time.
     """
     found = []
     server, _ = start(data, upstream)
@@ -56,7 +55,9 @@ def rounds(
         begun = time.perf_counter()
         server, ready = start(data, upstream)
         status, page = server.request("GET", f"{BATCHES}?limit=100")
-        found.append((ready, time.perf_counter() - begun, server.cost().cpu_s))
+        run = {"ready_s": ready, "answered_s": time.perf_counter() - begun}
+        run |= {"cpu_s": server.cost().cpu_s, "load": raw.load()}
+        found.append({name: round(value, 3) for name, value in run.items()})
         assert status == 200, page
         rows = page["data"]
         assert isinstance(rows, list)
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
+    raw.add_write(parser)
     options = parser.parse_args()
     silent = yard.stub(86_400)
     with silent as upstream, tempfile.TemporaryDirectory(prefix="batchyard-bench-") as name:
@@ -97,11 +99,16 @@ def main() -> None:
         f"ready     {options.rounds} starts after a kill with {number:,} open requests in "
         f"{options.batches} batches: {_shown(open_work)}; without work: {_shown(nothing)}"
     )
+    if options.write:
+        about = {"batches": options.batches, "requests": number}
+        raw.keep(f"ready-{number}", about, runs=open_work, runs_without_work=nothing)
 
 
-def _shown(found: Sequence[tuple[float, float, float]]) -> str:
-    ready, answered, cpu = (statistics.median(column) for column in zip(*found, strict=True))
-    most = max(seconds for _, seconds, _ in found)
+def _shown(runs: Sequence[dict[str, float]]) -> str:
+    ready, answered, cpu = (
+        statistics.median(run[name] for run in runs) for name in ("ready_s", "answered_s", "cpu_s")
+    )
+    most = max(run["answered_s"] for run in runs)
     return (
         f"median {ready:.2f} s to the ready line, {answered:.2f} s (at most {most:.2f}) to the "
         f"first answer, {cpu:.2f} s of it processor time"

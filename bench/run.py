@@ -4,7 +4,7 @@
 
 A real yard with the simulated model, which answers at once, on loopback; the run is a process of
 its own. Prints the seconds of each stage, its processor time, the peak of its memory, and how many
-files it wrote. `--write` keeps them, with commit, machine and date, in bench/results/run.json.
+files it wrote. `--write` keeps the raw result in bench/results.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+import raw
 import yard
 
 TEXT = "A line of a document, 项目说明, that somebody wrote. " * 20
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--shard-size", type=int, default=10_000)
-    parser.add_argument("--write", action="store_true", help="keep the raw result")
+    raw.add_write(parser)
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -129,18 +129,17 @@ def main() -> None:
     print(f"\nprocessor time of the run {found['busy']:.1f} s")
     print(f"peak memory {found['peak'] / 1e6:,.0f} MB, {written:,} files")
     if given.write:
-        keep(given.documents, given.shard_size, found | {"files": written})
-
-
-def keep(documents: int, shard_size: int, found: dict[str, Any]) -> None:
-    """Write the raw result: seconds, bytes and counts."""
-    from peers import record  # noqa: PLC0415 - it asks git for the commit
-    from peers.ours import Yard  # noqa: PLC0415
-
-    ours = Yard()
-    row = record.Row(ours.name, ours.version, "the run, from Parquet", "a file each", [found])
-    about = {"kind": "run", "documents": documents, "shard_size": shard_size}
-    print(f"raw: {record.write('run', about, [row]).name}")
+        about = {"documents": given.documents, "shard_size": given.shard_size}
+        stages = {stage: round(seconds, 3) for stage, seconds in found["seconds"].items()}
+        run = {
+            "seconds": round(sum(found["seconds"].values()), 3),
+            "stages_s": stages,
+            "cpu_s": round(found["busy"], 2),
+            "peak_mb": round(found["peak"] / 1e6, 1),
+            "files": written,
+            "load": raw.load(),
+        }
+        raw.keep(f"documents-{given.documents}", about, runs=[run])
 
 
 if __name__ == "__main__":

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import batchyard
+import raw
+
 from peers.system import IN_FLIGHT, PeerError, Started, launched
 from peers.wire import MessageBatches
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
-
-
-def commit() -> str:
-    """Return the commit of the source that runs, and whether it has been changed since."""
-    source = str(Path(batchyard.__file__).parent)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", source, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = " with changes" if git("status", "--porcelain", source) else ""
-    return f"{git('rev-parse', '--short', 'HEAD') or 'no commit'}{changed}"
+    from pathlib import Path
 
 
 class Yard(MessageBatches):
     name = "batchyard"
-    version = commit()
+    version = raw.commit()
     durability = "survives power cuts"
 
     def __init__(self, *, has_tenants: bool = True) -> None:

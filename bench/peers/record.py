@@ -1,26 +1,17 @@
-"""Raw results: one small JSON file for each command, kept in the repository."""
+"""Raw results of several systems: a row for each, with all its runs."""
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import sys
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yard
-
-from peers.ours import commit
+import raw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from peers.system import Measured, System
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass
@@ -43,22 +34,4 @@ class Row:
 
 def write(name: str, work: dict[str, Any], rows: Sequence[Row]) -> Path:
     """Write the raw results of a command."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    content = {
-        "name": name,
-        "work": work,
-        "command": shlex.join(["python", *(str(part) for part in _command())]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": yard.machine(),
-        "commit": commit(),
-        "load_at_end": [round(value, 2) for value in os.getloadavg()],
-        "rows": [asdict(row) for row in rows],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def _command() -> list[str]:
-    program = Path(sys.argv[0]).resolve()
-    return [str(program.relative_to(Path(__file__).parents[2])), *sys.argv[1:]]
+    return raw.keep(name, work, rows=[asdict(row) for row in rows])
