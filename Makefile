@@ -162,7 +162,7 @@ bench: .venv/.ready
 	@$(BIN)/python bench/dispatch.py --requests 10000 --latency 0.2 --rounds 1 --write
 	@$(BIN)/python bench/inflight.py --write
 	@$(BIN)/python bench/create.py --write
-	@$(BIN)/python bench/cache.py
+	@$(BIN)/python bench/cache.py --rounds 5 --write
 	@$(BIN)/python bench/limits.py --write
 	@$(BIN)/python bench/ready.py --write
 	@$(BIN)/python bench/run.py --documents 20000 --write
