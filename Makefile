@@ -166,6 +166,8 @@ bench: .venv/.ready
 	@$(BIN)/python bench/limits.py --write
 	@$(BIN)/python bench/ready.py --write
 	@$(BIN)/python bench/run.py --documents 20000 --write
+	@$(BIN)/python bench/workers.py --upstream simulated --workers 1,2 --stores sqlite --rounds 5 \
+	  --requests 20000 --batches 0 --write
 
 # Where the processor time of dispatch goes. py-spy is installed under .bench; it may look into
 # another process of the same user where the system lets it, and as root.

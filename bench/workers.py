@@ -1,18 +1,21 @@
 """What 1, 2 and 4 worker processes do on both stores: requests, claims and commits a second, WAL.
 
     python bench/workers.py [--seconds 20] [--requests 20000] [--batches 600] [--workers 1,2,4]
-                            [--stores sqlite,postgres]
+                            [--stores sqlite,postgres] [--rounds 1] [--write]
+                            [--upstream simulated]
 
 Two loads, both lying ready before they are let go, so that neither creates nor process starts are
 measured: one batch of many requests in shards of 500, and many batches of one request, of which
 each is a claim, a commit and an end. A load that takes longer than `--seconds` is measured by what
 is done by then, so that all of it ends within ten minutes. The upstream answers at once. Everything
 is durable: SQLite and a directory, or PostgreSQL with an S3 server whose objects are in memory and
-which is slower than a real one.
+which is slower than a real one. With `--rounds` the rows of a store take turns.
 
 Ledger bytes are those of the WAL, from the moment the load is let go. The upstream, the S3 server
 and the database share the cores with the workers: on two cores, ratios between rows tell more than
-the rows.
+the rows. With `--upstream simulated` there is none: the simulated model is inside of each worker
+and costs what its answers take to write, so that two workers have two cores to themselves. Without
+the other load (`--batches 0`) and on SQLite that shows what a second process is worth.
 """
 
 from __future__ import annotations
@@ -22,17 +25,18 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
+import raw
 import servers
 import yard
 
@@ -58,6 +62,7 @@ DEADLINE_S = 90.0
 LOOK_S = 0.05
 LEFT = "FROM shards WHERE state BETWEEN -1 AND 1"
 DAY_US = 86_400_000_000
+SIMULATED = "simulated:?latency=0"
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,16 @@ class Found:
     bytes: int
     is_whole: bool
     """Whether all was done in time."""
+
+
+@dataclass
+class Row:
+    """All runs of a load with so many workers on one kind of store."""
+
+    store: str
+    work: str
+    workers: int
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Place(Protocol):
@@ -248,7 +263,7 @@ def measure(
 
 
 @contextlib.contextmanager
-def places(store: str) -> Iterator[object]:
+def places(store: str) -> Iterator[Callable[[str], Place]]:
     """Yield what makes empty stores of one kind, under a name each."""
     with tempfile.TemporaryDirectory(prefix="batchyard-bench-") as data:
         root = Path(data)
@@ -264,49 +279,92 @@ def places(store: str) -> Iterator[object]:
             yield lambda name: Shared(folder(name), server, s3, name)
 
 
+@contextlib.contextmanager
+def upstream(kind: str, slots: int) -> Iterator[str]:
+    """Run an upstream that answers at once, where it is a process; yield a file of settings."""
+    with contextlib.ExitStack() as stack:
+        url = SIMULATED
+        if kind == "stub":
+            url = f"http://127.0.0.1:{stack.enter_context(yard.stub())}"
+        config = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "batchyard.toml"
+        config.write_text(
+            f'[[upstream]]\nname = "stub"\nurl = "{url}"\nmodels = ["bench"]\nslots = {slots}\n'
+        )
+        yield str(config)
+
+
+def turns(store: str, settings: str, options: argparse.Namespace) -> list[Row]:
+    """Measure all rows of a store, in turns."""
+    loads = {}
+    if options.requests:
+        loads[f"1 batch of {options.requests:,}"] = 1, options.requests
+    if options.batches:
+        loads[f"{options.batches:,} batches of 1"] = options.batches, 1
+    rows: dict[tuple[str, int], Row] = {}
+    with places(store) as make:
+        for number in range(options.rounds):
+            for load, (batches, requests) in loads.items():
+                for workers in map(int, options.workers.split(",")):
+                    place = make(f"{store}-{batches}-{workers}-{number}")
+                    found = measure(
+                        place, settings, workers, (batches, requests), options.size,
+                        options.seconds,
+                    )  # fmt: skip
+                    row = rows.setdefault((load, workers), Row(place.name, load, workers))
+                    row.runs.append(run_of(found))
+                    about = {"store": row.store, "work": row.work, "workers": row.workers}
+                    print(f"workers   {json.dumps(about | row.runs[-1])}", flush=True)
+    return list(rows.values())
+
+
+def run_of(found: Found) -> dict[str, Any]:
+    each = found.bytes * 100_000 / max(1, found.requests) / 1e6
+    return {
+        "requests_s": round(found.requests / found.seconds),
+        "claims_and_commits_s": round(found.shards / found.seconds, 1),
+        "wal_mb_per_100000_requests": round(each, 2),
+        "seconds": round(found.seconds, 2),
+        "whole": found.is_whole,
+        "load": raw.load(),
+    }
+
+
+def show(row: Row) -> None:
+    """Print the median of the runs of a row, with their range."""
+    rates = [run["requests_s"] for run in row.runs]
+    print(
+        f"workers   {row.store}, {row.work}, {row.workers} worker{'s' if row.workers > 1 else ''}: "
+        f"median {statistics.median(rates):,.0f} requests/s ({min(rates):,} to {max(rates):,})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=20_000, help="of the one large batch")
-    parser.add_argument("--batches", type=int, default=600, help="of one request each")
+    parser.add_argument("--requests", type=int, default=20_000, help="of the one large batch, or 0")
+    parser.add_argument("--batches", type=int, default=600, help="of one request each, or 0")
     parser.add_argument("--size", type=int, default=1_000, help="bytes of a request")
     parser.add_argument("--seconds", type=float, default=20.0, help="at most, of each load")
     parser.add_argument("--workers", default="1,2,4")
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--stores", default="sqlite,postgres")
+    parser.add_argument("--upstream", choices=("stub", "simulated"), default="stub")
+    parser.add_argument("--rounds", type=int, default=1)
+    raw.add_write(parser)
     options = parser.parse_args()
     begun = time.perf_counter()
-    loads = {
-        f"1 batch of {options.requests:,}": (1, options.requests),
-        f"{options.batches:,} batches of 1": (options.batches, 1),
-    }
-    with yard.stub() as port, tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "batchyard.toml"
-        config.write_text(
-            f'[[upstream]]\nname = "stub"\nurl = "http://127.0.0.1:{port}"\n'
-            f'models = ["bench"]\nslots = {options.slots}\n'
-        )
+    rows: list[Row] = []
+    with upstream(options.upstream, options.slots) as settings:
         for store in options.stores.split(","):
-            with places(store) as make:
-                for load, (batches, requests) in loads.items():
-                    for workers in map(int, options.workers.split(",")):
-                        place = make(f"{store}-{batches}-{workers}")  # type: ignore[operator]
-                        found = measure(
-                            place, str(config), workers, (batches, requests), options.size,
-                            options.seconds,
-                        )  # fmt: skip
-                        each = found.bytes * 100_000 / max(1, found.requests) / 1e6
-                        row = {
-                            "store": place.name, "load": load, "workers": workers,
-                            "requests_s": round(found.requests / found.seconds),
-                            "claims_and_commits_s": round(found.shards / found.seconds, 1),
-                            "wal_mb_per_100000_requests": round(each, 2),
-                            "seconds": round(found.seconds, 1), "whole": found.is_whole,
-                        }  # fmt: skip
-                        print(f"workers   {json.dumps(row)}", flush=True)
-    print(
-        f"workers   {yard.machine()}, load {os.getloadavg()[0]:.1f}, "
-        f"{time.perf_counter() - begun:.0f} s"
-    )
+            rows += turns(store, settings, options)
+    if options.rounds > 1:
+        for row in rows:
+            show(row)
+    print(f"workers   {yard.machine()}, load {raw.load():.1f}, {time.perf_counter() - begun:.0f} s")
+    if options.write:
+        about = {"upstream": options.upstream, "requests": options.requests}
+        about |= {"batches": options.batches, "request_bytes": options.size}
+        about |= {"slots": options.slots, "seconds_most": options.seconds}
+        raw.keep(f"workers-{options.upstream}", about, rows=[asdict(row) for row in rows])
 
 
 if __name__ == "__main__":
