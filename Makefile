@@ -207,6 +207,7 @@ bench-peers: .venv/.ready $(PEERS)
 	@$(BIN)/python bench/compare.py --requests 1000 --latency 0.2 --p99 2 --no-defaults --rounds 3
 	@$(BIN)/python bench/compare.py --requests 10000 --latency 0.2 --p99 2 --no-defaults --rounds 3
 	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --write
+	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --retry-after --write
 	@$(BIN)/python bench/faults.py
 	@$(BIN)/python bench/cancel.py
 	@$(BIN)/python bench/behind.py --requests 20000

@@ -54,13 +54,20 @@ def replace(document: Path, text: str) -> None:
 
 def long_text(raw: list[dict[str, Any]]) -> str:
     parts = []
-    titled = [(KINDS[file["work"]["kind"]][0].format(**file["work"]), file) for file in raw]
-    for title, group in groupby(titled, key=lambda pair: pair[0]):
+    titled = [(title(file["work"]), file) for file in raw]
+    for name, group in groupby(titled, key=lambda pair: pair[0]):
         files = [file for _, file in group]
         _, head, _ = KINDS[files[0]["work"]["kind"]]
-        parts += [f"### {title}\n", table(head, chain.from_iterable(map(rows_of, files))), ""]
+        parts += [f"### {name}\n", table(head, chain.from_iterable(map(rows_of, files))), ""]
         parts += [f"{about(file)}\n" for file in files]
     return "\n".join(parts)
+
+
+def title(work: dict[str, Any]) -> str:
+    text = KINDS[work["kind"]][0].format(**work)
+    if "says_when" in work:
+        text += ", retry-after told" if work["says_when"] else ", no retry-after"
+    return text
 
 
 def short_text(raw: list[dict[str, Any]]) -> str:
