@@ -5,7 +5,8 @@
 
 Of the calls, 5 % are answered with 500, 2 % with a reset connection and 0.5 % never; 1 % of the
 requests are such as the upstream never takes (400). All systems give an answer up after the same
-time. The same work is done without faults first, for the cost in time.
+time. The same work is done without faults first, for the cost in time. The raw result has the ids
+of the requests that must be errored, and of those that are.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ def _told(
         "lost": len(errored - invalid),
         "calls": sum(map(len, calls.values())),
         "wasted": len(calls["accepted"]) - succeeded,
+        "errored_expected": sorted(invalid),
+        "errored_told": sorted(errored),
     }
 
 
