@@ -6,6 +6,9 @@
 hands it on to a service that is there already: here the stub, which reads and forgets it. AIBrix
 takes the same requests as files, three since it refuses over 100 MiB, and looks into them later.
 The stub alone is the floor: what it takes to send and read so many bytes.
+
+Systems that execute batches are also started before an upstream that notes when its first call
+came: that is how long it takes until the work begins, for AIBrix with the three batches created.
 """
 
 from __future__ import annotations
@@ -24,11 +27,15 @@ from peers.ours import Yard
 from peers.system import PeerError, Started, fresh_folder, sampled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from peers.system import HttpService
 
 BATCHES = "/v1/messages/batches"
 FILES = 3  # of AIBrix, which refuses more than 100 MiB in one
 SIZE = 2_650  # bytes of a request, near the most that 256 MB hold of 100,000
+UNANSWERED_S = 600.0  # the first calls are out until the system is ended
+FIRST_CALL_S = 120.0  # longer is not waited for
 
 
 def main() -> None:
@@ -49,28 +56,21 @@ def main() -> None:
         ),
         "sink": record.Row("the stub alone", ours.version, "-", "stores nothing"),
     }
+    parts = _files(body)
+    forms = [aibrix.form(part) for part in parts]
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(yard.stub())
         folder = Path(stack.enter_context(fresh_folder()))
-        proxy = store = None
-        rows["pass"].failure = executor.missing()
-        if rows["pass"].failure is None:
-            try:
-                proxy = stack.enter_context(litellm.pass_through(sink, folder))
-            except PeerError as error:
-                rows["pass"].failure = str(error)
-        rows["upload"].failure = files.missing()
-        if rows["upload"].failure is None:
-            place = Path(stack.enter_context(fresh_folder()))
-            try:
-                store = stack.enter_context(files.start(sink, place))
-            except PeerError as error:
-                rows["upload"].failure = str(error)
-        forms = [aibrix.form(part) for part in _files(body)]
+        proxied = litellm.pass_through(sink, folder)
+        proxy = _enter(stack, rows["pass"], executor.missing(), proxied)
+        place = Path(stack.enter_context(fresh_folder()))
+        store = _enter(stack, rows["upload"], files.missing(), files.start(sink, place))
         for _ in range(options.rounds):
             # An address that refuses connections: nothing is dispatched while we measure.
             with fresh_folder() as data, ours.start(9, Path(data)) as started:
-                rows["ours"].runs.append(_create(started, BATCHES, [body]))
+                run = _create(started, BATCHES, [body])
+            first = _first_call_s(ours, lambda started: started.read("POST", BATCHES, body))
+            rows["ours"].runs.append(run | {"first_call_s": first})
             rows["sink"].runs.append(_create(Started([], sink), BATCHES, [body]))
             if proxy is not None:
                 key = f"Bearer {litellm.KEY}"
@@ -78,9 +78,28 @@ def main() -> None:
                 rows["pass"].runs.append(run)
             if store is not None:
                 run = _create(store, "/v1/files", forms, content_type=aibrix.KIND)
-                rows["upload"].runs.append(run)
+                first = _first_call_s(
+                    files, lambda started: [files.create_one(started, part) for part in parts]
+                )
+                rows["upload"].runs.append(run | {"first_call_s": first})
     about = {"kind": "accept", "requests": options.requests, "bytes": len(body)}
     print(f"raw: {record.write(f'accept-{options.requests}', about, list(rows.values())).name}")
+
+
+def _enter(
+    stack: contextlib.ExitStack,
+    row: record.Row,
+    reason: str | None,
+    start: contextlib.AbstractContextManager[Started],
+) -> Started | None:
+    """Start a system, unless there is a reason not to; note in its row why it is not there."""
+    row.failure = reason
+    if reason is None:
+        try:
+            return stack.enter_context(start)
+        except PeerError as error:
+            row.failure = str(error)
+    return None
 
 
 def _files(body: bytes) -> list[bytes]:
@@ -119,6 +138,23 @@ def _create(
         "idle_mb": round(samples[0] / 1e6, 1),
         "load": os.getloadavg()[0],
     }
+
+
+def _first_call_s(system: HttpService, create: Callable[[Started], object]) -> float | None:
+    """Return the seconds from the first byte sent until a call reaches the upstream."""
+    with (
+        fresh_folder() as data,
+        yard.stub(UNANSWERED_S) as upstream,
+        system.start(upstream, Path(data)) as started,
+    ):
+        begun = time.monotonic()
+        create(started)
+        while (at_s := yard.told(upstream, "most")["first_s"]) is None:
+            if time.monotonic() > begun + FIRST_CALL_S:
+                return None
+            time.sleep(0.05)
+    print(f"{system.name + ', first call':<36} {at_s - begun:6.2f} s", flush=True)
+    return round(at_s - begun, 3)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A bare protocol on uvloop, so that the stub is never the bottleneck of a benchma
 port. For the peers it also speaks the other dialect: the path decides. A body is not kept, only its
 bytes are counted, but for `--count`: then each call must hold a mark `doc-` with six digits, and
 `GET /calls` tells how many calls came and for how many different marks. With a latency, `GET /most`
-tells how many calls there were at once.
+tells how many calls there were at once, and when the first came, by the monotonic clock.
 
     python bench/stub.py [--latency SECONDS] [--answer BYTES] [--count]
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 
 import uvloop
 
@@ -80,6 +81,7 @@ class Stub(asyncio.Protocol):
     counts: dict[bytes, int] | None = None
     answers: dict[bytes, bytes] = {}  # noqa: RUF012
     open = most = 0  # calls at this moment, and the most there were at once
+    first_s: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -139,6 +141,8 @@ class Stub(asyncio.Protocol):
         return Stub.answers.get(path, Stub.answers[b"messages"])
 
     def _answer_after(self, latency_s: float, answer: bytes) -> None:
+        if Stub.first_s is None:
+            Stub.first_s = time.monotonic()
         Stub.open += 1
         Stub.most = max(Stub.most, Stub.open)
         self.loop.call_later(latency_s, self._late, answer)
@@ -152,7 +156,7 @@ class Stub(asyncio.Protocol):
         if self.path == b"GET /calls" and Stub.counts is not None:
             return reply({"calls": sum(Stub.counts.values()), "marks": len(Stub.counts)})
         if self.path == b"GET /most":
-            return reply({"most": Stub.most})
+            return reply({"most": Stub.most, "first_s": Stub.first_s})
         if self.path.endswith(b"/models"):
             return reply(MODELS)
         if self.path.endswith(b"/health"):

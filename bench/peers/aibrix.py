@@ -50,9 +50,10 @@ class AIBrix(HttpService):
         """Upload files, and make a batch of each."""
         lines = prepared.splitlines(keepends=True)
         parts = [b"".join(lines[at : at + MOST]) for at in range(0, len(lines), MOST)]
-        return [self._create(started, part) for part in parts]
+        return [self.create_one(started, part) for part in parts]
 
-    def _create(self, started: Started, part: bytes) -> str:
+    def create_one(self, started: Started, part: bytes) -> str:
+        """Upload a file, and make a batch of it."""
         file = started.request("POST", "/v1/files", form(part), content_type=KIND)
         batch: dict[str, Any] = {
             "input_file_id": file["id"],
