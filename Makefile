@@ -201,6 +201,7 @@ bench-peers: .venv/.ready $(PEERS)
 	@$(BIN)/python bench/accept.py
 	@$(BIN)/python bench/download.py
 	@$(BIN)/python bench/reading.py
+	@$(BIN)/python bench/reading.py --answer 20000 --requests 20000 --alone
 	@$(BIN)/python bench/kill.py
 	@$(BIN)/python bench/kill.py --at 0.1
 	@$(BIN)/python bench/kill.py --at 0.9

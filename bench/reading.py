@@ -1,10 +1,11 @@
 """How fast results are read: as bytes, after a cut, by the official SDK, and beside other systems.
 
-    python bench/reading.py [--requests 100000] [--answer 700] [--rounds 5]
+    python bench/reading.py [--requests 100000] [--answer 700] [--rounds 5] [--alone]
 
 Other systems have 1,000 results, and so has the yard beside them. Of many more, the yard's are read
 as bytes, as bytes that break off at half and go on from there, and by the official SDK, which makes
-objects of each. The server is on one core, the reader on the other.
+objects of each. The server is on one core, the reader on the other. `--alone` leaves the other
+systems out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from peers.system import HttpService, Started
 
 FEW = 1_000
+ANSWER = 700
 PIECE_BYTES = 1 << 20
 
 
@@ -82,14 +84,15 @@ class Results:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--answer", type=int, default=700, help="bytes of an answer's text")
+    parser.add_argument("--answer", type=int, default=ANSWER, help="bytes of an answer's text")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="only the yard")
     options = parser.parse_args()
     rows: list[record.Row] = []
     about = {"kind": "reading", "requests": options.requests, "answer": options.answer}
     with yard.stub(0.0, "--answer", str(options.answer)) as upstream:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        for make in SERVICES.values():
+        for make in () if options.alone else SERVICES.values():
             rows += measured(make(), upstream, FEW, options.rounds, {"as bytes": Results.as_bytes})
         ways = {
             "as bytes": Results.as_bytes,
@@ -97,7 +100,8 @@ def main() -> None:
             "by the official SDK": Results.typed,
         }
         rows += measured(Yard(), upstream, options.requests, options.rounds, ways)
-    print(f"raw: {record.write('reading', about, rows).name}")
+    name = "reading" if options.answer == ANSWER else f"reading-{options.answer}"
+    print(f"raw: {record.write(name, about, rows).name}")
 
 
 def measured(

@@ -315,10 +315,16 @@ def _named(row: dict[str, Any]) -> str:
     return row["system"] if row["system"] in {OURS, SINK} else f"{row['system']} {row['version']}"
 
 
-def _order(file: dict[str, Any]) -> tuple[int, int, int, str]:
+def _order(file: dict[str, Any]) -> tuple[int, int, int, int, str]:
     work = file["work"]
     kind = list(KINDS).index(work["kind"])
-    return kind, work.get("latency_ms", 0), work["requests"], file["name"]
+    return (
+        kind,
+        work.get("latency_ms", 0),
+        work.get("answer", 0),
+        work["requests"],
+        file["name"],
+    )
 
 
 SHORT: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -364,7 +370,7 @@ KINDS: dict[str, tuple[str, list[str], Cells]] = {
         downloads,
     ),
     "reading": (
-        "Reading results, answers of {answer} bytes",
+        "Reading results, answers of {answer:,} bytes",
         ["system", "results", "seconds", "MB/s", "results/s"],
         readings,
     ),
