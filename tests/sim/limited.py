@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import random
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -64,9 +65,9 @@ def run_virtually(story: Coroutine[None, None, None]) -> None:
 class Allowed:
     """An upstream that allows so many calls a second, or the concurrency that brings as many."""
 
-    kind: Literal["rate", "window", "concurrency", "nothing"]
+    kind: Literal["rate", "window", "sliding", "concurrency", "nothing"]
     """What is limited; where nothing is, calls may be refused all the same. A window counts the
-    calls of each time of `burst_s`."""
+    calls of each time of `burst_s`, a sliding one those of the last."""
     phases: Sequence[float]
     """What it allows, in calls a second, one after the other; 0.0 where it does not look."""
     phase_s: float = 100.0
@@ -82,6 +83,7 @@ class Allowed:
     _level: float = 1.0
     _at_s: float = 0.0
     _busy: int = 0
+    _log: deque[float] = field(default_factory=deque)
 
     @property
     def end_s(self) -> float:
@@ -104,6 +106,8 @@ class Allowed:
             return None
         if self.kind == "window":
             return self._admit_by_window(limit, now_s)
+        if self.kind == "sliding":
+            return self._admit_sliding(limit, now_s)
         most = max(1.0, limit * self.burst_s)
         self._level = min(most, self._level + (now_s - self._at_s) * limit)
         self._at_s = now_s
@@ -119,6 +123,14 @@ class Allowed:
         if self._level < 1.0:
             return end_s - now_s
         self._level -= 1.0
+        return None
+
+    def _admit_sliding(self, limit: float, now_s: float) -> float | None:
+        while self._log and self._log[0] <= now_s - self.burst_s:
+            self._log.popleft()
+        if len(self._log) >= limit * self.burst_s:
+            return self._log[0] + self.burst_s - now_s
+        self._log.append(now_s)
         return None
 
     async def answer(self, rng: random.Random) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 
@@ -91,17 +91,32 @@ def test_a_small_bucket_that_asks_for_whole_seconds_is_used_as_one_that_names_no
 
 @pytest.mark.parametrize("says_when", ["in whole seconds", "never"])
 @pytest.mark.parametrize(
-    ("window_s", "limit", "least"), [(1.0, 50.0, 0.7), (1.0, 5.0, 0.9), (10.0, 50.0, 0.85),
-                                     (10.0, 5.0, 0.8), (60.0, 50.0, 0.95), (60.0, 5.0, 0.95)]
-)  # fmt: skip
-def test_a_limit_that_is_counted_by_fixed_times_is_used(
-    window_s: float, limit: float, least: float, says_when: Says
+    ("kind", "window_s", "limit", "least", "refused"),
+    [
+        ("window", 1.0, 50.0, 0.7, 0.06),
+        ("window", 1.0, 5.0, 0.9, 0.25),
+        ("window", 10.0, 50.0, 0.9, 0.05),
+        ("window", 10.0, 5.0, 0.8, 0.15),
+        ("window", 60.0, 50.0, 0.95, 0.02),
+        ("window", 60.0, 5.0, 0.95, 0.1),
+        ("sliding", 1.0, 50.0, 0.8, 0.05),
+        ("sliding", 10.0, 50.0, 0.8, 0.05),
+        ("sliding", 10.0, 8.0, 0.7, 0.2),
+    ],
+)
+def test_a_limit_that_counts_calls_of_a_time_is_used(
+    kind: Literal["window", "sliding"],
+    window_s: float,
+    limit: float,
+    least: float,
+    refused: float,
+    says_when: Says,
 ) -> None:
-    """Each second, ten or minute anew: after so many calls, nothing is accepted until its end."""
-    allowed = Allowed("window", [limit], phase_s=300.0, burst_s=window_s)
+    """After so many calls in a second, ten or a minute nothing is accepted for a while."""
+    allowed = Allowed(kind, [limit], phase_s=300.0, burst_s=window_s)
     traffic = run(allowed, says_when, 64, 1)
     assert traffic.goodput(60.0, allowed.end_s) >= least
-    assert traffic.refused / traffic.sent < (0.06 if limit >= 50.0 else 0.25)
+    assert traffic.refused / traffic.sent < refused
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -43,7 +43,8 @@ _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wa
 _DOUBT = 2.0  # as many 429s at once that name a time are borne, where no limit is known
 _DOUBT_FIRST = 1.5  # before the first call
 _DOUBT_LESS = 1.0 / 5.0  # for each accepted call
-_LEAST_S = 1.0  # whole seconds cannot say less: it says no more than that the call was refused
+_LEAST_S = 1.0  # whole seconds cannot say less: who never says more says nothing by it
+_NAMED_S = 600.0  # how long it is remembered that somebody does
 _REFUSAL_KEPT = 0.9  # of how long a refusal took, with the next one
 
 
@@ -179,6 +180,8 @@ class Limiter:
         """One for each 429 of late, less what each accepted call takes away."""
         self._refused = 0
         """The number of the first call that was sent after the last 429."""
+        self._named_s = float("-inf")
+        """When a 429 last said to wait for longer than `_LEAST_S`."""
 
     # Before a call ----------------------------------------------------------------------------
 
@@ -263,8 +266,8 @@ class Limiter:
             tells: whether a failure tells of others, too, not of its request only.
             is_invalid: whether it was refused for what it asked, so that no output came of it.
         """
-        if signal is Signal.LIMITED and retry_after_s == _LEAST_S:
-            retry_after_s = None
+        if retry_after_s is not None and signal is Signal.LIMITED:
+            retry_after_s = self._said(retry_after_s, now_s)
         self.in_flight -= 1
         self.window.drift.ended(permit.number, now_s, is_taken=signal is Signal.TAKEN)
         if self.ceilings:
@@ -298,6 +301,14 @@ class Limiter:
             self.window.cut(permit, self.in_flight + 1, now_s)
         if breaker.until_s is None or breaker.is_probing:
             breaker.failed(permit, signal, now_s, self._sent)
+
+    def _said(self, retry_after_s: float, now_s: float) -> float | None:
+        """Return the time that a 429 names; None where it cannot mean anything."""
+        if retry_after_s > _LEAST_S:
+            self._named_s = now_s
+        if retry_after_s == _LEAST_S and now_s - self._named_s > _NAMED_S:
+            return None
+        return retry_after_s
 
     def _correct(
         self,
