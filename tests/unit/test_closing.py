@@ -60,6 +60,19 @@ def test_a_call_that_is_refused_says_that_it_is_closed_still() -> None:
     assert closing.taken(54) == pytest.approx(50.0)
 
 
+def test_a_call_that_is_refused_for_its_own_sake_was_not_accepted_either() -> None:
+    closing = closed(refused=2)
+    closing.refused_alone(52)
+    assert not closing.is_closed, "one more that tells is needed"
+    closing.refused(53, 0.6, 9.0)
+    assert closing.is_closed
+    closing.sent(54, 0.7, 0.02)
+    closing.refused_alone(54)
+    assert closing.sent(55, 0.9, 0.02) is None
+    assert closing.sent(56, 1.0, 0.02) is None
+    assert closing.taken(55) == pytest.approx(50.0 / 0.9)
+
+
 def test_a_call_from_before_the_pause_says_nothing() -> None:
     closing = closed()
     closing.sent(53, 1.0, 0.02)

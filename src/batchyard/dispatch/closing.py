@@ -79,6 +79,17 @@ class Closing:
         self._last, self._after = number, None
         self.is_closed = self._row >= _ROW
 
+    def refused_alone(self, number: int) -> None:
+        """Note a refused call that tells nothing of others: it was not accepted, and that is all.
+
+        Args:
+            number: of the call.
+        """
+        self._refused += number >= self._opened
+        self._last += number - self._last == 1
+        if self._after is not None and number >= self._after[0]:
+            self._after = None
+
     def pause_s(self, now_s: float) -> float:
         """Return after how long the next call looks whether a pause is over."""
         return min(max(_LOOK_S, _LOOK_SHARE * (now_s - self._row_s)), _LOOK_MAX_S)

@@ -285,6 +285,8 @@ class Limiter:
             and (not tells or self._is_stray(permit, now_s, names_time=retry_after_s is not None))
         ):
             breaker.is_probing = False
+            if is_limited:
+                self.pace.refused_alone(permit.number)
             return
         if not tells:
             breaker.is_probing = False

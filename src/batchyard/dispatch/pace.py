@@ -240,6 +240,10 @@ class Pace:
             self.rate = self._good  # it may have been this as well
             self._rest(now_s, self._rest_calls)
 
+    def refused_alone(self, number: int) -> None:
+        """Note a call refused with 429 that tells of its request only."""
+        self._closing.refused_alone(number)
+
     def _begin(self, cut: _Cut, now_s: float) -> None:
         """Decrease by what was accepted of late."""
         self._held_back_s = now_s
