@@ -77,6 +77,8 @@ class Allowed:
     spread: Callable[[random.Random], float] = even
     """Returns how many times the latency an answer takes, 1.0 on average."""
     refusal_s: float = 0.01
+    works_s: tuple[float, float] = (1.0, 1.0)
+    """Of so many seconds there are calls to make in the first ones, so many."""
     stray: float = 0.0
     """Share of calls that are refused for no reason."""
     stray_rng: random.Random = field(default_factory=lambda: random.Random(1))
@@ -166,7 +168,10 @@ class Traffic:
     async def _slot(self, end_s: float) -> None:
         loop = asyncio.get_running_loop()
         never = asyncio.Event()
+        period_s, works_s = self.allowed.works_s
         while loop.time() < end_s:
+            if (rest_s := loop.time() % period_s) >= works_s:
+                await asyncio.sleep(period_s - rest_s)
             if not self.gate.is_open:
                 await self.gate.wait()
             tries = 0

@@ -119,6 +119,16 @@ def test_a_limit_that_counts_calls_of_a_time_is_used(
     assert traffic.refused / traffic.sent < refused
 
 
+@pytest.mark.parametrize("says_when", ["in whole seconds", "never"])
+def test_a_rate_is_not_too_low_because_nobody_had_calls_to_make_for_a_while(
+    says_when: Says,
+) -> None:
+    """Work for 6 of 12 s: half of what a window of a second allows is possible, or a bit more."""
+    allowed = Allowed("window", [50.0], phase_s=200.0, burst_s=1.0, works_s=(12.0, 6.0))
+    traffic = run(allowed, says_when, 64, 1)
+    assert traffic.goodput(60.0, allowed.end_s) >= 0.4
+
+
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_any_limit_is_found_and_nothing_ever_stalls(seed: int) -> None:
     """From 1 to 500 a second, in buckets of 0.2 to 5 s, with answers that take 10 ms to 2 s.

@@ -106,3 +106,10 @@ def test_a_bucket_that_fills_is_no_pause() -> None:
 @pytest.mark.parametrize(("now_s", "pause_s"), [(0.5, 0.1), (0.9, 0.2), (2.5, 1.0), (99.0, 5.0)])
 def test_one_looks_the_more_rarely_the_longer_it_lasts(now_s: float, pause_s: float) -> None:
     assert closed().pause_s(now_s) == pytest.approx(pause_s)
+
+
+def test_time_in_which_nobody_had_calls_to_make_does_not_count() -> None:
+    closing = closed()
+    closing.idle(0.5)
+    closing.sent(53, 1.5, 0.02)
+    assert closing.taken(53) == pytest.approx(50.0)

@@ -42,6 +42,10 @@ class Closing:
         if self._opened < 0:
             self._opened, self._opened_s = number, now_s
 
+    def idle(self, seconds: float) -> None:
+        """Note a time for which nothing was sent though it might have been: it does not count."""
+        self._opened_s += seconds
+
     def sent(self, number: int, now_s: float, refusal_s: float) -> float | None:
         """Note a call during a pause; return calls a second if it turns out to be over.
 

@@ -39,6 +39,7 @@ _REST_S, _REST_MAX_S = 0.5, 16.0
 _REST_VAGUE = 0.2  # of what else would be rested for a pause
 _UNUSED = 1.1  # no step upward where this many times what is used is less than what is allowed
 _STALL_S = 0.05  # a send that is so late is not due to the rate
+_UNWANTED_S = 1.0  # without a send that might have been: nobody had calls to make
 _PAUSE_S = 0.25  # without a send, in which the bucket may overflow
 _BIN_S = 1.0
 _BINDING_S = 1.0
@@ -129,6 +130,8 @@ class Pace:
         if not self._is_paced:
             return
         closing = self._closing
+        if now_s - self._next_s > _UNWANTED_S and self._next_s > _NEVER:
+            closing.idle(now_s - self._next_s)
         if closing.is_closed:
             self._reopen(closing.sent(number, now_s, 2.0 * self.refusal_s), now_s)
         if self.rate is not None and now_s - self._sent_s > _PAUSE_S + 2.0 / self.rate:
