@@ -33,12 +33,24 @@ if TYPE_CHECKING:
 
     Run = dict[str, float]
 
-NO_ORDER = "from batchyard.server import uploads; uploads.order_keys = lambda entries: None\n"
-NO_PRIMING = "from batchyard.dispatch import loading; loading.shared_marks = lambda *_: ()\n"
+WITHOUT = """
+def without(name, instead, *modules):
+    for module in modules:
+        assert hasattr(module, name), f"{module.__name__} uses {name} no more: it is elsewhere"
+        setattr(module, name, instead)
+"""
+NO_ORDER = """
+from batchyard.server import arriving, uploads
+without("order_keys", lambda entries: [b""] * len(entries), arriving, uploads)
+"""
+NO_PRIMING = """
+from batchyard.dispatch import loading
+without("shared_marks", lambda *_: (), loading)
+"""
 START = "from batchyard.cli.main import main; main()"
 WAYS = {
-    "as they arrived": NO_ORDER + NO_PRIMING + START,
-    "ordered": NO_PRIMING + START,
+    "as they arrived": WITHOUT + NO_ORDER + NO_PRIMING + START,
+    "ordered": WITHOUT + NO_PRIMING + START,
     "ordered and primed": START,
 }
 WORDS = "The yard keeps what it was given and answers when it is asked to do so. "

@@ -11,6 +11,7 @@ requests in each time that the upstream takes; the beginning is why a batch stay
 from __future__ import annotations
 
 import argparse
+import contextlib
 import resource
 import time
 
@@ -26,8 +27,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2_500)
     raw.add_write(parser)
     options = parser.parse_args()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a socket each; children inherit it
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    descriptors(3 * options.slots)
     body = yard.body(options.requests, options.size)
     with (
         yard.stub(options.latency) as port,
@@ -65,6 +65,18 @@ def _show(options: argparse.Namespace, run: dict[str, float]) -> None:
         f"{run['peak_rss_mb']:.0f} MB, of it private {run['private_mb']:.0f} MB "
         f"({run['above_idle_mb']:.0f} MB above idle)"
     )
+
+
+def descriptors(wanted: int) -> None:
+    """Let this process and its children open so many files, as root; else as many as they may.
+
+    The yard keeps two for each call that it may make: it begins no more than it can finish.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, wanted), max(most, wanted)))
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":
