@@ -37,6 +37,14 @@ def test_a_refusal_that_comes_late_is_one_of_the_row() -> None:
     assert closing.is_closed
 
 
+def test_also_a_pause_at_the_very_beginning_is_looked_at_soon() -> None:
+    closing = closed(calls=0)
+    assert closing.is_closed
+    assert closing.pause_s(0.7) == pytest.approx(0.1)
+    closing.sent(3, 0.7, 0.02)
+    assert closing.taken(3) == 0.0, "nothing was accepted until then"
+
+
 def test_what_was_accepted_until_it_opens_again_is_the_rate() -> None:
     closing = closed()
     assert closing.sent(53, 1.0, 0.02) is None

@@ -76,7 +76,7 @@ class Closing:
         self._refused += number >= self._opened
         if number <= self._last:
             return
-        if number - self._last > 1:
+        if not self._row or number - self._last > 1:
             self._row, self._row_s = 0, sent_s
             self._rate = float("inf") if rate is None else rate
         self._row += 1
