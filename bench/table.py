@@ -270,10 +270,14 @@ def readings(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def short(files: list[dict[str, Any]]) -> Table:
-    """Yield a row for each work and peer, in the setting in which the peer is fastest."""
+    """Yield a row for each work and peer, in the setting in which the peer is fastest.
+
+    Without the small ones of which there is a larger one.
+    """
+    largest = {_sort(file["work"]): file["work"]["requests"] for file in files}
     for file in files:
         work = file["work"]
-        if work["kind"] not in SHORT:
+        if work["kind"] not in SHORT or work["requests"] < min(SMALL, largest[_sort(work)]):
             continue
         ours = ours_of(file)
         best: dict[str, dict[str, Any]] = {}
@@ -283,6 +287,10 @@ def short(files: list[dict[str, Any]]) -> Table:
             name = f"{_named(row)}, {row['setting']}"
             yield [SHORT[work["kind"]](work), name, row["durability"], _compared(work, ours, row)]
     yield from _killed([file for file in files if file["work"].get("at") == KILLED_AT])
+
+
+def _sort(work: dict[str, Any]) -> tuple[str, int]:
+    return work["kind"], work.get("latency_ms", 0)
 
 
 def _others(file: dict[str, Any]) -> list[dict[str, Any]]:
@@ -337,6 +345,7 @@ SHORT: dict[str, Callable[[dict[str, Any]], str]] = {
     "download": lambda work: f"results, {work['bytes'] / 1e9:.1f} GB",
 }
 KILLED_AT = 0.5
+SMALL = 10_000
 _FIRST = ["system", "setting", "durability"]
 _RUN = [
     *_FIRST,
