@@ -469,7 +469,8 @@ def test_status_why_says_what_a_shard_waits_for_to_people_and_to_programs(
 ):
     wait = {"pool": "up/m", "reason": "retrying", "detail": "1 request waits", "until": None}
     failing = {
-        "custom_id": "c1", "tries": 2, "reason": "429", "message": "slow\x1b[2J", "is_over": False,
+        "custom_id": "c1", "tries": 2, "reason": "429", "reasons": {"429": 1, "500": 1},
+        "message": "slow\x1b[2J", "is_over": False,
     }  # fmt: skip
     server.is_yard, server.polls = True, 1_000_000
     server.told = {"waiting": [wait], "calls": 5, "unknown_calls": 1, "failing": [failing]}
@@ -480,7 +481,7 @@ def test_status_why_says_what_a_shard_waits_for_to_people_and_to_programs(
     plain = batchyard("status", "reports", "--json")
 
     assert "retrying: 1 request waits (up/m)\n" in shown.stdout
-    assert r"failed 2 times: c1: 429: slow\x1b[2J" in shown.stdout
+    assert r"failed 2 times, 429 (1x), 500 (1x): c1: 429: slow\x1b[2J" in shown.stdout
     why = json.loads(lines.stdout)["why"]
     assert (why["waiting"], why["failing"]) == ([wait], [failing])
     assert (why["calls"], why["unknown_calls"]) == (5, 1)

@@ -73,9 +73,14 @@ class Slots:
             # They would only wait. As many slots as calls may do so, and one in each pool.
             left = min(left, max(cap.most - cap.slots, 0 if pool.busy else 1))
         for _ in range(min(wanted, left)):
+            slot = self._slot(pool)
+            try:
+                task = self.group.create_task(slot)
+            except RuntimeError:  # the worker ends, and the group takes nobody any more
+                slot.close()
+                return
             pool.busy += 1
             cap.fill()
-            task = self.group.create_task(self._slot(pool))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
