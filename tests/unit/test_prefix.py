@@ -234,11 +234,17 @@ def _groups_cut(sizes: list[int]) -> list[int]:
 def test_groups_that_fit_are_not_cut() -> None:
     assert _groups_cut([200] * 7) == [1] * 7
     assert _groups_cut([500, 400, 300, 260]) == [1] * 4
+    assert _groups_cut([100, 450, 60, 480, 30, 499]) == [1] * 6
 
 
 def test_a_group_larger_than_a_shard_spans_as_few_as_it_needs_and_one() -> None:
     assert _groups_cut([1_200])[-1] == 3
     assert _groups_cut([30, 1_200])[-1] <= 4
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=8))
+def test_a_group_that_fits_into_a_shard_is_in_one_so_one_worker_has_it(sizes: list[int]) -> None:
+    assert _groups_cut(sizes) == [1] * len(sizes)
 
 
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=8))

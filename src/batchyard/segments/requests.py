@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -72,8 +73,10 @@ def plan_shards(
     """Cut requests in dispatch order into shards of one pool each.
 
     A shard ends at `SHARD_REQUESTS` requests or `SHARD_BYTES_MAX` bytes, whichever comes first, but
-    is made larger where a batch would get more than `BATCH_SHARDS_MAX` shards. One that is half
-    full ends before a group of requests with the same key that would not fit into it whole.
+    is made larger where a batch would get more than `BATCH_SHARDS_MAX` shards. It ends before a
+    group of requests with the same key that would not fit into it whole, if that fits into a shard,
+    or if this one is half full. So a group is cut only where it must be, and two shards that follow
+    one another are more than one full one.
 
     Args:
         entries: the requests as they arrived.
@@ -100,10 +103,12 @@ def plan_shards(
         full = count >= limits.SHARD_REQUESTS or length + size > bytes_max
         if keys is not None and keys[index] != key:
             key = keys[index]
-            half = 2 * count >= limits.SHARD_REQUESTS or 2 * length >= bytes_max
-            if key and half and not full:
-                room = limits.SHARD_REQUESTS - count, bytes_max - length
-                full = not _has_room(room, keys, sizes, order[at : at + room[0] + 1])
+            if key and count and not full:
+                group = partial(_has_room, keys, sizes, order, at)
+                half = 2 * count >= limits.SHARD_REQUESTS or 2 * length >= bytes_max
+                full = not group(limits.SHARD_REQUESTS - count, bytes_max - length) and (
+                    half or group(limits.SHARD_REQUESTS, bytes_max)
+                )
         if count and (full or pools[index] != pool):
             cut()
         pool = pools[index]
@@ -114,12 +119,18 @@ def plan_shards(
 
 
 def _has_room(
-    room: tuple[int, int], keys: Sequence[bytes], sizes: Sequence[int], order: Sequence[int]
+    keys: Sequence[bytes],
+    sizes: Sequence[int],
+    order: Sequence[int],
+    at: int,
+    requests: int,
+    length: int,
 ) -> bool:
-    """Whether the group at the beginning of `order` has no more requests and bytes than `room`."""
-    requests, length = room
-    for index in order:
-        if keys[index] != keys[order[0]]:
+    """Whether the group that begins at a place of `order` has no more requests and bytes."""
+    key = keys[order[at]]
+    for place in range(at, len(order)):
+        index = order[place]
+        if keys[index] != key:
             return True
         requests -= 1
         length -= sizes[index]
