@@ -56,21 +56,19 @@ class Started:
 
     def private_bytes(self) -> int:
         """Return the memory of all processes that is not page cache."""
-        total = 0
-        for pid in self._tree():
-            with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                    if line.startswith("RssAnon"):
-                        total += int(line.split()[1]) * 1024
-        return total
+        return 1024 * self._total("status", "RssAnon")
 
     def written_bytes(self) -> int:
         """Return what the processes have written to files, as the kernel accounts it."""
+        return self._total("io", "write_bytes")
+
+    def _total(self, file: str, field: str) -> int:
+        """Return the sum of a number that the kernel tells of each process."""
         total = 0
         for pid in self._tree():
             with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-                    if line.startswith("write_bytes"):
+                for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+                    if line.startswith(field):
                         total += int(line.split()[1])
         return total
 
