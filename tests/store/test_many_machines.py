@@ -109,11 +109,13 @@ def test_a_frozen_worker_that_wakes_changes_nothing(fleet: Fleet, upstream: Upst
     with frozen(fleet.workers[1]):
         batch_id, prompts = _holding(fleet, upstream, "f", 8)
         fleet.workers[0].signal(signal.SIGSTOP)
-    upstream.gate("f").open()
-    fleet.apis[0].wait_ended(batch_id)
-    before = fleet.apis[0].results(batch_id)
-    assert_answered(before, prompts)
-    fleet.workers[0].signal(signal.SIGCONT)
+    try:
+        upstream.gate("f").open()
+        fleet.apis[0].wait_ended(batch_id)
+        before = fleet.apis[0].results(batch_id)
+        assert_answered(before, prompts)
+    finally:
+        fleet.workers[0].signal(signal.SIGCONT)
     poll(lambda: "lost shard" in fleet.workers[0].read_log(), fleet.workers[0].read_log)
     assert fleet.workers[0].stop() == 0
     assert fleet.apis[0].results(batch_id) == before

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import logging
 import re
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -391,6 +394,50 @@ async def test_who_asks_for_no_more_slots_than_it_has_holds_nobody_off(url: str)
     finally:
         await one.close()
         await two.close()
+
+
+# A process that is frozen in the middle of its statements. The bound on its transaction is short.
+_RENEWS = """
+import asyncio, sys
+from batchyard import limits
+limits.LEDGER_IDLE_S = 0.2
+from batchyard.clock import SystemClock
+from batchyard.ledger import Held
+from batchyard.ledger.postgres import PostgresLedger
+from batchyard.model import Counts
+
+async def renew():
+    ledger = PostgresLedger(sys.argv[1], SystemClock(), database_time=False)
+    rest = {"attempt": 1, "inflight": 1, "counts": Counts()}
+    held = [Held(batch="msgbatch_a", index=n, **rest) for n in range(400)]
+    while True:
+        renewed = await ledger.renew("frozen", int(sys.argv[2]), held)
+        print(len(renewed), flush=True)
+
+asyncio.run(renew())
+"""
+
+
+async def test_what_a_process_has_locked_that_is_frozen_anywhere_is_free_again(
+    postgres_ledger: PostgresLedger, url: str
+) -> None:
+    await add(postgres_ledger, "a", *["up/m"] * 400)
+    assert len(await postgres_ledger.claim("frozen", "up/m", LEASE, 400)) == 400
+    command = [sys.executable, "-c", _RENEWS, url, str(LEASE)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        psycopg.connect(url, autocommit=True) as db,
+    ):
+        assert process.stdout is not None
+        try:
+            db.execute("SET lock_timeout = '30s'")
+            for _ in range(10):
+                assert process.stdout.readline() == b"400\n"
+                process.send_signal(signal.SIGSTOP)
+                db.execute("UPDATE shards SET inflight = 0")
+                process.send_signal(signal.SIGCONT)
+        finally:
+            process.kill()
 
 
 # Tables ------------------------------------------------------------------------------------------

@@ -123,21 +123,30 @@ class Transaction:
 
     def each(self, name: str, bounds: Sequence[Bound]) -> None:
         """Run a statement with each of these, in one go."""
-        with self._db.cursor() as cursor:
-            cursor.executemany(self._texts[name], [{**b, **self._common} for b in bounds])
+        self._together(name, bounds)
 
     def one_of_each(self, name: str, bounds: Sequence[Bound]) -> Sequence[Row | None]:
         """Run a statement with each of these, in one go; return the first row of each."""
-        if not bounds:
-            return []
+        cursor = self._together(name, bounds)
         found: list[Row | None] = []
-        with self._db.cursor() as cursor:
-            every = [{**b, **self._common} for b in bounds]
-            cursor.executemany(self._texts[name], every, returning=True)
-            for _ in bounds:
-                found.append(cursor.fetchone())
-                cursor.nextset()
+        for _ in bounds:
+            found.append(cursor.fetchone())
+            cursor.nextset()
         return found
+
+    def _together(self, name: str, bounds: Sequence[Bound]) -> psycopg.Cursor[dict[str, Any]]:
+        """Run a statement with each of these, all in one message.
+
+        Not in a pipeline: its statements reach the server one by one, and as long as it waits for
+        the end of a pipeline it does not count the transaction as idle. Of a process that is
+        frozen in between, the locks would stay.
+        """
+        cursor = psycopg.ClientCursor(self._db)
+        text = self._texts[name]
+        parts = [cursor.mogrify(text, {**bound, **self._common}) for bound in bounds]
+        if parts:
+            cursor.execute(";".join(parts).encode(self._db.info.encoding))
+        return cursor
 
 
 class Connection:
