@@ -28,6 +28,11 @@ def fill(limiter: Limiter, now_s: float) -> list[Permit]:
     return permits
 
 
+def begin(limiter: Limiter) -> list[Permit]:
+    """Start calls as in its first moment, when none is answered."""
+    return [permit for tenth in range(3) for permit in fill(limiter, tenth / 10.0)]
+
+
 def end(limiter: Limiter, permits: list[Permit], now_s: float, signal: Signal) -> None:
     for permit in permits:
         limiter.end(permit, now_s, signal)
@@ -36,19 +41,30 @@ def end(limiter: Limiter, permits: list[Permit], now_s: float, signal: Signal) -
 def test_a_healthy_upstream_has_all_its_slots_within_some_round_trips() -> None:
     limiter = Limiter(2_000)
     now_s, flown = 0.0, []
-    for _ in range(8):
+    for _ in range(10):
         permits = fill(limiter, now_s)
         flown.append(len(permits))
         now_s += 0.2
         end(limiter, permits, now_s, Signal.TAKEN)
-    assert flown[0] == limits.WINDOW_START
+    assert flown[0] == limits.WINDOW_FIRST
     assert flown[-1] == 2_000
 
 
 def test_the_window_doubles_each_second_while_answers_take_longer() -> None:
     limiter = Limiter(1_000)
-    flown = [len(fill(limiter, float(second))) for second in range(6)]
-    assert sum(flown) == 1_000
+    assert len(begin(limiter)) == limits.WINDOW_START
+    flown = [len(fill(limiter, second + 0.2)) for second in range(5)]
+    assert flown == [0, 64, 128, 256, 488]
+
+
+@pytest.mark.parametrize("signal", [Signal.LIMITED, Signal.OVERLOADED])
+def test_a_first_call_that_is_refused_ends_the_quick_beginning(signal: Signal) -> None:
+    limiter = Limiter(1_000)
+    permits = fill(limiter, 0.0)
+    end(limiter, permits[8:], 0.05, signal)
+    while limiter.wait_s(0.3) <= 0.0:
+        limiter.start(0.3)
+    assert limiter.in_flight <= len(permits)
 
 
 @pytest.mark.parametrize("signal", [Signal.OVERLOADED, Signal.TIMEOUT])
@@ -63,7 +79,7 @@ def test_a_cohort_decreases_the_window_once(signal: Signal) -> None:
 def test_a_cohort_that_meets_a_limit_decreases_to_what_it_accepted(refused: int, step: int) -> None:
     """With 429. In another order the rate only looks higher, until calls at it are refused."""
     limiter = Limiter(64)
-    permits = fill(limiter, 0.0)
+    permits = begin(limiter)
     accepted = len(permits) - refused
     end(limiter, permits[accepted:][::step], 1.0, Signal.LIMITED)
     end(limiter, permits[:accepted], 1.0, Signal.TAKEN)
@@ -127,7 +143,7 @@ def test_a_storm_opens_the_breaker_and_single_calls_probe() -> None:
 
 def test_the_window_does_not_grow_while_answers_take_ever_longer() -> None:
     limiter = Limiter(1_000)
-    end(limiter, fill(limiter, 0.0), 0.1, Signal.TAKEN)
+    end(limiter, begin(limiter), 0.2, Signal.TAKEN)
     slow = fill(limiter, 0.2)
     for permit in slow:
         limiter.end(permit, 10.0, Signal.TAKEN)
@@ -140,8 +156,8 @@ def test_the_window_does_not_grow_while_answers_take_ever_longer() -> None:
 
 def slow_down(limiter: Limiter) -> None:
     """Answer a round of calls at once, and the next after 20 s."""
-    end(limiter, fill(limiter, 0.0), 0.1, Signal.TAKEN)
-    end(limiter, fill(limiter, 0.1), 20.1, Signal.TAKEN)
+    end(limiter, begin(limiter), 0.2, Signal.TAKEN)
+    end(limiter, fill(limiter, 0.2), 20.1, Signal.TAKEN)
     assert limiter.window.drift.is_seen
 
 
@@ -216,8 +232,8 @@ def test_one_call_after_the_other_tries_whether_an_upstream_takes_more_than_it_h
 
 def test_calls_in_flight_that_were_not_refused_are_no_more_than_an_upstream_takes() -> None:
     """One of the first is refused for no reason, and the others take hours."""
-    limiter, now_s = Limiter(1_000), 0.0
-    permits = fill(limiter, now_s)
+    limiter, now_s = Limiter(1_000), 0.2
+    permits = begin(limiter)
     limiter.end(permits[30], now_s, Signal.LIMITED)
     for _ in range(100):
         assert limiter.wait_s(now_s) < 5.0
@@ -249,9 +265,9 @@ def test_a_first_burst_that_was_refused_costs_seconds_also_if_the_next_call_is_r
 
 def test_a_call_from_before_a_rate_was_taken_over_measures_nothing_of_it() -> None:
     limiter = Limiter(64)
-    permits = fill(limiter, 0.0)
-    limiter.pace.take_over(50.0, 0.1)
-    limiter.end(permits[40], 0.2, Signal.LIMITED)
+    permits = begin(limiter)
+    limiter.pace.take_over(50.0, 0.2)
+    limiter.end(permits[40], 0.3, Signal.LIMITED)
     assert limiter.pace.rate == pytest.approx(50.0 * 0.85)
 
 

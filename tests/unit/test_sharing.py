@@ -48,7 +48,7 @@ def test_a_newcomer_begins_with_its_part_of_the_rate_that_the_others_have_learne
 def test_a_newcomer_beside_workers_without_a_limit_begins_without_one() -> None:
     alone = Limiter(512)
     begin(alone, [], 1, 0.0)
-    assert alone.window.size == limits.WINDOW_START, "nobody knows anything: slow start"
+    assert alone.window.size == limits.WINDOW_FIRST, "nobody knows anything: slow start"
     limiter = Limiter(512)
     begin(limiter, [Told(slots=256, window=512.0, among=2)] * 2, 3, 0.0)
     assert limiter.pace.rate is None

@@ -1,7 +1,8 @@
 """How many calls of one pool may be in flight, learned from its answers. Pure.
 
-It starts generously and doubles in each round trip (or each second, where answers take longer) up
-to the slots. A call that is refused with 429 at a higher concurrency than any that was accepted of
+It starts with a few, has `WINDOW_START` after some tenths of a second, unless one is refused in
+that time, and then doubles in each round trip (or each second, where answers take longer) up to the
+slots. A call that is refused with 429 at a higher concurrency than any that was accepted of
 late sets the window to that concurrency, at which it only probes; 529 and time-outs multiply it by
 0.7, and then it grows by one in each round. It does not grow with answers that take longer than
 they used to (`drift.py`).
@@ -22,7 +23,7 @@ _NEVER = float("-inf")
 _ANSWER = float("inf")  # wait for an answer, not for time
 
 _CUT = 0.7
-_DOUBLING_S = 1.0
+_DOUBLING_FIRST_S, _DOUBLING_S = 0.1, 1.0
 _PAUSE_SHARE = 25.0  # rest this many times as long as a failed probe made us wait
 _FEW = 3  # calls beside a refused one, below which the rate is to blame
 _CUT_REST_S = 10.0  # after a decrease: calls from before it have that long to end
@@ -47,7 +48,7 @@ class Window:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.size = float(min(slots, limits.WINDOW_START))
+        self.size = float(min(slots, limits.WINDOW_FIRST))
         self.wall: int | None = None
         """A concurrency that was refused with 429."""
         self._wall_call = -1
@@ -56,6 +57,8 @@ class Window:
         """How long a refusal takes."""
         self.drift = Drift()
         self._is_slow_start = True
+        self._is_first = True
+        """Whether it has not been more than at the beginning, and nothing is known against it."""
         self._was_away = False
         self._grown_s = _NEVER
         self._step = 1
@@ -132,11 +135,13 @@ class Window:
             return self._grow_beside(now_s, in_flight)
         if self._grown_s == _NEVER:
             self._grown_s = now_s
-        left = self._grown_s + _DOUBLING_S - now_s
+        self._is_first = self._is_first and self.size < limits.WINDOW_START
+        doubling_s = _DOUBLING_FIRST_S if self._is_first else _DOUBLING_S
+        left = self._grown_s + doubling_s - now_s
         if left <= 0.0:
             self.size = min(self.size * 2.0, self.slots)
             self._grown_s = now_s
-            left = _DOUBLING_S
+            left = doubling_s
         return left
 
     def _hold_above(self, now_s: float, in_flight: int) -> float:
@@ -194,7 +199,7 @@ class Window:
 
     def refuse(self, permit: Permit, now_s: float) -> None:
         """Note a 429 that the concurrency explains."""
-        self._is_slow_start = self._was_away = False
+        self._is_slow_start = self._is_first = self._was_away = False
         self._has_failed = self.wall is not None and self.size > self.wall
         if self._has_failed:
             self._rest.has_failed()
@@ -226,7 +231,7 @@ class Window:
 
     def cut(self, permit: Permit, in_flight: int, now_s: float) -> None:
         """Note a cohort of calls that were too much for the upstream, by the first to end."""
-        self._is_slow_start = self._was_away = False
+        self._is_slow_start = self._is_first = self._was_away = False
         self.size = max(1.0, min(self.size, float(in_flight)) * _CUT)
         self._cut_s, self._proof_s = now_s, now_s - permit.sent_s
         if self._is_trying:
@@ -239,7 +244,7 @@ class Window:
         """Go on from what was learned before, by others or with another part of the limit."""
         self.wall = None if wall is None else min(max(_FEW, wall), self.slots)
         self.size = min(max(1.0, size), float(self.slots if self.wall is None else self.wall))
-        self._is_slow_start, self._was_away = self.wall is None, False
+        self._is_slow_start, self._is_first, self._was_away = self.wall is None, False, False
         self._rest.begin(now_s)
 
     def start_over(self, now_s: float) -> None:
@@ -249,6 +254,7 @@ class Window:
         """
         self.drift = Drift()
         self._is_slow_start = self._was_away = True
+        self._is_first = False
         self.size = 1.0
         self.wall = None
         self._is_trying = False
@@ -262,4 +268,4 @@ class Window:
             return f"{calls}, since more were refused or too slow"
         if self._was_away:
             return f"starting again after an outage: {calls}"
-        return f"{calls}, more each second"
+        return f"{calls}, more {'in a moment' if self._is_first else 'each second'}"
