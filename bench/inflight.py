@@ -2,7 +2,7 @@
 
     python bench/inflight.py [--slots 10000] [--latency 20] [--requests 60000] [--write]
 
-Everything is durable. The most at once is what the upstream has counted. Calls begin at 64 at once
+Everything is durable. The most at once is what the upstream has counted. Calls are 64 at once soon
 and double each second, so 10,000 are reached after eight; the upstream takes longer than that, or
 the first calls would have ended before the last of the slots are used. The ideal is `slots`
 requests in each time that the upstream takes; the beginning is why a batch stays below it.
