@@ -94,6 +94,26 @@ def test_the_work_of_a_killed_worker_goes_on_at_once_and_it_is_replaced(tmp_path
     assert_holds(yard.data)
 
 
+def freeze(yard: Yard, pids: list[int]) -> None:
+    """Freeze processes, none of them while it keeps others from writing."""
+
+    def is_done() -> bool:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        directory = os.open(yard.data, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            return False
+        finally:
+            os.close(directory)
+        return True
+
+    poll(is_done, lambda: "one of them always writes")
+
+
 def test_a_frozen_worker_that_wakes_is_fenced_off(tmp_path: Path) -> None:
     slow = Slow()
     prompts = prompts_of("frozen", 1_500)
@@ -101,7 +121,7 @@ def test_a_frozen_worker_that_wakes_is_fenced_off(tmp_path: Path) -> None:
         frozen = wait_workers(yard)[0]
         batch = yard.create([request(prompt) for prompt in prompts])
         hold_shared(yard, slow)
-        os.kill(frozen, signal.SIGSTOP)
+        freeze(yard, [frozen])
         try:
             slow.holds = False
             upstream.gate("held").open()
@@ -125,26 +145,6 @@ def leases_left_s(yard: Yard, of: str = "shards WHERE state = 1") -> list[float]
     with closing(sqlite3.connect(f"file:{yard.data / 'ledger.db'}?mode=ro", uri=True)) as db:
         leases = db.execute(f"SELECT lease_us FROM {of}").fetchall()
     return [lease_us / 1e6 - time.clock_gettime(time.CLOCK_BOOTTIME) for (lease_us,) in leases]
-
-
-def freeze(yard: Yard, pids: list[int]) -> None:
-    """Freeze processes, none of them while it keeps others from writing."""
-
-    def is_done() -> bool:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        directory = os.open(yard.data, os.O_RDONLY)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-            return False
-        finally:
-            os.close(directory)
-        return True
-
-    poll(is_done, lambda: "one of them always writes")
 
 
 def test_a_yard_that_is_frozen_as_a_whole_for_longer_than_a_lease_goes_on_where_it_was(
