@@ -52,8 +52,13 @@ class Failing:
 
     def note(self, reason: str) -> None:
         """Count why a call failed."""
-        if reason in self.reasons or len(self.reasons) < _REASONS_OF_ONE_MAX:
-            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        _count(self.reasons, reason, _REASONS_OF_ONE_MAX)
+
+
+def _count(reasons: dict[str, int], reason: str, most: int) -> None:
+    """Count a reason, unless it is one more than so many."""
+    if reason in reasons or len(reasons) < most:
+        reasons[reason] = reasons.get(reason, 0) + 1
 
 
 @dataclass(slots=True)
@@ -78,8 +83,7 @@ class Account:
 
     def failed(self, custom_id: str, tries: int, reason: str, message: str) -> None:
         """Note a call that came to nothing."""
-        if reason in self.reasons or len(self.reasons) < _REASONS_MAX:
-            self.reasons[reason] += 1
+        _count(self.reasons, reason, _REASONS_MAX)
         before = self.failing.get(custom_id)
         failing = Failing(tries, reason, message[:_TEXT_CHARS_MAX])
         if before is not None and tries > 1:  # else who has taken it up counts anew

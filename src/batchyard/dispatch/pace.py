@@ -331,9 +331,11 @@ class Pace:
 
     def _reopen(self, rate: float | None, now_s: float) -> None:
         """Go on at a rate where calls are accepted again, if it is more than refusals have left."""
-        if rate == 0.0:
-            self.rise(now_s)  # nothing was accepted at all until now
-        elif rate is not None and self.rate is not None and rate > self.rate:
+        if rate is None or self.rate is None:
+            return
+        if not rate:
+            self.rise(now_s)  # nothing was accepted before the pause, which says nothing of now
+        elif rate > self.rate:
             self.rate = self._good = rate
             self._next_s = min(self._next_s, now_s + 1.0 / rate)
             self._rest(now_s, self._rest_calls * min(self._cut.refused, _REFUSED_MAX))
