@@ -1,11 +1,11 @@
 """How many calls of one pool may be in flight, learned from its answers. Pure.
 
-It starts with a few, has `WINDOW_START` after some tenths of a second, unless one is refused in
-that time, and then doubles in each round trip (or each second, where answers take longer) up to the
-slots. A call that is refused with 429 at a higher concurrency than any that was accepted of
-late sets the window to that concurrency, at which it only probes; 529 and time-outs multiply it by
-0.7, and then it grows by one in each round. It does not grow with answers that take longer than
-they used to (`drift.py`).
+It starts with a few, has `WINDOW_START` after some tenths of a second, unless the concurrency is
+refused in that time, and then doubles in each round trip (or each second, where answers take
+longer) up to the slots. A call that is refused with 429 at a higher concurrency than any that was
+accepted of late sets the window to that concurrency, at which it only probes; 529 and time-outs
+multiply it by 0.7, and then it grows by one in each round. It does not grow with answers that take
+longer than they used to (`drift.py`).
 
 No answer is waited for without end, since the calls that are out may take hours: where none comes,
 one call more goes after each rest.
@@ -58,7 +58,7 @@ class Window:
         self.drift = Drift()
         self._is_slow_start = True
         self._is_first = True
-        """Whether it has not been more than at the beginning, and nothing is known against it."""
+        """Whether it is still below `WINDOW_START`, and nothing is known against more."""
         self._was_away = False
         self._grown_s = _NEVER
         self._step = 1
