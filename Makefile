@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV := .tools/bin/uv
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_NO_CONFIG=1 PYTHONPATH=
 
-.PHONY: setup demo test crash kill-runs sim races power strace postgres check format scale-sim crash-stores bench bench-where bench-peers lock clean
+.PHONY: setup demo test crash kill-runs sim limits races power strace postgres check format scale-sim crash-stores bench bench-where bench-peers lock clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -117,6 +117,11 @@ kill-runs: .venv/.ready
 # The simulator over many seeds. It prints its figures.
 sim: .venv/.ready
 	BATCHYARD_SIM_SEEDS=3000 BATCHYARD_SIM_EXAMPLES=2000 BATCHYARD_SIM_STEPS=40 $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/sim
+
+# What is used of limits of many kinds, and how much is refused, in virtual time: a table to compare
+# before and after a change of how limits are learned.
+limits: .venv/.ready
+	@$(BIN)/python tests/sim/courses.py
 
 # All 40,320 orders of five replies, cancel, expiry and a lost lease, at three paces in three layouts,
 # on all cores: four to five hours of one. It prints how many orders and violations there were;
