@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchyard.limits import WINDOW_FIRST
 from helpers_ports import Port
 from helpers_upstream import Upstream
 from helpers_yard import BATCHES, QUICK, Yard, assert_answered, request
@@ -16,11 +17,11 @@ def test_a_server_that_is_told_to_end_does_not_wait_for_a_limit(
     upstream: Upstream, tmp_path: Path
 ) -> None:
     """Requests at the gate are not sent any more, and go on where they were at the next start."""
-    refused = [f"quitting-{n}|429:900,message" for n in range(64)]
+    refused = [f"quitting-{n}|429:900,message" for n in range(WINDOW_FIRST)]
     behind = [f"quitting-behind-{n}" for n in range(200)]
     with Yard(tmp_path / "data", upstream.url, bounds=QUICK) as yard:
         batch = yard.create([request(prompt) for prompt in [*refused, *behind]])
-        upstream.wait_calls("quitting-", 64)
+        upstream.wait_calls("quitting-", len(refused))
         yard.wait_progress(
             batch["id"],
             lambda progress: "cooling_down" in [wait["reason"] for wait in progress["waiting"]],
