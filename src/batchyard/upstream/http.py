@@ -83,6 +83,8 @@ class HttpClient:
         self._waiting: dict[Whole, Connection] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop
+        """That of the last connection: to ask which one runs takes a call of the kernel."""
 
     def head(self, method: Literal["GET", "POST"], path: str, headers: Mapping[str, str]) -> bytes:
         """Return the head of requests, to be kept and sent with each of them.
@@ -153,7 +155,7 @@ class HttpClient:
             if wanted is not None and not wanted():
                 self._give_back(connection)
                 return Failure(FailureKind.UNWANTED, "given up before it was sent")
-        call.start(asyncio.get_running_loop())
+        call.start(self._loop)
         self._waiting[call] = connection
         if self._sweeper is None:
             self._sweep()
@@ -228,7 +230,7 @@ class HttpClient:
         return None
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         host, port = self._address
         seconds = limits.UPSTREAM_CONNECT_TIMEOUT_S
         try:
@@ -245,7 +247,7 @@ class HttpClient:
         if self._is_closed:
             connection.abort()
             return
-        connection.idle_since_s = asyncio.get_running_loop().time()
+        connection.idle_since_s = self._loop.time()
         self._idle.append(connection)
 
     def _sweep(self) -> None:
