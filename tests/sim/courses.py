@@ -112,7 +112,7 @@ def moving(seed: int) -> Iterator[tuple[str, Course]]:
 
 
 def steady(seed: int) -> Iterator[tuple[str, Course]]:
-    """A limit that stands still: of any size, near what the slots can do, with slow answers."""
+    """A limit that stands still: any, low, near what the slots can do, with slow answers."""
     rng = random.Random(seed)
     limit, latency_s = 500.0 ** rng.random(), 0.01 * 200.0 ** rng.random()
     allowed = Allowed(
@@ -126,6 +126,11 @@ def steady(seed: int) -> Iterator[tuple[str, Course]]:
     slots = max(SLOTS, round(limit * latency_s * rng.choice([1.5, 5.0])))
     traffic = run(allowed, seed, says=rng.choice(SAYS), slots=slots)
     yield "any limit", Course(traffic.goodput(30.0, 70.0), traffic.refused / traffic.sent)
+    for limit in (0.83, 2.0, 4.0, 15.0):
+        allowed = Allowed("rate", [limit], phase_s=600.0, burst_s=1.2, latency_s=0.3)
+        traffic = run(allowed, seed, says=rng.choice(SAYS))
+        used = traffic.goodput(60.0, 600.0)
+        yield f"{limit:g} calls/s", Course(used, traffic.refused / traffic.sent)
     for latency_s, slots in [(0.25, SLOTS), (3.0, 500)]:
         limit = rng.uniform(0.75, 0.97) * slots / latency_s
         allowed = Allowed("rate", [limit], phase_s=120.0, burst_s=0.3, latency_s=latency_s)

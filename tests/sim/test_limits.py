@@ -198,6 +198,16 @@ def test_many_refusals_for_no_reason_leave_most_of_what_the_slots_can_do(
     assert traffic.share_of_slots(64, 60.0, allowed.end_s) >= 0.5 * (1.0 - share)
 
 
+@pytest.mark.parametrize(("limit", "refused"), [(2.0, 0.08), (4.0, 0.06), (8.0, 0.04)])
+def test_a_low_limit_refuses_few_calls(limit: float, refused: float) -> None:
+    """A refusal is one of few calls there, and says as much as one of many elsewhere."""
+    allowed = Allowed("rate", [limit], phase_s=300.0, burst_s=1.0, latency_s=0.3, refusal_s=0.02)
+    for seed in range(2):
+        traffic = run(replace(allowed), "never", 64, seed)
+        assert traffic.goodput(60.0, allowed.end_s) >= 0.97
+        assert traffic.refused / traffic.sent < refused, (traffic.refused, traffic.sent)
+
+
 @pytest.mark.parametrize("limit", [50.0, 200.0])
 def test_a_limit_is_found_among_refusals_for_no_reason(limit: float) -> None:
     """Half of it is used at least, and no more refused than that share and a few percent."""

@@ -51,3 +51,29 @@ def test_calls_of_the_same_moment_measure_nothing() -> None:
 
 def test_the_first_refusal_measures_nothing() -> None:
     assert not Refill().refused(40, 1.0).is_exact
+
+
+def test_refusals_close_to_one_another_measure_the_rate_together() -> None:
+    refill = Refill()
+    refill.refused(0, 0.0)
+    refill.refused(11, 0.5)
+    assert refill.over_several() is None, "of ten calls"
+    refill.refused(22, 1.0)
+    assert refill.over_several() == pytest.approx(20.0)
+    refill.refused(20, 0.9)
+    assert refill.over_several() == pytest.approx(19.0), "that one was answered late"
+    refill.refused(100, 5.0)
+    assert refill.over_several() is None, "the bucket may have been full meanwhile"
+
+
+def test_what_was_measured_long_ago_or_before_a_pause_does_not_count() -> None:
+    refill = Refill()
+    for number in range(4):
+        refill.refused(10 * number, 25.0 * number)
+    assert refill.over_several() is None
+    for number in range(4):
+        refill.refused(100 + 10 * number, 100.0 + number)
+    assert refill.over_several() == pytest.approx(9.0)
+    refill.resume(200, 105.0)
+    refill.refused(201, 105.1)
+    assert refill.over_several() is None

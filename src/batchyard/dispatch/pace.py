@@ -26,6 +26,7 @@ _FEW = 8  # accepted calls between two refusals that say little
 _FAR = 0.8  # refusals one after the other that allow less than this of the rate: it is far too high
 _CUT = 0.94  # for a refusal that measures nothing
 _CUT_SURE = 0.99  # also after one that did: the bucket is empty still
+_SURE_FOR = 4  # refusals that measure nothing after one that did
 _CUT_FULL = 0.85  # though it was full at first
 _STEP, _STEP_VAGUE, _STEP_MAX = 0.1, 0.25, 0.5
 _STEP_S, _STEP_MAX_S = 0.1, 5.0  # a step lasts twice as long as a refusal takes, within these,
@@ -69,6 +70,10 @@ class _Cut:
     """Whether the rate falls to what refusals measure; else to what was accepted of late."""
     is_sure: bool = False
     """Whether that is precise, or was a moment before."""
+    unsure: int = 0
+    """Decreases since then."""
+    is_several: bool = False
+    """Whether it was measured over several refusals."""
     is_vague: bool = True
     """Whether little is known: then steps are larger, and rests short."""
     is_of_step: bool = False
@@ -257,10 +262,15 @@ class Pace:
         """Decrease, since calls at this rate were too many."""
         assert self.rate is not None
         before, due_s = self._cut, self._due_s
-        was_sure = before.is_sure and self._refill.most >= _FAR * self.rate
+        was_sure = before.is_sure and before.unsure < _SURE_FOR
+        was_sure &= self._refill.most >= _FAR * self.rate
         is_sure = between.is_exact and between.taken >= _SURE
         cap = self._allowed(between, is_sure=is_sure, was_sure=was_sure)
         is_vague = not is_sure and not was_sure and between.taken < _FEW
+        several = None if self.is_probing else self._refill.over_several()
+        if several is not None:  # if soon once more, that was too much, or not due to a rate
+            cap = min(several, _CUT * self.rate if before.is_several else self.rate)
+            is_sure, is_vague = not before.is_several, before.is_several
         if self.is_probing:
             if self._steps > _NEAR_STEPS:  # for most of this time it was far less
                 cap, is_sure = self._good / _SAVED, False
@@ -278,11 +288,13 @@ class Pace:
             is_measured=True,
             is_sure=is_sure or was_sure,
             is_vague=is_vague,
+            unsure=0 if is_sure else before.unsure + 1,
             is_of_step=self.is_probing,
+            is_several=several is not None,
             shut=before.shut + 1 if number - before.last == 1 else 0,
         )
         self._lower(now_s)
-        if cut.is_sure and not cut.is_of_step:
+        if cut.is_sure and not (cut.is_of_step or cut.is_several):
             self._due_s = due_s  # as much was accepted until now
 
     def _allowed(self, between: Between, *, is_sure: bool, was_sure: bool) -> float:
