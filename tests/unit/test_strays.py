@@ -24,17 +24,29 @@ def test_refusals_close_to_the_last_decrease_are_those_of_a_limit() -> None:
     assert not any(strays.unexplained(7, float(second)) for second in range(20))
 
 
-def falling(apart: list[int], rates: list[float]) -> Strays:
+def falling(apart: list[int], rates: list[float], *, steps: int = 1_000) -> Strays:
+    """Note decreases, of which each so many-th comes after a step upward."""
     strays = Strays()
-    for number, rate in enumerate(rates):
-        if strays.fell(apart[number % len(apart)], rate, float(number)):
+    for number, rate in enumerate(rates, start=1):
+        gap, is_step = apart[(number - 1) % len(apart)], number % steps == 0
+        if strays.fell(gap, rate, float(number), is_step=is_step):
             break
     return strays
 
 
 def test_refusals_as_frequent_at_a_fourth_of_the_rate_are_those_of_no_limit() -> None:
     rates = [100.0 * 0.85**number for number in range(30)]
-    assert falling([2, 6], rates).share == 1 / 5
+    assert falling([2, 6], rates).share == 1.4 / 5
+
+
+def test_refusals_that_go_on_without_steps_upward_are_those_of_no_limit() -> None:
+    assert falling([2, 6, 7], [3.0] * 11).share == 0.0
+    assert falling([2, 6, 7], [3.0] * 12).share == 1.4 / 6
+
+
+def test_refusals_that_go_on_after_steps_upward_are_those_of_a_limit() -> None:
+    assert falling([9], [3.0] * 60, steps=3).share == 0.0
+    assert falling([9], [3.0] * 60, steps=4).share == 1.4 / 10
 
 
 def test_a_limit_far_below_the_rate_refuses_most_calls_and_is_believed() -> None:
@@ -58,7 +70,21 @@ def test_strays_as_frequent_as_before_are_borne_for_long() -> None:
         if rng.random() < 1 / 30:
             assert strays.is_one(10.0)
         else:
-            strays.taken()
+            strays.taken(0, 10.0)
+
+
+def test_frequent_strays_stand_their_trial() -> None:
+    """Nearly always: each that fails costs half a minute at a few calls a second."""
+    stood = 0
+    for seed in range(200):
+        strays, rng = falling([2, 6, 7], [3.0] * 12), random.Random(seed)
+        for _ in range(1_000):
+            if rng.random() >= 0.2:
+                strays.taken(0, 10.0)
+            elif not strays.is_one(10.0):
+                break
+        stood += strays.share > 0.0
+    assert stood >= 195
 
 
 def test_a_trial_fails_when_a_third_of_the_calls_is_refused_and_the_next_comes_later() -> None:
@@ -66,7 +92,7 @@ def test_a_trial_fails_when_a_third_of_the_calls_is_refused_and_the_next_comes_l
     refused = 0
     for call in range(100):
         if call % 3:
-            strays.taken()
+            strays.taken(0, 10.0)
         else:
             refused += 1
             if not strays.is_one(10.0):
@@ -92,11 +118,84 @@ def test_each_trial_that_fails_makes_the_next_one_come_later() -> None:
 def test_strays_that_no_longer_come_are_forgotten() -> None:
     strays = begun(10, 10, 10)
     for _ in range(199):
-        strays.taken()
+        strays.taken(0, 10.0)
     assert strays.share > 0.0
     for _ in range(2):
-        strays.taken()
+        strays.taken(0, 10.0)
     assert strays.share == 0.0
+
+
+def test_strays_that_were_thought_to_be_more_frequent_are_not_forgotten_by_chance() -> None:
+    strays = falling([2], [3.0] * 12)
+    assert strays.share == 1.0 / 3.0
+    for number in range(300):
+        if number % 10:
+            strays.taken(number, 10.0)
+        else:
+            assert strays.is_one(10.0)
+    for number in range(300, 480):
+        strays.taken(number, 10.0)
+    assert strays.share > 0.0, "of one in ten, 60 calls bring none at times"
+    for number in range(480, 486):
+        strays.taken(number, 10.0)
+    assert strays.share == 0.0
+
+
+def stood() -> Strays:
+    """Strays, one of ten calls, that have stood a trial of 300 calls."""
+    strays = begun(10, 10, 10)
+    for number in range(300):
+        if number % 10:
+            strays.taken(number, 10.0)
+        else:
+            assert strays.is_one(10.0)
+            assert strays.is_check_due(10.0) == (number >= 200)
+    return strays
+
+
+def test_strays_that_do_not_come_when_less_is_sent_are_those_of_a_limit() -> None:
+    strays = stood()
+    calls = strays.check(300, 10.0)
+    assert calls == 160, "of which 16 would be strays"
+    for number in range(280, 300):
+        strays.taken(number, 10.0)  # it was sent before
+    for number in range(300, 300 + calls):
+        assert strays.share
+        assert not strays.is_check_due(1_000.0), "there is one"
+        strays.taken(number, 10.0)
+    assert not strays.share
+    assert not any(strays.unexplained(30, 11.0 + turn) for turn in range(55))
+
+
+def test_strays_that_come_all_the_same_are_checked_ever_more_seldom() -> None:
+    strays, now_s, waits = stood(), 10.0, []
+    for _ in range(4):
+        began_s = now_s
+        while not strays.is_check_due(now_s):
+            now_s += 1.0
+        waits.append(now_s - began_s)
+        strays.check(300, now_s)
+        assert not strays.is_confirmed(299), "it was sent before"
+        found = [strays.is_confirmed(number) for number in range(300, 304)]
+        assert found == [False, False, False, True]
+    assert waits == [0.0, 30.0, 60.0, 120.0]
+
+
+def test_a_check_that_had_too_few_answers_ends() -> None:
+    strays = stood()
+    calls = strays.check(300, 10.0)
+    assert not strays.is_confirmed(300 + 2 * calls - 1)
+    assert strays.is_confirmed(300 + 2 * calls)
+    assert strays.is_check_due(1_000.0)
+
+
+def test_strays_too_few_to_matter_are_not_checked() -> None:
+    strays = begun(100, 100, 100)
+    for number in range(1_000):
+        strays.taken(number, 10.0)
+        if number % 100 == 99:
+            assert strays.is_one(10.0)
+            assert not strays.is_check_due(10.0)
 
 
 def test_a_stray_holds_no_other_call_back_whatever_time_it_names() -> None:

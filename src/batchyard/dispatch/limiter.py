@@ -45,6 +45,7 @@ _DOUBT_FIRST = 1.5  # before the first call
 _DOUBT_LESS = 1.0 / 5.0  # for each accepted call
 _LEAST_S = 1.0  # whole seconds cannot say less: who never says more says nothing by it
 _NAMED_S = 600.0  # how long it is remembered that somebody does
+_CHECK_SHARE = 0.85  # of the calls that were accepted, where strays are checked
 _REFUSAL_KEPT = 0.9  # of how long a refusal took, with the next one
 
 
@@ -351,7 +352,7 @@ class Limiter:
         self.pace.taken(permit.number, now_s)
         self._doubt = max(0.0, self._doubt - _DOUBT_LESS)
         if self.strays.share:
-            self.strays.taken()
+            self.strays.taken(permit.number, now_s)
         if permit.number >= self._cut:
             self.window.taken(permit, now_s)
         else:
@@ -375,13 +376,23 @@ class Limiter:
         if permit.number < self._cut:
             return False
         if self.strays.share:
-            return self.strays.is_one(now_s)
+            return self._is_stray_still(permit, now_s)
         if not names_time or self._doubt > _DOUBT or self._cool_down.until_s is not None:
             return False
         pace = self.pace
         if self.window.is_probing or (pace.rate is not None and pace.is_binding(permit.sent_s)):
             return False
         self._unexplained(apart, now_s, names_time=names_time)
+        return True
+
+    def _is_stray_still(self, permit: Permit, now_s: float) -> bool:
+        strays, pace = self.strays, self.pace
+        if not strays.is_one(now_s):
+            return False
+        if strays.is_confirmed(permit.number):
+            pace.rise(now_s)
+        elif strays.is_check_due(now_s):
+            pace.hold(_CHECK_SHARE * (1.0 - strays.share), strays.check(self._sent, now_s), now_s)
         return True
 
     def _is_step(self, permit: Permit) -> bool:
@@ -417,7 +428,11 @@ class Limiter:
         if not (is_step or is_row) and self._unexplained(apart, now_s, names_time=names_time):
             return
         rate = self.pace.rate
-        if rate is not None and not is_row and self.strays.fell(apart, rate, now_s):
+        if (
+            rate is not None
+            and not is_row
+            and self.strays.fell(apart, rate, now_s, is_step=is_step)
+        ):
             self._begin_trial(now_s)
             return
         if by_window:

@@ -380,6 +380,13 @@ class Pace:
         self._sent_s = _NEVER  # what was measured so far is of something else
         self._rest(now_s, _REST_CALLS)
 
+    def hold(self, share: float, calls: float, now_s: float) -> None:
+        """Go on with a share of the calls of late, for so many."""
+        self.rate = self._good = max(_RATE_MIN, share * self._recent(now_s))
+        self._is_paced = True
+        self._held_back_s = now_s
+        self._rest(now_s, calls)
+
     def rest_at_least(self, seconds: float, now_s: float) -> None:
         """Put off the next step, since the last one made all calls wait."""
         if self._cut.is_of_step:
