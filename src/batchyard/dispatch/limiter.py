@@ -352,7 +352,7 @@ class Limiter:
         self.pace.taken(permit.number, now_s)
         self._doubt = max(0.0, self._doubt - _DOUBT_LESS)
         if self.strays.share:
-            self.strays.taken(permit.number, now_s)
+            self._taken_beside_strays(permit, now_s)
         if permit.number >= self._cut:
             self.window.taken(permit, now_s)
         else:
@@ -387,13 +387,19 @@ class Limiter:
 
     def _is_stray_still(self, permit: Permit, now_s: float) -> bool:
         strays, pace = self.strays, self.pace
-        if not strays.is_one(now_s):
+        if not strays.is_one(permit.number, now_s):
             return False
         if strays.is_confirmed(permit.number):
             pace.rise(now_s)
         elif strays.is_check_due(now_s):
-            pace.hold(_CHECK_SHARE * (1.0 - strays.share), strays.check(self._sent, now_s), now_s)
+            pace.hold(_CHECK_SHARE * (1.0 - strays.seen), strays.check(self._sent, now_s), now_s)
         return True
+
+    def _taken_beside_strays(self, permit: Permit, now_s: float) -> None:
+        was_checking = self.strays.is_checking
+        self.strays.taken(permit.number, now_s)
+        if was_checking and not self.strays.is_checking:
+            self.pace.let_go(now_s)
 
     def _is_step(self, permit: Permit) -> bool:
         """Whether more was tried than is known to be accepted when a call was sent."""

@@ -37,6 +37,7 @@ _RISEN = 1.05  # times the rate before: there is more to find
 _REST_CALLS, _REST_GROWS, _REST_CALLS_MAX = 100.0, 1.1, 250.0  # for each refusal: about 1 %
 _REFUSED_MAX = 3  # refusals of one cohort that make the rest longer
 _REST_S, _REST_MAX_S = 0.5, 16.0
+_HOLD_S, _HOLD_MAX_S = 30.0, 60.0  # without a step where no limit may refuse, for answers to come
 _REST_VAGUE = 0.2  # of what else would be rested for a pause
 _UNUSED = 1.1  # no step upward where this many times what is used is less than what is allowed
 _STALL_S = 0.05  # a send that is so late is not due to the rate
@@ -71,7 +72,7 @@ class _Cut:
     is_sure: bool = False
     """Whether that is precise, or was a moment before."""
     unsure: int = 0
-    """Decreases since then."""
+    """Decreases since one that was."""
     is_several: bool = False
     """Whether it was measured over several refusals."""
     is_vague: bool = True
@@ -380,12 +381,28 @@ class Pace:
         self._sent_s = _NEVER  # what was measured so far is of something else
         self._rest(now_s, _REST_CALLS)
 
-    def hold(self, share: float, calls: float, now_s: float) -> None:
-        """Go on with a share of the calls of late, for so many."""
-        self.rate = self._good = max(_RATE_MIN, share * self._recent(now_s))
+    def hold(self, share: float, calls: int, now_s: float) -> None:
+        """Go on with a share of the calls of late, and no more until `let_go`.
+
+        Args:
+            share: of them.
+            calls: after so many, and a time in which they may be answered, it goes on by itself.
+            now_s: the time.
+        """
+        rate = self.rate
+        if rate is None or not self.is_binding(now_s):
+            seconds = now_s - self._bin_s + (_BIN_S if self._bin_before else 0.0)
+            rate = (self._bin + self._bin_before) / max(_BIN_S, seconds)
+        self.rate = self._good = rate = max(_RATE_MIN, share * rate)
         self._is_paced = True
         self._held_back_s = now_s
-        self._rest(now_s, calls)
+        self._sent_s = _NEVER  # what was measured so far is of something else
+        self._rest(now_s, _REST_CALLS)
+        self._due_s = now_s + min(calls / rate + _HOLD_S, _HOLD_MAX_S)
+
+    def let_go(self, now_s: float) -> None:
+        """Go on after `hold`: that rate is not too much."""
+        self._due_s = now_s
 
     def rest_at_least(self, seconds: float, now_s: float) -> None:
         """Put off the next step, since the last one made all calls wait."""

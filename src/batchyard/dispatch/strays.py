@@ -77,9 +77,10 @@ class Strays:
         self._calls = self._refused = self._quiet = 0
         self._check_s, self._checks_from_s = _CHECK_S, _NEVER
         self._checked: range | None = None
-        """The calls of a check: from the first to where it would have ended long ago."""
+        """The numbers of the calls of a check."""
         self._left = self._few = 0
-        """Accepted calls after which a check has found a limit, and refusals that it may see."""
+        """How many more of them have to be accepted, until it has found a limit, and how many may
+        be refused."""
 
     def unexplained(self, apart: int, now_s: float, *, names_time: bool = False) -> bool:
         """Note a refusal that no step upward explains; return whether a trial begins.
@@ -143,51 +144,71 @@ class Strays:
     def taken(self, number: int, now_s: float) -> None:
         """Note an accepted call, while there are strays."""
         self._calls += 1
-        self._quiet += 1
         self._score = max(0.0, self._score - self._free)
-        if self._quiet > _GONE_TIMES * self._apart():
-            self.share = 0.0
-        if self._checked is not None and number in self._checked:
+        checked = self._checked
+        if checked is None:
+            self._quiet += 1
+            if self._quiet > _GONE_TIMES * self._apart():
+                self.share = 0.0
+        elif number in checked:
             self._left -= 1
             if not self._left:
-                self.share = 0.0
-                self._rests_until_s = now_s + _CHECKED_S
+                self._found(now_s)
+
+    @property
+    def is_checking(self) -> bool:
+        """Whether a check is under way."""
+        return self._checked is not None and self.share > 0.0
+
+    @property
+    def seen(self) -> float:
+        """Return the share of the calls that were refused since the trial began."""
+        return self._refused / self._calls
 
     def is_check_due(self, now_s: float) -> bool:
         """Whether they are to be checked."""
         return (
             self._checked is None
             and self._calls >= _TRIAL_CALLS
-            and self._refused >= _CHECK_FROM * self._calls
+            and self.seen >= _CHECK_FROM
             and now_s >= self._checks_from_s
         )
 
     def check(self, number: int, now_s: float) -> int:
-        """Begin a check; return how many calls it takes.
+        """Begin a check; return how many calls are to be so few.
 
         Args:
-            number: of the next call: from it on they are so few that no limit refuses one.
+            number: of the next call.
             now_s: the time.
         """
-        self._left, self._few = round(_CHECK_CALLS * self._calls / self._refused), _CHECK_FEW
-        self._checked = range(number, number + 2 * self._left)
+        self._left, self._few = round(_CHECK_CALLS / self.seen), _CHECK_FEW
+        calls = self._left + self._few
+        self._checked = range(number, number + calls)
         self._checks_from_s = now_s + self._check_s
         self._check_s = min(2.0 * self._check_s, _CHECK_MAX_S)
-        return self._left
+        return calls
 
     def is_confirmed(self, number: int) -> bool:
         """Whether a stray ends a check, since there were too many: no limit refused them."""
-        if self._checked is None:
+        if self._checked is None or number not in self._checked:
             return False
-        if number in self._checked:
-            self._few -= 1
-        if self._few >= 0 and number < self._checked.stop:
+        self._few -= 1
+        if self._few >= 0:
             return False
         self._checked = None
+        self._quiet = 0
         return True
 
-    def is_one(self, now_s: float) -> bool:
+    def _found(self, now_s: float) -> None:
+        """End a check that found a limit."""
+        self.share = 0.0
+        self._rests_until_s = now_s + _CHECKED_S
+
+    def is_one(self, number: int, now_s: float) -> bool:
         """Whether a call that was refused is a stray; where it is not, there are none any more."""
+        if self._checked is not None and number >= self._checked.stop:
+            self._found(now_s)  # of those before it nearly none was refused
+            return False
         self._calls += 1
         self._refused += 1
         self._quiet = 0
