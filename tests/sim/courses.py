@@ -79,6 +79,21 @@ def strays(seed: int) -> Iterator[tuple[str, Course]]:
         for when, begin_s, end_s in (("first minute", 0.0, 60.0), ("later", 60.0, 180.0)):
             used = traffic.share_of_slots(SLOTS, begin_s, end_s)
             yield f"{share:.0%} for no reason, {when}", Course(used, refused)
+    for latency_s, slots in [(3.0, 500), (10.0, 128)]:
+        rng = random.Random(seed)
+        allowed = Allowed(
+            "nothing",
+            [0.0],
+            phase_s=300.0,
+            latency_s=latency_s,
+            refusal_s=0.01,
+            stray=0.1,
+            stray_rng=rng,
+        )
+        traffic = run(allowed, seed, slots=slots)
+        used = traffic.share_of_slots(slots, 120.0, 300.0)
+        name = f"10% for no reason, {slots} slots, answers of {latency_s:g} s"
+        yield name, Course(used, traffic.refused / traffic.sent)
     for limit in (50.0, 200.0):
         rng = random.Random(seed)
         traffic = run(Allowed("rate", [limit], stray=0.03, stray_rng=rng), seed)

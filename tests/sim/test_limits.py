@@ -198,6 +198,27 @@ def test_many_refusals_for_no_reason_leave_most_of_what_the_slots_can_do(
     assert traffic.share_of_slots(64, 60.0, allowed.end_s) >= 0.7 * (1.0 - share)
 
 
+@pytest.mark.parametrize("seed", range(max(2, SEEDS // 3)))
+@pytest.mark.parametrize(
+    ("share", "slots", "latency_s"), [(0.05, 300, 3.0), (0.1, 200, 3.0), (0.1, 64, 10.0)]
+)
+def test_refusals_for_no_reason_come_long_before_answers_and_mean_as_little(
+    share: float, slots: int, latency_s: float, seed: int
+) -> None:
+    """Of what is not refused, after two minutes: calls that are not answered yet count as well."""
+    allowed = Allowed(
+        "nothing",
+        [0.0],
+        phase_s=240.0,
+        latency_s=latency_s,
+        refusal_s=0.01,
+        stray=share,
+        stray_rng=random.Random(seed),
+    )
+    traffic = run(allowed, "never", slots, seed)
+    assert traffic.share_of_slots(slots, 120.0, allowed.end_s) >= 0.9
+
+
 @pytest.mark.parametrize("says_when", ["exactly", "never"])
 @pytest.mark.parametrize("seed", range(max(2, SEEDS // 3)))
 def test_a_limit_just_below_what_the_slots_can_do_is_not_taken_for_refusals_for_no_reason(

@@ -8,6 +8,18 @@ from batchyard.dispatch.limiter import Limiter, Signal
 from batchyard.dispatch.strays import Strays
 
 
+def takes(strays: Strays, number: int) -> None:
+    """Let a call be accepted."""
+    strays.sent()
+    strays.taken(number, 10.0)
+
+
+def is_one(strays: Strays, number: int, now_s: float = 10.0) -> bool:
+    """Let a call be refused; return whether that is a stray."""
+    strays.sent()
+    return strays.is_one(number, now_s)
+
+
 def begun(*gaps: int) -> Strays:
     strays = Strays()
     found = [strays.unexplained(gap, float(second)) for second, gap in enumerate(gaps)]
@@ -68,9 +80,9 @@ def test_strays_as_frequent_as_before_are_borne_for_long() -> None:
     strays, rng = begun(30, 30, 30), random.Random(1)
     for number in range(20_000):
         if rng.random() < 1 / 30:
-            assert strays.is_one(number, 10.0)
+            assert is_one(strays, number)
         else:
-            strays.taken(number, 10.0)
+            takes(strays, number)
 
 
 def test_frequent_strays_stand_their_trial() -> None:
@@ -80,8 +92,8 @@ def test_frequent_strays_stand_their_trial() -> None:
         strays, rng = falling([2, 6, 7], [3.0] * 12), random.Random(seed)
         for number in range(1_000):
             if rng.random() >= 0.2:
-                strays.taken(number, 10.0)
-            elif not strays.is_one(number, 10.0):
+                takes(strays, number)
+            elif not is_one(strays, number):
                 break
         stood += strays.share > 0.0
     assert stood >= 195
@@ -92,10 +104,10 @@ def test_a_trial_fails_when_a_third_of_the_calls_is_refused_and_the_next_comes_l
     refused = 0
     for number in range(100):
         if number % 3:
-            strays.taken(number, 10.0)
+            takes(strays, number)
         else:
             refused += 1
-            if not strays.is_one(number, 10.0):
+            if not is_one(strays, number):
                 break
     assert refused <= 10
     assert strays.share == 0.0
@@ -110,7 +122,7 @@ def test_each_trial_that_fails_makes_the_next_one_come_later() -> None:
         while not strays.unexplained(30, now_s):
             now_s += 1.0
         waits.append(now_s - began_s)
-        while strays.is_one(0, now_s):
+        while is_one(strays, 0, now_s):
             pass
     assert waits == [2.0, 15.0, 30.0, 60.0, 120.0]
 
@@ -118,10 +130,10 @@ def test_each_trial_that_fails_makes_the_next_one_come_later() -> None:
 def test_strays_that_no_longer_come_are_forgotten() -> None:
     strays = begun(10, 10, 10)
     for number in range(199):
-        strays.taken(number, 10.0)
+        takes(strays, number)
     assert strays.share > 0.0
     for number in range(199, 201):
-        strays.taken(number, 10.0)
+        takes(strays, number)
     assert strays.share == 0.0
 
 
@@ -130,14 +142,14 @@ def test_strays_that_were_thought_to_be_more_frequent_are_not_forgotten_by_chanc
     assert strays.share == 1.0 / 3.0
     for number in range(300):
         if number % 10:
-            strays.taken(number, 10.0)
+            takes(strays, number)
         else:
-            assert strays.is_one(number, 10.0)
+            assert is_one(strays, number)
     for number in range(300, 480):
-        strays.taken(number, 10.0)
+        takes(strays, number)
     assert strays.share > 0.0, "of one in ten, 60 calls bring none at times"
     for number in range(480, 486):
-        strays.taken(number, 10.0)
+        takes(strays, number)
     assert strays.share == 0.0
 
 
@@ -146,9 +158,9 @@ def stood() -> Strays:
     strays = begun(10, 10, 10)
     for number in range(300):
         if number % 10:
-            strays.taken(number, 10.0)
+            takes(strays, number)
         else:
-            assert strays.is_one(number, 10.0)
+            assert is_one(strays, number)
             assert strays.is_check_due(10.0) == (number >= 200)
     return strays
 
@@ -158,11 +170,11 @@ def test_strays_that_do_not_come_when_less_is_sent_are_those_of_a_limit() -> Non
     calls = strays.check(300, 10.0)
     assert calls == 163, "of which 16 would be strays, and three may be"
     for number in range(280, 300):
-        strays.taken(number, 10.0)  # it was sent before
+        takes(strays, number)  # it was sent before
     for number in range(300, 460):
         assert strays.is_checking
         assert not strays.is_check_due(1_000.0), "there is one"
-        strays.taken(number, 10.0)
+        takes(strays, number)
     assert not strays.share
     assert not any(strays.unexplained(30, 11.0 + turn) for turn in range(55))
 
@@ -185,19 +197,19 @@ def test_a_stray_after_the_calls_of_a_check_of_which_few_were_refused_is_of_a_li
     strays = stood()
     calls = strays.check(300, 10.0)
     for number in range(300, 303):
-        assert strays.is_one(number, 10.0)
+        assert is_one(strays, number)
         assert not strays.is_confirmed(number)
-    assert strays.is_one(299 + calls, 10.0), "and four refusals end it the other way"
-    assert not strays.is_one(300 + calls, 10.0)
+    assert is_one(strays, 299 + calls), "and four refusals end it the other way"
+    assert not is_one(strays, 300 + calls)
     assert not strays.share
 
 
 def test_strays_too_few_to_matter_are_not_checked() -> None:
     strays = begun(100, 100, 100)
     for number in range(1_000):
-        strays.taken(number, 10.0)
+        takes(strays, number)
         if number % 100 == 99:
-            assert strays.is_one(number, 10.0)
+            assert is_one(strays, number)
             assert not strays.is_check_due(10.0)
 
 

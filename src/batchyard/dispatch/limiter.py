@@ -229,6 +229,8 @@ class Limiter:
         self.in_flight += 1
         self.window.drift.sent(permit.number, now_s)
         self.pace.sent(permit.number, now_s)
+        if self.strays.share:
+            self.strays.sent()
         if self._cool_down.until_s is not None:
             self._cool_down.sent(permit.number)
         if self.breaker.until_s is not None:

@@ -34,8 +34,8 @@ _FALLS, _FALLEN = 6, 0.25  # decreases one after the other, and what they have l
 _FALLS_LONG, _STEPS_MAX = 12, 3  # so many are long, and of these after steps upward, at most
 _FALL_CALLS = 32  # calls without a refusal: what is left is accepted
 _MORE = 1.4  # times the share that so few decreases show, which may be too low by chance
-# Each refusal adds one, less what each call may. One in 30,000 calls brings a trial to its end by
-# chance; once it has stood, next to none does. Where strays are frequent, more is due to chance.
+# Each refusal adds one, each call takes away what it may. One in 30,000 calls brings a trial to its
+# end by chance; once it has stood, next to none does. Where strays are frequent, more is by chance.
 _SCORE_MAX, _SCORE_STOOD_MAX = 5.0, 8.0
 _FREQUENT, _SCORE_MORE = 0.1, 30.0  # this share, and how much more for what is beyond it
 _FREE_TIMES, _FREE_MAX, _FREE = 2.0, 0.1, 0.02  # how much more frequent strays may become
@@ -141,10 +141,17 @@ class Strays:
         self._calls = self._refused = self._quiet = 0
         self._check_s, self._checks_from_s, self._checked = _CHECK_S, _NEVER, None
 
-    def taken(self, number: int, now_s: float) -> None:
-        """Note an accepted call, while there are strays."""
+    def sent(self) -> None:
+        """Note a call that starts, while there are strays.
+
+        It is taken for accepted: a refusal comes at once, an answer may take a minute, and calls
+        whose answers are waited for must not make those refused look frequent.
+        """
         self._calls += 1
         self._score = max(0.0, self._score - self._free)
+
+    def taken(self, number: int, now_s: float) -> None:
+        """Note an accepted call, while there are strays."""
         checked = self._checked
         if checked is None:
             self._quiet += 1
@@ -209,10 +216,9 @@ class Strays:
         if self._checked is not None and number >= self._checked.stop:
             self._found(now_s)  # of those before it nearly none was refused
             return False
-        self._calls += 1
         self._refused += 1
         self._quiet = 0
-        self._score += 1.0 - self._free
+        self._score += 1.0
         has_stood = self._calls >= _TRIAL_CALLS
         most = _SCORE_STOOD_MAX if has_stood else _SCORE_MAX
         if self._score <= most + _SCORE_MORE * max(0.0, self.share - _FREQUENT):
