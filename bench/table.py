@@ -122,8 +122,11 @@ def rows_of(file: dict[str, Any]) -> Table:
 
 
 def left_out(row: dict[str, Any], columns: int) -> list[str]:
-    start = [_named(row), row["setting"], row["durability"]]
-    return [*start, row["failure"] or "not run", *[""] * (columns - 4)]
+    return [*_start(row), row["failure"] or "not run", *[""] * (columns - 4)]
+
+
+def _start(row: dict[str, Any]) -> list[str]:
+    return [_named(row), row["setting"], row["durability"]]
 
 
 def runs(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
@@ -131,9 +134,7 @@ def runs(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     rates = dict(row, runs=[{"rate": size / run["seconds"]} for run in row["runs"]])
     ratio = median(row, "seconds") / median(ours, "seconds")
     return [
-        _named(row),
-        row["setting"],
-        row["durability"],
+        *_start(row),
         spread(rates, "rate", lambda value: f"{value:,.0f}"),
         _share(file["work"], median(row, "seconds")),
         f"{median(row, 'cpu_s') / size * 1000:.2f}",
@@ -157,8 +158,7 @@ def limits(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
     run = row["runs"][0]
     followed = run["followed_s"]
     return [
-        _named(row),
-        row["setting"],
+        *_start(row),
         f"{run['used']:.0%}",
         *(f"{phase['half']:.0%}" for phase in run["phases"]),
         "never" if followed is None else f"{followed:.1f}",
@@ -198,8 +198,7 @@ def cancels(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
 def behinds(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
     run = row["runs"][0]
     return [
-        _named(row),
-        row["setting"],
+        *_start(row),
         f"{run['alone_s']:.1f}",
         f"{run['one_s']:,.1f}",
         f"{run['small_s']:,.1f}",
@@ -213,9 +212,7 @@ def accepts(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ours = ours_of(file)
     ratio = median(row, "seconds") / median(ours, "seconds")
     return [
-        _named(row),
-        row["setting"],
-        row["durability"],
+        *_start(row),
         spread(row, "seconds", lambda value: f"{value:.2f}"),
         _first_call(row),
         f"{median(row, 'private_mb'):,.0f}",
@@ -261,8 +258,7 @@ def downloads(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 def readings(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
     return [
-        _named(row),
-        row["setting"],
+        *_start(row),
         spread(row, "seconds", lambda value: f"{value:.3f}"),
         f"{median(row, 'mb_per_s'):,.0f}",
         f"{median(row, 'results_per_s'):,.0f}",
@@ -380,7 +376,7 @@ KINDS: dict[str, tuple[str, list[str], Cells]] = {
     ),
     "reading": (
         "Reading results, answers of {answer:,} bytes",
-        ["system", "results", "seconds", "MB/s", "results/s"],
+        ["system", "results", "durability", "seconds", "MB/s", "results/s"],
         readings,
     ),
     "kill": (
@@ -400,8 +396,7 @@ KINDS: dict[str, tuple[str, list[str], Cells]] = {
     "limits": (
         "A limit that moves: 50/s, 200/s, 20/s, {seconds:.0f} s each",
         [
-            "system",
-            "setting",
+            *_FIRST,
             "used of all",
             "of 50/s at last",
             "of 200/s",
@@ -443,8 +438,7 @@ KINDS: dict[str, tuple[str, list[str], Cells]] = {
     "behind": (
         "Behind {requests:,} requests: one, then {smalls} batches of {small}; {latency_ms} ms",
         [
-            "system",
-            "setting",
+            *_FIRST,
             "s for one, alone",
             "s for one",
             "s for 50, median",
