@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from batchyard import limits
+from batchyard.dispatch.ceilings import Ceilings
+from batchyard.dispatch.gate import Gates
 from batchyard.dispatch.limiter import Signal
 from batchyard.dispatch.retry import backoff_s
 
@@ -210,3 +212,16 @@ class Traffic:
         """Return the longest time without an accepted call."""
         moments = [0.0, *self.taken, self.allowed.end_s]
         return max(after - before for before, after in itertools.pairwise(moments))
+
+
+def run(allowed: Allowed, says_when: Says, slots: int, seed: int) -> Traffic:
+    """Let slots call for as long as the upstream has phases."""
+    found: list[Traffic] = []
+
+    async def story() -> None:
+        gate = Gates(LoopClock(), Ceilings()).of("up/model", slots)
+        found.append(Traffic(allowed, gate, says_when, random.Random(seed)))
+        await found[0].run(slots)
+
+    run_virtually(story())
+    return found[0]

@@ -9,28 +9,13 @@ from typing import Literal, get_args
 
 import pytest
 
-from batchyard.dispatch.ceilings import Ceilings
-from batchyard.dispatch.gate import Gates
-from sim.limited import Allowed, LoopClock, Says, Traffic, run_virtually
+from sim.limited import Allowed, Says, run
 
 PHASES = (50.0, 200.0, 20.0)
 ADAPT_S = 30.0
 """How much of each phase is left out of the goodput: the time to find a new limit."""
 
 SEEDS = int(os.environ.get("BATCHYARD_LIMITS_SEEDS", "6"))
-
-
-def run(allowed: Allowed, says_when: Says, slots: int, seed: int) -> Traffic:
-    """Let slots call for as long as the upstream has phases."""
-    found: list[Traffic] = []
-
-    async def story() -> None:
-        gate = Gates(LoopClock(), Ceilings()).of("up/model", slots)
-        found.append(Traffic(allowed, gate, says_when, random.Random(seed)))
-        await found[0].run(slots)
-
-    run_virtually(story())
-    return found[0]
 
 
 @pytest.mark.parametrize("slots", [64, 500])
