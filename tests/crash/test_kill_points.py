@@ -5,6 +5,7 @@ The servers are forked from a process that has it loaded, which makes a start mu
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -60,6 +61,8 @@ DELETING = ("deleted:1", "delete_part:1", "delete_part:2")
 FOLDING = ("fold_written:1", "fold_synced:1", "folded:1")
 RESTORED = ("results_marked:1", "results_made:1", "results_named:1")
 STARTING = ("ledger_", "opened", "names", "root_")
+# Answers that come one after the other: however slow a disk is, each is appended for itself.
+LATE = ("second", "third")
 # These need more than one batch and its end: below, and the emulator's clock. Those of a migration
 # are tried in tests/store/test_sqlite_start.py.
 APART = {"adopted", "left_sync", "left_synced", "deleted", "delete_part", "archived", "migrating"}
@@ -127,11 +130,21 @@ def create(yard: Yard, prompts: list[str]) -> str | None:
     return found
 
 
+def answer_late(yard: Yard, upstream: Upstream, batch_id: str | None, at_once: int) -> None:
+    """Give the late answers, each when all before it were written, as long as the yard lives."""
+    for count, gate in enumerate(LATE, start=at_once):
+        if batch_id is not None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                yard.wait_progress(batch_id, lambda told, n=count: told["results"] >= n)
+        upstream.gate(gate).open()
+
+
 @pytest.mark.parametrize("point", CASES)
 def test_killed_there_it_goes_on_with_one_batch_and_one_result_each(
     starts: Starts, upstream: Upstream, point: str
 ) -> None:
-    prompts = [f"point-{n}" for n in range(120)]
+    at_once = [f"point-{n}" for n in range(118)]
+    prompts = at_once + [f"point-{gate}|hold:{gate}" for gate in LATE]
     yard = starts.until(point)
     yard.launch()
     acknowledged = None
@@ -140,6 +153,7 @@ def test_killed_there_it_goes_on_with_one_batch_and_one_result_each(
         acknowledged = create(yard, prompts)
     except AssertionError:
         assert point.startswith(STARTING), "it died before it was ready"
+    answer_late(yard, upstream, acknowledged, len(at_once))
     died(yard)
     written, called = written_lines(yard), upstream.number("point-")
     with starts.again() as again:
