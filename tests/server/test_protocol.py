@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from batchyard import limits
-from batchyard.server.protocol import ABORT, Protocol, connections_max
+from batchyard.server.protocol import ABORT, Protocol
 from helpers_raw import (
     FIXED,
     Reply,
@@ -320,17 +320,6 @@ def test_the_newest_connection_is_refused_when_there_are_too_many(quick: Yard) -
         connection.request("GET", LIST, headers=HEADERS)
         assert connection.getresponse().status == 200
     assert quick.read_log().count("more are refused") == 1
-
-
-def test_connections_leave_descriptors_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of(soft: int) -> int:
-        monkeypatch.setattr("resource.getrlimit", lambda _: (soft, soft))
-        return connections_max()
-
-    assert of(64) == 16
-    assert of(1_024) == (1_024 - limits.DESCRIPTORS_SPARE) // 2
-    assert of(1_000_000) == limits.CONNECTIONS_MAX
-    assert of(-1) == limits.CONNECTIONS_MAX
 
 
 # What the application may do ------------------------------------------------------------------

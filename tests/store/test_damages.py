@@ -62,7 +62,7 @@ class Scratching(DirectorySegments):
 
 class _Scratched(FileAppender):
     def __init__(self, store: Scratching, name: str) -> None:
-        super().__init__(store.root, name, store.syncs)
+        super().__init__(store.root, name, store.syncs, None, store.files)
         self._store = store
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from batchyard import segments
+from batchyard import limits, segments
 from batchyard.dispatch.adopt import adopt
 from batchyard.errors import DeadSegment, DiskFull, StoreError
 from batchyard.segments import directory, syncing, writing
@@ -126,6 +126,7 @@ class Yard:
     """Processes one after the other on one directory, and what they said is stored."""
 
     root: Path
+    files_max: int = limits.CALLS_MAX
     created: set[str] = field(default_factory=set)
     extents: list[Extent] = field(default_factory=list)
     ended: bool = False
@@ -133,7 +134,7 @@ class Yard:
     def live(self) -> bool:
         """Let one process live until it has failed or done everything; whether it has."""
         try:
-            store = DirectorySegments(self.root)
+            store = DirectorySegments(self.root, files_max=self.files_max)
             for each in set(store.batches()) - self.created:
                 store.delete_batch(each)
         except StoreError:
@@ -168,9 +169,9 @@ class Yard:
             return
         first, second = (store.appender(result_name(1, nonce)) for nonce in ("aa", "bb"))
         for n, appender in enumerate((first, second, first, second)):
-            appender.append(BYTES[n : n + 1])
+            self._try(lambda _, n=n, appender=appender: appender.append(BYTES[n : n + 1]), store)
             self._try(lambda _, appender=appender: appender.sync(), store)
-        first.append(BYTES[4:])  # not synced when the process ends
+        self._try(lambda _: first.append(BYTES[4:]), store)  # not synced when the process ends
         for appender in (first, second):
             appender.close()
 
@@ -194,13 +195,13 @@ class Yard:
         assert found.get(segments.manifest_name(BATCH)) == b"all"
 
 
-def fail_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def fail_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch, files_max: int) -> int:
     """Let each sync fail once, in a story of its own; return how many there were."""
     for place in range(1, PLACES_MAX):
         kernel = Kernel(place)
         monkeypatch.setattr(directory.os, "fdatasync", kernel.fdatasync)
         monkeypatch.setattr(directory.os, "fsync", kernel.fsync)
-        yard = Yard(root / f"{place}" / "segments")
+        yard = Yard(root / f"{place}" / "segments", files_max)
         yard.root.parent.mkdir()
         try:
             lives = 1
@@ -216,10 +217,11 @@ def fail_everywhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     raise AssertionError("it never ends")
 
 
+@pytest.mark.parametrize("files_max", [limits.CALLS_MAX, 1, 0])
 def test_wherever_a_sync_fails_what_is_stored_afterwards_survives_a_power_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_max: int
 ) -> None:
-    places = fail_everywhere(tmp_path, monkeypatch)
+    places = fail_everywhere(tmp_path, monkeypatch, files_max)
     assert places > 25
 
 
@@ -260,7 +262,7 @@ def test_the_kernel_of_these_tests_finds_what_is_taken_away(
 ) -> None:
     take_away(monkeypatch)
     with pytest.raises(AssertionError, match=noticed):
-        fail_everywhere(tmp_path, monkeypatch)
+        fail_everywhere(tmp_path, monkeypatch, limits.CALLS_MAX)
 
 
 # Processes at the same time ----------------------------------------------------------------------

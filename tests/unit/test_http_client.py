@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from batchyard import limits
 from batchyard.upstream import Failure, FailureKind, Reply
-from batchyard.upstream.http import HttpClient
+from batchyard.upstream.http import Clients, HttpClient
 from helpers_ports import Port
 
 if TYPE_CHECKING:
@@ -260,6 +260,54 @@ async def test_a_large_body_arrives_whole() -> None:
 
     async with serving(echo) as url, calling(url) as client:
         assert await client.post(client.head("POST", "/", {}), body) == Reply(200, body)
+
+
+async def test_unused_connections_are_closed_where_one_more_would_be_too_many() -> None:
+    """The oldest of whoever has most of them; those in use stay."""
+    open_ones, gate = [0, 0], asyncio.Event()
+
+    def answering(which: int) -> Handler:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            open_ones[which] += 1
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while True:
+                    await reader.readuntil(b"body")
+                    await gate.wait()
+                    writer.write(OK)
+            open_ones[which] -= 1
+
+        return answer
+
+    async def call(client: HttpClient, number: int) -> None:
+        head = client.head("POST", "/", {})
+        calls = (client.post(head, b"body") for _ in range(number))
+        assert await asyncio.gather(*calls) == [Reply(200, b"ok")] * number
+
+    async with (
+        serving(answering(0)) as first_url,
+        serving(answering(1)) as second_url,
+        calling(first_url) as first,
+        calling(second_url) as second,
+    ):
+        clients = Clients(3)
+        first.share(clients)
+        second.share(clients)
+        gate.set()
+        await call(first, 3)
+        assert (first.unused, second.unused) == (3, 0)
+        await call(second, 2)
+        assert (first.unused, second.unused) == (1, 2)
+        await call(first, 1)  # it has one
+        assert (first.unused, second.unused) == (1, 2)
+        gate.clear()
+        waiting = asyncio.create_task(call(second, 3))
+        while second.connections < 3:
+            await asyncio.sleep(0)
+        assert first.connections == 0
+        gate.set()
+        await waiting
+        while open_ones != [0, 3]:
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "a\0b"])

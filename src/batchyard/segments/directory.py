@@ -21,6 +21,7 @@ from batchyard.segments.writing import (
     REQUESTS,
     FileAppender,
     FileDraft,
+    OpenFiles,
     create,
     error_of,
     gone,
@@ -63,18 +64,25 @@ class DirectorySegments:
     repairs_itself = False
     comes_back = False
 
-    def __init__(self, root: Path, make_room: Callable[[], bool] = no_room) -> None:
+    def __init__(
+        self,
+        root: Path,
+        make_room: Callable[[], bool] = no_room,
+        files_max: int = limits.CALLS_MAX,
+    ) -> None:
         """Open it, and make it where it is not there.
 
         Args:
             root: its directory.
             make_room: as `Syncs` has it.
+            files_max: how many files of results are kept open.
 
         Raises:
             StoreError: it cannot be used.
         """
         self._root = root
         self.syncs = Syncs(make_room)
+        self.files = OpenFiles(files_max)
         try:
             _make_directories(root)
             crash.point("root_made")
@@ -121,7 +129,7 @@ class DirectorySegments:
         """Begin a segment to append to."""
         try:
             since = self._prepare((self._root / name).parent)
-            return FileAppender(self._root, name, self.syncs, since)
+            return FileAppender(self._root, name, self.syncs, since, self.files)
         except FileNotFoundError as error:
             raise gone(self._root, name) from error
         except OSError as error:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REQUESTS = "requests"
 """The name of the requests in the directory of a batch: while it is there, the batch is."""
 _MODE = 0o600
+_APPENDING = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class FileDraft:
@@ -109,10 +110,35 @@ class FileDraft:
             self._temporary.unlink()
 
 
-class FileAppender:
-    """One file that grows. Its own process is the only one that ever writes to it."""
+class OpenFiles:
+    """How many files of results are kept open at once. Threads share it, to within a few."""
 
-    def __init__(self, root: Path, name: str, syncs: Syncs, since: int | None = None) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: set[FileAppender] = set()
+
+    def keep(self, file: FileAppender) -> bool:
+        """Return whether a file is kept open from now on, until `leave`."""
+        if len(self._kept) >= self._most:
+            return False
+        self._kept.add(file)
+        return True
+
+    def leave(self, file: FileAppender) -> None:
+        """Take notice that a file is not open any more."""
+        self._kept.discard(file)
+
+
+class FileAppender:
+    """One file that grows. Its own process is the only one that ever writes to it.
+
+    Where too many are open, it is opened for each `append`, and made durable there: an error of the
+    disk is told only to who had the file open when it happened.
+    """
+
+    def __init__(
+        self, root: Path, name: str, syncs: Syncs, since: int | None, files: OpenFiles
+    ) -> None:
         """Make the file.
 
         Args:
@@ -120,6 +146,7 @@ class FileAppender:
             name: of the segment.
             syncs: of the store.
             since: the mark that the batch has already.
+            files: of the store.
 
         Raises:
             OSError: it cannot be made.
@@ -127,9 +154,14 @@ class FileAppender:
         self.name = name
         self._syncs = syncs
         self._since = since
+        self._files = files
         self._root = root
         self._path = root / name
-        self._descriptor = create(self._path)
+        descriptor = create(self._path)
+        self._descriptor: int | None = descriptor
+        if not files.keep(self):
+            self._descriptor = None
+            os.close(descriptor)
         self._length = 0
         self._checksums = Checksums()
         self._named = False
@@ -137,22 +169,38 @@ class FileAppender:
     def append(self, chunks: Sequence[bytes]) -> None:
         """Write `chunks` at the end; see the protocol."""
         data = b"".join(chunks)
+        if self._descriptor is not None:
+            self._append(self._descriptor, data)
+            return
+        try:
+            descriptor = os.open(self._path, _APPENDING)
+        except FileNotFoundError as error:
+            raise gone(self._root, self.name) from error
+        except OSError as error:
+            raise error_of(error, f"cannot open segment {self.name}") from error
+        try:
+            self._append(descriptor, data)
+            self._sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _append(self, descriptor: int, data: bytes) -> None:
         crash.point("append")
         try:
-            _write_all(self._descriptor, data)
+            _write_all(descriptor, data)
         except OSError as error:
             failure = error_of(error, f"cannot append to segment {self.name}")
             if isinstance(failure, DiskFull):
-                self._take_back()
+                self._take_back(descriptor)
             raise failure from error
         crash.point("appended")
         self._length += len(data)
         self._checksums.add(data)
 
-    def _take_back(self) -> None:
+    def _take_back(self, descriptor: int) -> None:
         """Remove what a write has left that a full disk cut short."""
         try:
-            os.ftruncate(self._descriptor, self._length)
+            os.ftruncate(descriptor, self._length)
         except OSError as error:
             raise StoreError(f"cannot truncate segment {self.name}: {error}") from error
 
@@ -164,11 +212,15 @@ class FileAppender:
 
     def sync(self) -> None:
         """Make everything that was appended durable."""
+        if self._descriptor is not None:
+            self._sync(self._descriptor)
+
+    def _sync(self, descriptor: int) -> None:
         crash.point("sync")
         try:
             sync_result(
                 self._syncs,
-                self._descriptor,
+                descriptor,
                 self._path,
                 self.name,
                 since=self._since,
@@ -183,7 +235,9 @@ class FileAppender:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._files.leave(self)
 
     def remove(self) -> None:
         """Remove the file; see the protocol."""
@@ -210,8 +264,7 @@ def gone(root: Path, name: str) -> StoreError:
 
 def create(path: Path) -> int:
     """Make a file to append to; return its descriptor."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags, _MODE)
+    return os.open(path, _APPENDING | os.O_CREAT | os.O_EXCL, _MODE)
 
 
 def sync_result(

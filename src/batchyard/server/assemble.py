@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import resource
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from batchyard import ids, limits, models
+from batchyard import descriptors, ids, limits, models
 from batchyard.dispatch.ceilings import Ceilings
 from batchyard.dispatch.keeper import Keeper
 from batchyard.dispatch.routes import Route, Routes
@@ -24,7 +23,7 @@ from batchyard.server.guard import LOOPBACK_HOSTS
 from batchyard.server.rates import Rates
 from batchyard.server.workers import Workers
 from batchyard.server.yard import Yard
-from batchyard.upstream.http import StreamTimeouts
+from batchyard.upstream.http import Clients, StreamTimeouts
 from batchyard.upstream.messages import MessagesUpstream
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ async def opened(
     Raises:
         ConfigError: the data or the table of models cannot be used.
     """
-    _read_models(config)
+    _prepare(config)
     disk = Disk(config.data, config.disk_reserve_bytes)
     ledger, store = _stores(config, clock, disk)
     disk.take_ballast()  # now that it is known whose directory this is
@@ -117,14 +116,14 @@ async def opened_worker(
     Raises:
         ConfigError: the data or the table of models cannot be used.
     """
-    _read_models(config)
+    _prepare(config)
     if config.ledger is None:
         disk = Disk(config.data, config.disk_reserve_bytes)
         ledger, store = _stores(config, clock, disk, joins=True)
     else:
         ledger, store = _shared(config, clock)
     ours = [e for e in config.upstreams if config.only is None or e.name in config.only]
-    upstreams = {each.name: _upstream(each, clock) for each in ours}
+    upstreams = _sharing({each.name: _upstream(each, clock) for each in ours})
     try:
         await _start(config, store, upstreams)
         worker = _worker(config, clock, ledger, store, upstreams, None, owner)
@@ -135,8 +134,13 @@ async def opened_worker(
         await ledger.close()
 
 
-def _read_models(config: Config) -> None:
-    """Read the table of models now: later, a disk that fails would end the work."""
+def _prepare(config: Config) -> None:
+    """Ask for descriptors, and read the table of models: later, a failing disk would end the work.
+
+    Raises:
+        ConfigError: the table cannot be used.
+    """
+    descriptors.raise_limit()
     if config.models is not None:
         models.use(config.models)
     models.table()
@@ -157,7 +161,9 @@ def _stores(
         joins=joins,
         clock=clock if config.workers > 1 else None,
     )
-    return ledger, DirectorySegments(config.data / "segments", disk.give_up_ballast)
+    return ledger, DirectorySegments(
+        config.data / "segments", disk.give_up_ballast, descriptors.result_files_max()
+    )
 
 
 def _shared(config: Config, clock: Clock) -> tuple[Ledger, Segments]:
@@ -215,7 +221,7 @@ def _worker(
         slots={each.name: each.slots for each in config.upstreams},
         clock=clock,
         rng=random.Random(),  # noqa: S311 - jitter
-        calls_max=_calls_max(),
+        calls_max=descriptors.calls_max(),
         flush_s=limits.FLUSH_INTERVAL_S if flush_s is None else flush_s,
         shares=config.shares,
         ceilings=Ceilings({each.name: each.limits for each in config.upstreams}),
@@ -229,16 +235,6 @@ def _routes(config: Config) -> Routes:
     return Routes([Route(each.name, each.models) for each in config.upstreams])
 
 
-def _calls_max() -> int:
-    """Return how many calls may be in flight, after asking for all the descriptors there are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return limits.CALLS_MAX
-    return max(1, min(limits.CALLS_MAX, (hard - limits.DESCRIPTORS_SPARE) // 2))
-
-
 def _allowed_hosts(config: Config) -> frozenset[str]:
     public = urlsplit(config.public_url).hostname if config.public_url else None
     return LOOPBACK_HOSTS | config.allowed_hosts | ({public} if public else set())
@@ -246,7 +242,16 @@ def _allowed_hosts(config: Config) -> frozenset[str]:
 
 def _upstreams(config: Config, clock: Clock) -> dict[str, Upstream]:
     works = config.role != "api"
-    return {each.name: _upstream(each, clock, works=works) for each in config.upstreams}
+    return _sharing({each.name: _upstream(each, clock, works=works) for each in config.upstreams})
+
+
+def _sharing(upstreams: dict[str, Upstream]) -> dict[str, Upstream]:
+    """Let upstreams share the descriptors of the process."""
+    clients = Clients(descriptors.calls_max())
+    for upstream in upstreams.values():
+        if isinstance(upstream, MessagesUpstream):
+            upstream.share(clients)
+    return upstreams
 
 
 async def _start(config: Config, store: Segments, upstreams: Mapping[str, Upstream]) -> None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from batchyard import __version__, ids, limits
+from batchyard import __version__, descriptors, ids, limits
 from batchyard.errors import BatchyardError, HeadTooLarge, InvalidRequest, Overloaded
 from batchyard.server.guard import error_response
 from batchyard.server.streaming import uncopied
@@ -92,7 +91,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > connections_max():
+        if len(self.connections) > descriptors.connections_max():
             self._warn_full()
             self._refuse(
                 Overloaded("Too many connections", retry_after_s=limits.FULL_RETRY_AFTER_S)
@@ -351,14 +350,6 @@ class _Lingering:
         self.set_write_buffer_limits = transport.set_write_buffer_limits
         self.is_closing = transport.is_closing
         self.close = close
-
-
-def connections_max() -> int:
-    """Return how many connections may be open: well below the descriptors there are."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return limits.CONNECTIONS_MAX
-    return min(limits.CONNECTIONS_MAX, max(soft // 4, (soft - limits.DESCRIPTORS_SPARE) // 2))
 
 
 def _check_head(url: bytes, fields: list[tuple[bytes, bytes]], version: str) -> None:

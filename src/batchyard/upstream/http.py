@@ -42,6 +42,28 @@ class StreamTimeouts:
     """From sending to the last byte."""
 
 
+class Clients:
+    """The clients of a process: where too many connections are open, unused ones are closed."""
+
+    def __init__(self, connections_max: int) -> None:
+        """Begin without a client.
+
+        Args:
+            connections_max: how many connections they may have together; no fewer than calls.
+        """
+        self._connections_max = connections_max
+        self._clients: list[HttpClient] = []
+
+    def add(self, client: HttpClient) -> None:
+        """Count the connections of a client from now on."""
+        self._clients.append(client)
+
+    def make_room(self) -> None:
+        """Close the oldest unused connection where one more would be too many."""
+        if sum(client.connections for client in self._clients) >= self._connections_max:
+            max(self._clients, key=lambda client: client.unused).close_oldest()
+
+
 class HttpClient:
     """Connections to one upstream."""
 
@@ -81,6 +103,8 @@ class HttpClient:
         self._sweep_s = min(_SWEEP_S, shortest / 5)
         self._idle: list[Connection] = []
         self._waiting: dict[Whole, Connection] = {}
+        self._connecting = 0
+        self._clients: Clients | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop
@@ -221,6 +245,26 @@ class HttpClient:
 
     # Connections ---------------------------------------------------------------------------------
 
+    def share(self, clients: Clients) -> None:
+        """Share the descriptors of the process with its other clients; before the first call."""
+        self._clients = clients
+        clients.add(self)
+
+    @property
+    def connections(self) -> int:
+        """How many there are, those that are being made and those that nobody uses included."""
+        return len(self._idle) + len(self._waiting) + self._connecting
+
+    @property
+    def unused(self) -> int:
+        """How many there are that nobody uses."""
+        return len(self._idle)
+
+    def close_oldest(self) -> None:
+        """Close the one that nobody has used for longest, if there is one."""
+        if self._idle:
+            self._idle.pop(0).abort()
+
     def _unused(self) -> Connection | None:
         """Return an open connection that nobody uses, if there is one."""
         while self._idle:
@@ -233,6 +277,9 @@ class HttpClient:
         loop = self._loop = asyncio.get_running_loop()
         host, port = self._address
         seconds = limits.UPSTREAM_CONNECT_TIMEOUT_S
+        if self._clients is not None:
+            self._clients.make_room()
+        self._connecting += 1
         try:
             async with asyncio.timeout(seconds):
                 made = partial(Connection, self._give_back, loop.call_soon)
@@ -241,6 +288,8 @@ class HttpClient:
             raise _NotConnectedError(f"no connection in {seconds:g} s") from None
         except OSError as error:  # of TLS too, and of a name that is not known
             raise _NotConnectedError(error.strerror or str(error) or "no connection") from error
+        finally:
+            self._connecting -= 1
         return connection
 
     def _give_back(self, connection: Connection) -> None:

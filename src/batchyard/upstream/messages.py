@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from batchyard.model import Billing
     from batchyard.upstream import Call, Forward, Forwarded, Outcome
-    from batchyard.upstream.http import StreamTimeouts
+    from batchyard.upstream.http import Clients, StreamTimeouts
 
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,10 @@ class MessagesUpstream:
         self._plain: set[_Kind] = set()
         """Kinds of requests of which one was answered with a stream that cannot be folded."""
         self._heads: dict[tuple[str, tuple[str, ...], str | None], bytes] = {}
+
+    def share(self, clients: Clients) -> None:
+        """Share the descriptors of the process with its other upstreams, from the first call on."""
+        self._client.share(clients)
 
     def send(self, call: Call) -> Coroutine[None, None, Outcome]:
         """Make one call of `POST /v1/messages`."""
