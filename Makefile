@@ -207,16 +207,16 @@ bench-peers: .venv/.ready $(PEERS)
 	@$(BIN)/python bench/download.py
 	@$(BIN)/python bench/reading.py
 	@$(BIN)/python bench/reading.py --answer 20000 --requests 20000 --alone
-	@$(BIN)/python bench/kill.py
-	@$(BIN)/python bench/kill.py --at 0.1
-	@$(BIN)/python bench/kill.py --at 0.9
+	@for at in 0.5 0.1 0.9; do \
+	  $(BIN)/python bench/kill.py --at $$at --systems batchyard --rounds 5; \
+	  $(BIN)/python bench/kill.py --at $$at --systems aibrix; done
 	@$(BIN)/python bench/compare.py --requests 1000 --latency 0.2 --p99 2 --no-defaults --rounds 3
 	@$(BIN)/python bench/compare.py --requests 10000 --latency 0.2 --p99 2 --no-defaults --rounds 3
-	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --write
-	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --retry-after --write
-	@$(BIN)/python bench/faults.py
-	@$(BIN)/python bench/cancel.py
-	@$(BIN)/python bench/behind.py --requests 20000
+	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --rounds 3 --write
+	@$(BIN)/python bench/limits.py --systems batchyard ogx aibrix --retry-after --rounds 3 --write
+	@$(BIN)/python bench/faults.py --rounds 5
+	@$(BIN)/python bench/cancel.py --rounds 5
+	@$(BIN)/python bench/behind.py --requests 20000 --rounds 3
 	@$(BIN)/python bench/behind.py
 	@$(BIN)/python bench/table.py --write
 

@@ -1,6 +1,7 @@
 """Small batches behind a large one: how long they wait.
 
-    python bench/behind.py [--requests 100000] [--latency 0.2] [--systems batchyard ogx aibrix]
+    python bench/behind.py [--requests 100000] [--latency 0.2] [--rounds 1]
+                           [--systems batchyard ogx aibrix]
 
 A large batch is being worked on. Then somebody hands in one request; when it is done, 20 batches of
 50. Told are the seconds until all results of each have been read, and how evenly the 20 were
@@ -56,7 +57,7 @@ def main() -> None:
     def run(system: Service) -> dict[str, Any]:
         return _behind(system, large, options.latency)
 
-    services.each(f"behind-{large.size}", about, systems, run)
+    services.each(f"behind-{large.size}", about, systems, run, options.rounds)
 
 
 def _behind(system: Service, large: Work, latency_s: float) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def _behind(system: Service, large: Work, latency_s: float) -> dict[str, Any]:
         yard.stub(latency_s, "--count") as upstream,
         system.start(upstream, Path(folder)) as started,
     ):
+        system.tenant = "a"
         alone_s = _wait(system, started, ONE)
         before = yard.told(upstream, "calls")["calls"]
         system.create(started, system.prepare(large))

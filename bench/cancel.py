@@ -1,6 +1,6 @@
 """A batch is canceled when a part of it has been sent: when it ends, and what is kept.
 
-    python bench/cancel.py [--requests 10000] [--latency 0.02] [--at 0.3]
+    python bench/cancel.py [--requests 10000] [--latency 0.02] [--at 0.3] [--rounds 1]
                            [--systems batchyard ogx litellm aibrix]
 
 The clock goes from the request to cancel until all results have been read. An answer that the
@@ -49,7 +49,7 @@ def main() -> None:
     def run(system: Service) -> dict[str, Any]:
         return _cancel(system, work, options.at, options.latency)
 
-    services.each(f"cancel-{work.size}", about, systems, run)
+    services.each(f"cancel-{work.size}", about, systems, run, options.rounds)
 
 
 def _cancel(system: Service, work: Work, share: float, latency_s: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """An upstream that fails: what still succeeds, after how many calls, and what it costs in time.
 
-    python bench/faults.py [--requests 2000] [--latency 0.2] [--timeout 10]
+    python bench/faults.py [--requests 2000] [--latency 0.2] [--timeout 10] [--rounds 1]
                            [--systems batchyard ogx aibrix]
 
 Of the calls, 5 % are answered with 500, 2 % with a reset connection and 0.5 % never; 1 % of the
@@ -50,7 +50,7 @@ def main() -> None:
         usual, _, _ = _do(system, work, options.latency)
         return _told(system, work, usual, *_do(system, work, options.latency, "--faults"))
 
-    services.each(f"faults-{work.size}", about, systems, run)
+    services.each(f"faults-{work.size}", about, systems, run, options.rounds)
 
 
 def _do(

@@ -1,6 +1,7 @@
 """A server is killed (SIGKILL) when half of a batch has been sent, and started again at once.
 
-    python bench/kill.py [--requests 10000] [--latency 0.02] [--at 0.5] [--systems batchyard aibrix]
+    python bench/kill.py [--requests 10000] [--latency 0.02] [--at 0.5] [--rounds 1]
+                         [--systems batchyard aibrix]
 
 The stub counts the calls for each request, so what was called twice is known. OGX and LiteLLM's
 executor have nothing to come back to: their requests were in the memory of the killed process.
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--at", type=float, default=0.5, help="share sent before the kill")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     work = Work(options.requests)
     about = {
@@ -69,8 +71,9 @@ def main() -> None:
         row.failure = system.missing()
         if row.failure is None:
             try:
-                row.runs.append(_kill(system, place, work, options))
-                print(f"{system.name}: {row.runs[0]}", flush=True)
+                for _ in range(options.rounds):
+                    row.runs.append(_kill(system, place, work, options))
+                    print(f"{system.name}: {row.runs[-1]}", flush=True)
             except PeerError as error:
                 row.failure = str(error)[-500:]
         if row.failure:

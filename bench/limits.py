@@ -1,7 +1,7 @@
 """How much of a limit that moves is used, in real time.
 
     python bench/limits.py [--seconds 20] [--latency 0.2] [--retry-after] [--stray 0.03]
-                           [--systems batchyard ogx aibrix] [--write]
+                           [--systems batchyard ogx aibrix] [--rounds 1] [--write]
 
 The upstream allows 50 calls a second, then 200, then 20, from a bucket of half a second, and
 refuses the others with 429. There are as many requests as it allows in that time. Told are, for
@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,13 @@ def main() -> None:
     name += "-retry-after" if options.retry_after else ""
     if options.write and len(systems) > 1 and not options.stray:
         about["kind"] = "limits"
-        services.each(name, about, systems, lambda system: measure(system, options))
+        services.each(name, about, systems, partial(measure, options=options), options.rounds)
         return
-    rows = []
-    for system in systems:
-        run = measure(system, options)
-        print(told(system, run, options))
-        rows.append(record.Row.of(system))
-        rows[-1].runs.append(run | {"load": raw.load()})
+    rows = [record.Row.of(system) for system in systems]
+    for _ in range(options.rounds):
+        for system, row in zip(systems, rows, strict=True):
+            row.runs.append(measure(system, options) | {"load": raw.load()})
+            print(told(system, row.runs[-1], options), flush=True)
     if options.write:
         about["stray"] = options.stray
         record.write(f"{name}-alone" if len(systems) == 1 else name, about, rows)

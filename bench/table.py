@@ -100,9 +100,14 @@ def median(row: dict[str, Any], name: str) -> float:
     return float(statistics.median(run[name] for run in row["runs"]))
 
 
-def spread(row: dict[str, Any], name: str, form: Callable[[float], str]) -> str:
-    values = [run[name] for run in row["runs"]]
-    return f"{form(statistics.median(values))} ({form(min(values))} to {form(max(values))})"
+def spread(row: dict[str, Any], name: str, form: str, factor: float = 1.0) -> str:
+    return told([run[name] * factor for run in row["runs"]], form)
+
+
+def told(values: list[float], form: str) -> str:
+    """Return the median of some runs, with their range where that says more."""
+    texts = [f"{value:{form}}" for value in (statistics.median(values), min(values), max(values))]
+    return texts[0] if len(set(texts)) == 1 else f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
 def times(ratio: float) -> str:
@@ -135,7 +140,7 @@ def runs(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ratio = median(row, "seconds") / median(ours, "seconds")
     return [
         *_start(row),
-        spread(rates, "rate", lambda value: f"{value:,.0f}"),
+        spread(rates, "rate", ",.0f"),
         _share(file["work"], median(row, "seconds")),
         f"{median(row, 'cpu_s') / size * 1000:.2f}",
         f"{median(row, 'private_mb'):.0f}",
@@ -155,56 +160,54 @@ def _share(work: dict[str, Any], seconds: float) -> str:
 
 
 def limits(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    run = row["runs"][0]
-    followed = run["followed_s"]
+    runs = row["runs"]
+    halves = zip(*([phase["half"] for phase in run["phases"]] for run in runs), strict=True)
+    followed = [math.inf if run["followed_s"] is None else run["followed_s"] for run in runs]
     return [
         *_start(row),
-        f"{run['used']:.0%}",
-        *(f"{phase['half']:.0%}" for phase in run["phases"]),
-        "never" if followed is None else f"{followed:.1f}",
-        f"{run['refused'] / run['calls']:.1%}",
-        f"{run['errored']:,}",
+        spread(row, "used", ".0%"),
+        *(told(list(half), ".0%") for half in halves),
+        told(followed, ".1f").replace("inf", "never"),
+        told([run["refused"] / run["calls"] for run in runs], ".1%"),
+        spread(row, "errored", ",.0f"),
     ]
 
 
 def faults(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    run = row["runs"][0]
+    runs = row["runs"]
     return [
         _named(row),
         row["durability"],
-        f"{run['succeeded']:,} of {run['possible']:,}",
-        f"{run['lost']:,}",
-        f"{run['calls'] / max(1, run['succeeded']):.3f}",
-        f"{run['seconds']:.1f}",
-        f"{run['usual_s']:.1f}",
-        f"{run['invalid'] - run['invalid_succeeded']} of {run['invalid']}",
+        f"{spread(row, 'succeeded', ',.0f')} of {runs[0]['possible']:,}",
+        spread(row, "lost", ",.0f"),
+        told([run["calls"] / max(1, run["succeeded"]) for run in runs], ".3f"),
+        spread(row, "seconds", ".1f"),
+        spread(row, "usual_s", ".1f"),
+        told([run["invalid"] - run["invalid_succeeded"] for run in runs], ".0f")
+        + f" of {runs[0]['invalid']}",
     ]
 
 
 def cancels(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    run = row["runs"][0]
     return [
         _named(row),
         row["durability"],
-        f"{run['acknowledged_s'] * 1000:,.0f}",
-        f"{run['seconds']:.2f}",
-        f"{run['kept']:,}",
-        f"{run['paid_and_lost']:,}",
-        f"{run['calls_after']:,}",
-        f"{run['results']:,}",
+        spread(row, "acknowledged_s", ",.0f", 1000),
+        spread(row, "seconds", ".2f"),
+        *(
+            spread(row, name, ",.0f")
+            for name in ("kept", "paid_and_lost", "calls_after", "results")
+        ),
     ]
 
 
 def behinds(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    run = row["runs"][0]
+    seconds = ("alone_s", "one_s", "small_s", "small_most_s")
     return [
         *_start(row),
-        f"{run['alone_s']:.1f}",
-        f"{run['one_s']:,.1f}",
-        f"{run['small_s']:,.1f}",
-        f"{run['small_most_s']:,.1f}",
-        f"{run['evenness']:.2f}",
-        f"{run['most_in_flight']:,}",
+        *(spread(row, name, ",.1f") for name in seconds),
+        spread(row, "evenness", ".2f"),
+        spread(row, "most_in_flight", ",.0f"),
     ]
 
 
@@ -213,7 +216,7 @@ def accepts(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     ratio = median(row, "seconds") / median(ours, "seconds")
     return [
         *_start(row),
-        spread(row, "seconds", lambda value: f"{value:.2f}"),
+        spread(row, "seconds", ".2f"),
         _first_call(row),
         f"{median(row, 'private_mb'):,.0f}",
         "" if row["system"] in {OURS, SINK} else f"{times(ratio)} as fast",
@@ -226,20 +229,16 @@ def _first_call(row: dict[str, Any]) -> str:
         return ""
     if any(run["first_call_s"] is None for run in row["runs"]):
         return "none in time"
-    return spread(row, "first_call_s", lambda value: f"{value:.2f}")
+    return spread(row, "first_call_s", ".2f")
 
 
 def kills(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    run = row["runs"][0]
     return [
         _named(row),
         row["durability"],
-        f"{run['sent_at_kill']:,}",
-        f"{run['ready_s']:.1f}",
-        f"{run['end_s']:,.1f}",
-        f"{run['missing']}",
-        f"{run['doubled']}",
-        f"{run['repeated_calls']}",
+        spread(row, "sent_at_kill", ",.0f"),
+        *(spread(row, name, ",.1f") for name in ("ready_s", "end_s")),
+        *(spread(row, name, ",.0f") for name in ("missing", "doubled", "repeated_calls")),
     ]
 
 
@@ -249,7 +248,7 @@ def downloads(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
     return [
         _named(row),
         row["setting"],
-        spread(row, "mb_per_s", lambda value: f"{value:,.0f}"),
+        spread(row, "mb_per_s", ",.0f"),
         f"{median(row, 'cpu_s'):.2f}",
         f"{max(run['above_idle_mb'] for run in row['runs']):.1f}",
         "" if row["system"] == OURS else f"{ratio:.2f} of it",
@@ -259,7 +258,7 @@ def downloads(file: dict[str, Any], row: dict[str, Any]) -> list[str]:
 def readings(_: dict[str, Any], row: dict[str, Any]) -> list[str]:
     return [
         *_start(row),
-        spread(row, "seconds", lambda value: f"{value:.3f}"),
+        spread(row, "seconds", ".3f"),
         f"{median(row, 'mb_per_s'):,.0f}",
         f"{median(row, 'results_per_s'):,.0f}",
     ]
@@ -306,11 +305,11 @@ def _compared(work: dict[str, Any], ours: dict[str, Any], row: dict[str, Any]) -
 
 def _killed(files: list[dict[str, Any]]) -> Table:
     rows = [row for file in files for row in file["rows"] if row["runs"]]
-    ours = next((row["runs"][0]["end_s"] for row in rows if row["system"] == OURS), None)
+    ours = next((median(row, "end_s") for row in rows if row["system"] == OURS), None)
     for row in rows:
         if ours is None or row["system"] == OURS:
             continue
-        other = row["runs"][0]["end_s"]
+        other = median(row, "end_s")
         result = f"done {ours:.1f} s after the kill, the other {other:,.0f} s"
         yield ["`kill -9` at half of a batch", _named(row), row["durability"], result]
 
