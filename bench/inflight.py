@@ -70,7 +70,7 @@ def _show(options: argparse.Namespace, run: dict[str, float]) -> None:
 def descriptors(wanted: int) -> None:
     """Let this process and its children open so many files, as root; else as many as they may.
 
-    The yard begins no more calls than five eighths of them, so that what it begins can be written.
+    The yard begins no more calls than nine sixteenths of them, and so can write what it begins.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):

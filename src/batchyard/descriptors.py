@@ -1,9 +1,9 @@
 """How the files and connections that one process may have open are shared out.
 
-Of all that the system allows, five eighths are for calls to upstreams, an eighth for the results
-that are being written, and a quarter for clients; some are spare. Each of the three keeps to its
-share, so that none takes what another needs: a call or a client without a descriptor is refused and
-comes again, but results that cannot be written would end the process.
+Of all that the system allows, nine sixteenths are for calls to upstreams and one for the results
+that are being written. Clients have three, and as much again for what they ask for: a file, or a
+call that is passed on. The rest is spare. Each keeps to its share, since a call or a client without
+a descriptor is refused and comes again, but results that cannot be written end the process.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ def raise_limit() -> None:
 
 def calls_max() -> int:
     """Return how many calls to upstreams may be in flight, and connections to them be open."""
-    return _share(5, 8, limits.CALLS_MAX)
+    return _share(9)
 
 
 def result_files_max() -> int:
     """Return how many files of results may be open."""
-    return _share(1, 8, limits.CALLS_MAX)
+    return _share(1)
 
 
 def connections_max() -> int:
     """Return how many connections clients may have."""
     allowed = _allowed()
-    return limits.CONNECTIONS_MAX if allowed is None else min(limits.CONNECTIONS_MAX, allowed // 4)
+    if allowed is None:
+        return limits.CONNECTIONS_MAX
+    return min(limits.CONNECTIONS_MAX, allowed * 3 // 16)
 
 
-def _share(part: int, of: int, most: int) -> int:
+def _share(sixteenths: int) -> int:
     allowed = _allowed()
     if allowed is None:
-        return most
-    return max(1, min(most, (allowed - limits.DESCRIPTORS_SPARE) * part // of))
+        return limits.CALLS_MAX
+    most = (allowed - limits.DESCRIPTORS_SPARE) * sixteenths // 16
+    return max(1, min(limits.CALLS_MAX, most))
 
 
 def _allowed() -> int | None:

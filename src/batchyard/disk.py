@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 from batchyard import crash, limits
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
+
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def no_room() -> bool:
@@ -54,10 +58,30 @@ def has_room(directory: Path, length: int = 0) -> bool:
         return not is_disk_full(error)
 
 
+def patiently(opens: Callable[[], int]) -> int:
+    """Open a file. Where there is no descriptor left, wait a minute for one: blocks.
+
+    Args:
+        opens: returns the descriptor.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    for _ in range(limits.DESCRIPTOR_TRIES):
+        try:
+            return opens()
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTOR:
+                raise
+        time.sleep(limits.DESCRIPTOR_WAIT_S)
+    return opens()
+
+
 @contextlib.contextmanager
 def opened(directory: Path) -> Generator[int]:
-    """Have a descriptor of a directory for a while."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Have a descriptor of a directory for a while: `patiently`."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    descriptor = patiently(lambda: os.open(directory, flags))
     try:
         yield descriptor
     finally:

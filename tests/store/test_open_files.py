@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchyard import segments
-from batchyard.errors import DiskFull, SegmentsGone
+from batchyard import limits, segments
+from batchyard.errors import DiskFull, SegmentsGone, StoreError
 from batchyard.segments import writing
 from batchyard.segments.directory import DirectorySegments
 from helpers_upstream import Upstream
@@ -35,10 +35,10 @@ def store(tmp_path: Path) -> DirectorySegments:
     return made
 
 
-def open_files(folder: Path) -> list[str]:
-    """Return the names of the files below a folder that this process has open."""
+def open_files(folder: Path, pid: int | str = "self") -> list[str]:
+    """Return the names of the files below a folder that a process has open."""
     found = []
-    for each in Path("/proc/self/fd").iterdir():
+    for each in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = each.readlink()
         except FileNotFoundError:  # that of the listing
@@ -84,14 +84,48 @@ def test_no_more_files_are_kept_open_and_what_they_hold_is_durable_at_once(
     assert [store.read(name, 0, 8) for name in names] == [b"one\ntwo\n"] * 3
 
 
-def test_a_file_that_is_closed_makes_room_for_the_next(
-    store: DirectorySegments, tmp_path: Path
+def test_a_file_that_is_closed_makes_room_for_the_next_also_for_one_that_was_begun_before(
+    store: DirectorySegments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for shard in range(3):
-        name = name_of(shard)
-        appender = store.appender(name)
-        assert open_files(tmp_path) == [Path(name).name]
+    first, second = name_of(0), name_of(1)
+    appenders = [store.appender(name) for name in (first, second)]
+    appenders[1].append([b"one\n"])
+    appenders[0].close()
+    data = noted(monkeypatch, "fdatasync")
+    for text in (b"two\n", b"three\n"):
+        appenders[1].append([text])
+        assert open_files(tmp_path) == [Path(second).name]
+    assert data == []
+    appenders[1].sync()
+    assert data == [Path(second).name]
+    appenders[1].close()
+    assert open_files(tmp_path) == []
+    assert store.read(second, 0, 14) == b"one\ntwo\nthree\n"
+
+
+def test_where_there_is_no_descriptor_one_is_waited_for(
+    store: DirectorySegments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DESCRIPTOR_WAIT_S", 0)
+    opens, tries = os.open, 0
+
+    def short(*args: object, **options: object) -> int:
+        nonlocal tries
+        tries += 1
+        if tries % 4:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opens(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", short)
+    first, second = store.appender(name_of(0)), store.appender(name_of(1))
+    for appender in (first, second):
+        appender.append([b"one\n"])
+        appender.sync()
         appender.close()
+    assert tries == 20, "two that are made, one that is opened again, two folders"
+    monkeypatch.setattr(limits, "DESCRIPTOR_TRIES", 2)
+    with pytest.raises(StoreError, match="Too many open files"):
+        store.appender(name_of(2))
 
 
 def test_what_a_full_disk_cut_short_is_taken_back_there_too(
@@ -122,7 +156,7 @@ def test_a_batch_that_was_deleted_meanwhile_is_gone(store: DirectorySegments) ->
     first, second = store.appender(name_of(0)), store.appender(name_of(1))
     second.append([b"one\n"])
     store.delete_batch(BATCH)
-    with pytest.raises(SegmentsGone, match="was deleted while it was written"):
+    with pytest.raises(SegmentsGone, match=r"cannot be opened again: .*No such file"):
         second.append([b"two\n"])
     second.sync()  # nothing is left to be done
     first.close()
@@ -130,14 +164,14 @@ def test_a_batch_that_was_deleted_meanwhile_is_gone(store: DirectorySegments) ->
 
 
 class NarrowYard(Yard):
-    """A yard that may have 600 files and connections open: 215 calls, 43 files of results."""
+    """A yard that may have 600 files and connections open: 193 calls, 21 files of results."""
 
     def command(self) -> list[str]:
         return ["sh", "-c", 'ulimit -n 600; exec "$@"', "sh", *super().command()]
 
 
 def test_as_many_batches_of_one_as_there_are_calls_are_answered_all_at_once(tmp_path: Path) -> None:
-    prompts = [f"narrow-{n}|hold:narrow" for n in range(215)]
+    prompts = [f"narrow-{n}|hold:narrow" for n in range(193)]
     with Upstream() as upstream, NarrowYard(tmp_path / "data", upstream.url, slots=400) as yard:
         made = [yard.create([request(prompt)])["id"] for prompt in prompts]
         upstream.wait_calls("narrow-", len(prompts))
@@ -151,3 +185,29 @@ def test_as_many_batches_of_one_as_there_are_calls_are_answered_all_at_once(tmp_
         assert yard.stop() == 0
     assert "Traceback" not in log
     assert "Too many open files" not in log
+
+
+def test_a_file_that_is_gone_when_it_is_opened_again_is_made_again(tmp_path: Path) -> None:
+    """The batch's answers are made again, as where a kept file was damaged; no other is."""
+    names = [f"gone-{n}" for n in range(25)]
+    with Upstream() as upstream, NarrowYard(tmp_path / "data", upstream.url, slots=400) as yard:
+        made = [
+            yard.create([request(name), request(f"{name}-late|hold:gone")])["id"] for name in names
+        ]
+        for batch_id in made:
+            yard.wait_progress(batch_id, lambda told: told["results"] == 1)
+        files = {batch_id: next(yard.data.glob(f"segments/??/{batch_id}/r/*")) for batch_id in made}
+        assert yard.process is not None
+        kept = open_files(yard.data / "segments", yard.process.pid)
+        apart = [batch_id for batch_id, file in files.items() if file.name not in kept]
+        assert len(apart) == 4
+        lost = apart[0]
+        files[lost].unlink()
+        upstream.gate("gone").open()
+        for batch_id in made:
+            yard.wait_ended(batch_id)
+            assert len(yard.results(batch_id)) == 2
+        calls = {name: upstream.number(f"{name}-") + upstream.counts[name] for name in names}
+        assert sum(calls.values()) <= 2 * len(names) + 2
+        assert upstream.counts[names[made.index(lost)]] == 2
+        assert yard.stop() == 0

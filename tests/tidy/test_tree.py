@@ -29,6 +29,7 @@ TIMES = {
     "emulator/clock.py": "another clock, on top of the machine's",
     "emulator/settling.py": "waits for the yard, not for time",
     "server/place.py": "waits, before there is a loop, for the workers of a killed server to end",
+    "disk.py": "waits for a descriptor, in a thread",
     "client/api.py": "default wait and time of the run, both parameters",
     "client/answers.py": "`retry-after` as a date, against the wall clock of the machine",
 }

@@ -80,7 +80,7 @@ class Side:
         self.held: list[Callable[[], None]] | None = None
         """What is to be done soon; None if that is at once."""
         self.wire = Wire()
-        self.connection = Connection(self._count, self._soon)
+        self.connection = Connection(self._count, self._soon, lambda _: None)
         self.connection.connection_made(self.wire)  # type: ignore[arg-type]
 
     def _count(self, _connection: Connection) -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from batchyard import limits
-from batchyard.upstream import Failure, FailureKind, Reply
+from batchyard.upstream import Failure, FailureKind, Reply, http
 from batchyard.upstream.http import Clients, HttpClient
 from helpers_ports import Port
 
@@ -308,6 +308,36 @@ async def test_unused_connections_are_closed_where_one_more_would_be_too_many() 
         await waiting
         while open_ones != [0, 3]:
             await asyncio.sleep(0)
+
+
+async def test_calls_that_are_passed_on_count_and_their_connections_grow_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal closed
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"body")
+                writer.write(OK)
+        closed += 1
+
+    async def pass_on(client: HttpClient) -> None:
+        head = client.head("POST", "/", {})
+        async with client.stream(head, b"body") as passed:
+            assert client.connections == 1
+            assert b"".join([piece async for piece in passed.chunks()]) == b"ok"
+
+    monkeypatch.setattr(http, "_SWEEP_S", 0.01)
+    async with serving(answer) as url, calling(url) as client:
+        client.share(Clients(1))
+        await pass_on(client)
+        assert (client.connections, client.unused) == (1, 1)
+        monkeypatch.setattr(limits, "UPSTREAM_IDLE_CONNECTION_S", 0)
+        while not closed:
+            await asyncio.sleep(0)
+        assert client.connections == 0
 
 
 @pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "a\0b"])

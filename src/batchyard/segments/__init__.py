@@ -84,6 +84,7 @@ class Appender(Protocol):
 
         Raises:
             DiskFull: nothing was written; it may be tried again.
+            SegmentsGone: as `sync`, or the segment is not what it was.
         """
 
     def extents(self) -> tuple[Extent, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from batchyard import crash, ids
 from batchyard.checksum import Checksums
+from batchyard.disk import patiently
 from batchyard.errors import DiskFull, SegmentRefused, SegmentsGone, StoreError, is_disk_full
 from batchyard.model import Extent
 from batchyard.segments.syncing import last_mark
@@ -157,7 +158,7 @@ class FileAppender:
         self._files = files
         self._root = root
         self._path = root / name
-        descriptor = create(self._path)
+        descriptor = patiently(lambda: create(self._path))
         self._descriptor: int | None = descriptor
         if not files.keep(self):
             self._descriptor = None
@@ -169,20 +170,29 @@ class FileAppender:
     def append(self, chunks: Sequence[bytes]) -> None:
         """Write `chunks` at the end; see the protocol."""
         data = b"".join(chunks)
+        if self._descriptor is None and self._files.keep(self):
+            self._descriptor = self._open()
         if self._descriptor is not None:
             self._append(self._descriptor, data)
             return
-        try:
-            descriptor = os.open(self._path, _APPENDING)
-        except FileNotFoundError as error:
-            raise gone(self._root, self.name) from error
-        except OSError as error:
-            raise error_of(error, f"cannot open segment {self.name}") from error
+        descriptor = self._open()
         try:
             self._append(descriptor, data)
             self._sync(descriptor)
         finally:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # it has been synced, or has failed before
+                os.close(descriptor)
+
+    def _open(self) -> int:
+        """Open the file again; all that is in it is durable.
+
+        Raises:
+            SegmentsGone: who opens the shard next finds out why it cannot be opened.
+        """
+        try:
+            return patiently(lambda: os.open(self._path, _APPENDING))
+        except OSError as error:
+            raise SegmentsGone(f"segment {self.name} cannot be opened again: {error}") from error
 
     def _append(self, descriptor: int, data: bytes) -> None:
         crash.point("append")
@@ -228,16 +238,19 @@ class FileAppender:
             )
         except FileNotFoundError as error:
             raise gone(self._root, self.name) from error
-        except OSError as error:
-            raise error_of(error, f"cannot sync segment {self.name}") from error
+        except OSError as error:  # of what lies around it: `Syncs` raises no other
+            failure = error_of(error, f"cannot sync segment {self.name}")
+            if isinstance(failure, DiskFull):  # which would say that nothing was written
+                failure = StoreError(str(failure))
+            raise failure from error
         self._named = True
         crash.point("synced")
 
     def close(self) -> None:
         """Close the file."""
+        self._files.leave(self)
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._files.leave(self)
 
     def remove(self) -> None:
         """Remove the file; see the protocol."""

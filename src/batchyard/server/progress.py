@@ -190,5 +190,7 @@ def _calls(account: Account | None, batch: Batch) -> dict[str, object]:
             }
             for custom_id, failing in account.failing.items()
         ],
-        "damaged": [{"shard": shard, "detail": why} for shard, why in account.damaged.items()],
+        "damaged": [
+            {"shard": shard, "detail": why} for shard, why in sorted(account.damaged.items())
+        ],
     }

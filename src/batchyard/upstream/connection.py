@@ -49,15 +49,18 @@ class Connection(asyncio.Protocol):
         self,
         given_back: Callable[[Connection], None],
         soon: Callable[[Callable[[], None]], object],
+        lost: Callable[[Connection], None],
     ) -> None:
         """Prepare; the event loop connects it.
 
         Args:
             given_back: called when a reply was whole and another request may follow.
             soon: calls what it is given, when all that can go on now has done so.
+            lost: called when it is closed.
         """
         self._given_back = given_back
         self._soon = soon
+        self._lost = lost
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._exchange: Exchange | None = None
@@ -170,6 +173,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take notice that the connection is gone."""
         self._transport = None
+        self._lost(self)
         if self._exchange is None:
             return
         if exc is None and self._has_begun and self._ends_by_close:

@@ -58,10 +58,11 @@ class Clients:
         """Count the connections of a client from now on."""
         self._clients.append(client)
 
-    def make_room(self) -> None:
-        """Close the oldest unused connection where one more would be too many."""
-        if sum(client.connections for client in self._clients) >= self._connections_max:
-            max(self._clients, key=lambda client: client.unused).close_oldest()
+    def make_room(self) -> bool:
+        """Close the oldest unused connection where there are too many; whether one was closed."""
+        if sum(client.connections for client in self._clients) <= self._connections_max:
+            return False
+        return max(self._clients, key=lambda client: client.unused).close_oldest()
 
 
 class HttpClient:
@@ -103,6 +104,7 @@ class HttpClient:
         self._sweep_s = min(_SWEEP_S, shortest / 5)
         self._idle: list[Connection] = []
         self._waiting: dict[Whole, Connection] = {}
+        self._open: set[Connection] = set()
         self._connecting = 0
         self._clients: Clients | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -253,17 +255,21 @@ class HttpClient:
     @property
     def connections(self) -> int:
         """How many there are, those that are being made and those that nobody uses included."""
-        return len(self._idle) + len(self._waiting) + self._connecting
+        return len(self._open) + self._connecting
 
     @property
     def unused(self) -> int:
         """How many there are that nobody uses."""
         return len(self._idle)
 
-    def close_oldest(self) -> None:
-        """Close the one that nobody has used for longest, if there is one."""
-        if self._idle:
-            self._idle.pop(0).abort()
+    def close_oldest(self) -> bool:
+        """Close the one that nobody has used for longest; whether there is one."""
+        if not self._idle:
+            return False
+        connection = self._idle.pop(0)
+        connection.abort()
+        self._open.discard(connection)
+        return True
 
     def _unused(self) -> Connection | None:
         """Return an open connection that nobody uses, if there is one."""
@@ -277,12 +283,12 @@ class HttpClient:
         loop = self._loop = asyncio.get_running_loop()
         host, port = self._address
         seconds = limits.UPSTREAM_CONNECT_TIMEOUT_S
-        if self._clients is not None:
-            self._clients.make_room()
         self._connecting += 1
         try:
+            if self._clients is not None and self._clients.make_room():
+                await asyncio.sleep(0)  # its descriptor is given back in the next turn
             async with asyncio.timeout(seconds):
-                made = partial(Connection, self._give_back, loop.call_soon)
+                made = partial(Connection, self._give_back, loop.call_soon, self._open.discard)
                 _, connection = await loop.create_connection(made, host, port, ssl=self._tls)
         except TimeoutError:
             raise _NotConnectedError(f"no connection in {seconds:g} s") from None
@@ -290,6 +296,8 @@ class HttpClient:
             raise _NotConnectedError(error.strerror or str(error) or "no connection") from error
         finally:
             self._connecting -= 1
+        if connection.is_open:
+            self._open.add(connection)
         return connection
 
     def _give_back(self, connection: Connection) -> None:
@@ -298,6 +306,8 @@ class HttpClient:
             return
         connection.idle_since_s = self._loop.time()
         self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweep()
 
     def _sweep(self) -> None:
         """End the calls whose time is over, and the connections that nobody has used for long.
@@ -312,6 +322,8 @@ class HttpClient:
         oldest = now - limits.UPSTREAM_IDLE_CONNECTION_S
         while self._idle and self._idle[0].idle_since_s < oldest:
             self._idle.pop(0).abort()
+        while self._clients is not None and self._clients.make_room():
+            pass
         if self._waiting or self._idle:
             self._sweeper = loop.call_later(self._sweep_s, self._sweep)
         else:
