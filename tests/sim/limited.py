@@ -81,13 +81,19 @@ class Allowed:
     refusal_s: float = 0.01
     works_s: tuple[float, float] = (1.0, 1.0)
     """Of so many seconds there are calls to make in the first ones, so many."""
+    is_full: bool = False
+    """Whether the bucket is, at first; else it holds one call."""
     stray: float = 0.0
     """Share of calls that are refused for no reason."""
     stray_rng: random.Random = field(default_factory=lambda: random.Random(1))
-    _level: float = 1.0
+    _level: float = field(default=1.0, init=False)
     _at_s: float = 0.0
     _busy: int = 0
     _log: deque[float] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        if self.is_full:
+            self._level = max(1.0, self.phases[0] * self.burst_s)
 
     @property
     def end_s(self) -> float:

@@ -53,6 +53,26 @@ def test_a_limit_that_rises_is_used_soon_though_steps_had_failed_before(
     assert traffic.goodput(20.0 + latency_s, 40.0 + latency_s) >= 0.85
 
 
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_of_a_minute_in_which_a_limit_moves_twice_nearly_all_is_used(seed: int) -> None:
+    """From cold, 20 s each. Answers take equally long, so rate and concurrency are hard to tell."""
+    rng = random.Random(seed)
+    allowed = Allowed(
+        "rate",
+        PHASES,
+        phase_s=20.0,
+        burst_s=0.5,
+        latency_s=0.2 * rng.uniform(0.97, 1.03),
+        spread=lambda rng: rng.uniform(0.99, 1.03),
+        refusal_s=rng.uniform(0.001, 0.01),
+        is_full=True,
+    )
+    traffic = run(allowed, "never", 64, seed)
+    used = len(traffic.taken) / (20.0 * sum(PHASES))
+    assert used >= 0.95, (used, traffic.refused, traffic.sent)
+    assert traffic.refused / traffic.sent < 0.02, (used, traffic.refused, traffic.sent)
+
+
 @pytest.mark.parametrize("refuses_s", [10.0, 120.0])
 def test_calls_go_out_as_before_soon_after_all_were_refused_for_a_while(refuses_s: float) -> None:
     """It takes nothing, and names no time; half a minute later 90 % of what it allows is used."""

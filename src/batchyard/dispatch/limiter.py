@@ -431,7 +431,8 @@ class Limiter:
             self.window.lower(permit)
             return
         apart, self._cut = permit.number - self._cut, self._sent
-        self.window.forget_peak()
+        if not is_paced:  # at a rate, a refusal does not say that less concurrency is accepted
+            self.window.forget_peak()
         is_row = self.pace.is_closed  # of a limit: strays do not come so
         if not (is_step or is_row) and self._unexplained(apart, now_s, names_time=names_time):
             return
@@ -443,7 +444,7 @@ class Limiter:
         ):
             self._begin_trial(now_s)
             return
-        if by_window:
+        if by_window and not (is_paced and is_step):  # which is one of the concurrency, too
             self.window.refuse(permit, now_s)
         else:
             self.window.drop_wall()
